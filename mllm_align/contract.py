@@ -1,0 +1,262 @@
+"""The shared nouns: what an objective declares, what is measured for it, and what it returns.
+
+    dataset rows -> collator -> Batch -> signals.measure -> Signals -> objective -> Outcome -> trainer
+
+An objective is fully described by the views it scores, the features it extracts, whether it wants a frozen
+reference, and the maths on the small tensors that come back. The first three are data (`Needs`); the last is
+`Objective.__call__`. This module imports torch and the standard library alone, so an objective written against it
+runs in any trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class View(NamedTuple):
+    """One (image column or None, response column) pairing whose response is scored.
+
+    `image` is a canonical column name (`"image"`, `"contrast_image"`) or None: the prompt is then rendered without
+    any image placeholder. `response` is `"chosen"` or `"rejected"`.
+    """
+
+    image: str | None
+    response: str
+
+    def __str__(self) -> str:
+        return f"{self.response}|{self.image or 'no_image'}"
+
+
+class Feature(NamedTuple):
+    """A named tensor taken from the model or from a teacher.
+
+    `source` is one of tower, projector, hidden, text, teacher; `column` the image or response column it is taken of;
+    `layer` an index into the source's layers or None for its output; `pooling` the name of a pooling.
+    """
+
+    name: str
+    source: str
+    column: str
+    layer: int | None = None
+    pooling: str = "mean"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective declares.
+
+    Args:
+        views: Views that every row of the objective must have; a row without their columns is an error.
+        optional: Views that are measured only for the rows that have their columns.
+        features: Tensors to extract beside the log-probabilities.
+        reference: Whether the same views are also scored under the frozen reference.
+        tokens: Whether per-token log-probabilities are wanted (`Signals.token_logps`).
+    """
+
+    views: tuple[View, ...] = ()
+    optional: tuple[View, ...] = ()
+    features: tuple[Feature, ...] = ()
+    reference: bool = False
+    tokens: bool = False
+
+    def __or__(self, other: Needs) -> Needs:
+        """The union: shared views and features are measured once."""
+        views = tuple(dict.fromkeys(self.views + other.views))
+        return Needs(
+            views=views,
+            optional=tuple(v for v in dict.fromkeys(self.optional + other.optional) if v not in views),
+            features=tuple(dict.fromkeys(self.features + other.features)),
+            reference=self.reference or other.reference,
+            tokens=self.tokens or other.tokens,
+        )
+
+
+class Ragged(NamedTuple):
+    """A tensor with a different number of entries per row: `values` (N, ...) and `row` (N,), the batch row of each."""
+
+    values: Tensor
+    row: Tensor
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What was measured for one model on one batch of B rows.
+
+    A view that a row does not have (an optional view, or a row of another source) has `num_tokens` 0 and `logps` 0
+    there. Log-probabilities are float32 (or wider).
+
+    Attributes:
+        logps: Per view (B,): sum of log p over the response tokens.
+        num_tokens: Per view (B,), int64: number of response tokens scored; 0 where the row has no such view.
+        token_logps: Per view, only where `Needs.tokens`: `values` (N,) in order of row and position.
+        features: Per feature name: `values` (N, d).
+        sources: (B,) the name of the source each row came from.
+    """
+
+    logps: Mapping[View, Tensor]
+    num_tokens: Mapping[View, Tensor]
+    token_logps: Mapping[View, Ragged] = field(default_factory=dict)
+    features: Mapping[str, Ragged] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+
+    def has(self, view: View) -> Tensor:
+        """(B,) bool: the rows that have `view`."""
+        return self.num_tokens[view] > 0
+
+    def select(self, rows: Sequence[int]) -> Signals:
+        """The signals of some rows, in the order given."""
+        counts = next(iter(self.num_tokens.values()), None)
+        device = counts.device if counts is not None else None
+        index = torch.as_tensor(list(rows), dtype=torch.long, device=device)
+        return Signals(
+            logps={view: value[index] for view, value in self.logps.items()},
+            num_tokens={view: value[index] for view, value in self.num_tokens.items()},
+            token_logps={view: _select_ragged(value, rows) for view, value in self.token_logps.items()},
+            features={name: _select_ragged(value, rows) for name, value in self.features.items()},
+            sources=tuple(self.sources[row] for row in rows) if self.sources else (),
+        )
+
+
+def _select_ragged(ragged: Ragged, rows: Sequence[int]) -> Ragged:
+    picked = [(ragged.row == row).nonzero().flatten() for row in rows]
+    if not picked:
+        return Ragged(ragged.values[:0], ragged.row[:0])
+    index = torch.cat(picked)
+    row = torch.cat([torch.full_like(entries, new) for new, entries in enumerate(picked)])
+    return Ragged(ragged.values[index], row)
+
+
+class Term(NamedTuple):
+    """A loss as a sum and its normaliser (rows, tokens or anchors), both 0-d.
+
+    The trainer divides `sum` by the global count of the whole accumulation window over all ranks. `count` depends on
+    which rows and tokens are there, never on measured values, so that it is known before anything is measured.
+    """
+
+    name: str
+    weight: float
+    sum: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The terms of one batch and the named numbers worth logging.
+
+    `metrics` holds detached tensors with one number per row that it applies to (any shape, averaged over all entries
+    of the logging window) or 0-d tensors.
+    """
+
+    terms: tuple[Term, ...]
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> Tensor:
+        """0-d: the sum of weight x sum / count on this batch; a term without rows contributes zero."""
+        parts = [term.weight * term.sum / term.count.clamp(min=1) for term in self.terms]
+        return torch.stack(parts).sum()
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """Declaration and maths. May be an `nn.Module`: its parameters are then trained and checkpointed with the run."""
+
+    @property
+    def needs(self) -> Needs:
+        """What must be measured."""
+        ...
+
+    def __call__(self, policy: Signals, reference: Signals | None) -> Outcome:
+        """The terms and metrics of one batch; `reference` is None where `needs.reference` is False."""
+        ...
+
+
+def needs_for(objective: Objective, source: str) -> Needs:
+    """What the rows of one source need: the objective's own answer where it tells sources apart, else its needs."""
+    ask: Callable[[str], Needs] | None = getattr(objective, "needs_for", None)
+    return ask(source) if ask is not None else objective.needs
+
+
+class Prefix(NamedTuple):
+    """A prompt under one image list (or none), tokenised once and shared by all responses that follow it.
+
+    Attributes:
+        input_ids: (P,) with the image placeholders expanded to one id per image token.
+        images: Indices into `Batch.images`, in the order in which their placeholders appear.
+        extras: Per-token processor outputs that the family's forward wants (`mm_token_type_ids`), each (P,).
+    """
+
+    input_ids: Tensor
+    images: tuple[int, ...]
+    extras: Mapping[str, Tensor]
+
+
+class Branch(NamedTuple):
+    """One response to score after one prefix: `token_ids` (R,) are all scored, the end-of-turn token included."""
+
+    prefix: int
+    row: int
+    view: View
+    token_ids: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the collator hands to the engine: distinct images, distinct prefixes, and the responses after each.
+
+    Attributes:
+        sources: (B,) the source of each row; `len(batch)` is B.
+        row_ids: (B,) a stable id of each row.
+        images: Per distinct image the processor's tensors (`pixel_values`, `image_grid_thw`, ...), leading axis kept.
+        prefixes: Distinct prefixes.
+        branches: Every (row, view) to score.
+        reference_rows: (B,) whether the row's views are also wanted from the reference.
+    """
+
+    sources: tuple[str, ...]
+    row_ids: tuple[str, ...]
+    images: tuple[Mapping[str, Tensor], ...]
+    prefixes: tuple[Prefix, ...]
+    branches: tuple[Branch, ...]
+    reference_rows: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """A copy with every tensor replaced by `change(tensor)`."""
+        return replace(
+            self,
+            images=tuple({key: change(value) for key, value in image.items()} for image in self.images),
+            prefixes=tuple(
+                Prefix(change(p.input_ids), p.images, {key: change(value) for key, value in p.extras.items()})
+                for p in self.prefixes
+            ),
+            branches=tuple(Branch(b.prefix, b.row, b.view, change(b.token_ids)) for b in self.branches),
+        )
+
+    def to(self, device: Any, non_blocking: bool = False) -> Batch:
+        """A copy on `device`."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory (called by the data loader)."""
+        return self.map(lambda tensor: tensor.pin_memory())
+
+    def num_tokens(self, view: View) -> Tensor:
+        """(B,) int64: response tokens of `view` per row, 0 where the row has no such view."""
+        counts = torch.zeros(len(self), dtype=torch.long)
+        for branch in self.branches:
+            if branch.view == view:
+                counts[branch.row] = branch.token_ids.numel()
+        return counts
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The distinct views that occur, in order of first use."""
+        return tuple(dict.fromkeys(branch.view for branch in self.branches))
