@@ -241,8 +241,12 @@ class Batch:
         )
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
-        """A copy on `device`."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """A copy with its pixels on `device`; token ids and grids stay on the host, where sequences are packed."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking) if tensor.is_floating_point() else tensor
+
+        return self.map(move)
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory (called by the data loader)."""

@@ -10,12 +10,14 @@ from typing import Any
 from torch import nn
 
 from mllm_align.families.base import SCOPES, EncodedImages, Family, inner
+from mllm_align.families.idefics3 import IDEFICS3, SMOLVLM
 from mllm_align.families.llava import LLAVA
+from mllm_align.families.llava_next import LLAVA_NEXT
 from mllm_align.families.qwen2_vl import QWEN2_5_VL, QWEN2_VL
 
 __all__ = ["FAMILIES", "SCOPES", "EncodedImages", "Family", "check_model", "family_of", "inner", "unwrap"]
 
-FAMILIES: tuple[Family, ...] = (LLAVA, QWEN2_VL, QWEN2_5_VL)
+FAMILIES: tuple[Family, ...] = (LLAVA, LLAVA_NEXT, QWEN2_VL, QWEN2_5_VL, IDEFICS3, SMOLVLM)
 
 
 def unwrap(model: Any) -> Any:

@@ -64,8 +64,9 @@ class Family:
             images: Per image the processor's tensors.
         """
         joined = self.join_images(images)
-        dtype = self.module(model, self.tower).dtype
-        joined = {key: value.to(dtype) if value.is_floating_point() else value for key, value in joined.items()}
+        tower = self.module(model, self.tower)
+        floats = {key: value.is_floating_point() for key, value in joined.items()}
+        joined = {key: value.to(tower.device, tower.dtype if floats[key] else None) for key, value in joined.items()}
         output = inner(model).get_image_features(**joined, return_dict=True)
         return EncodedImages(tuple(self.split_tokens(output, images)))
 

@@ -21,13 +21,15 @@ class Qwen2VLProcessor(processing_qwen2_vl.Qwen2VLProcessor):
     """Qwen2-VL's processor for text and images."""
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs: Any) -> None:
+        """As the stock class, less `video_processor`."""
         super().__init__(image_processor, tokenizer, None, chat_template=chat_template)
 
 
-class Qwen2_5_VLProcessor(processing_qwen2_5_vl.Qwen2_5_VLProcessor):  # noqa: N801
+class Qwen2_5_VLProcessor(processing_qwen2_5_vl.Qwen2_5_VLProcessor):
     """Qwen2.5-VL's processor for text and images."""
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs: Any) -> None:
+        """As the stock class, less `video_processor`."""
         super().__init__(image_processor, tokenizer, None, chat_template=chat_template)
 
 
@@ -37,6 +39,7 @@ class SmolVLMProcessor(processing_smolvlm.SmolVLMProcessor):
     def __init__(
         self, image_processor, tokenizer, image_seq_len: int = 169, chat_template: str | None = None, **kwargs: Any
     ) -> None:
+        """As the stock class, less `video_processor`."""
         # The stock constructor stops without num2words, which only video prompts use: it is passed over.
         self.fake_image_token = "<fake_token_around_image>"
         self.image_token = "<image>"
@@ -47,7 +50,7 @@ class SmolVLMProcessor(processing_smolvlm.SmolVLMProcessor):
         self.image_seq_len = image_seq_len
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
-    def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs: Any) -> Any:
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """The general chat rendering: the stock override asks the video processor for its frame rate."""
         return ProcessorMixin.apply_chat_template(self, conversation, chat_template, **kwargs)
 

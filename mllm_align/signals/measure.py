@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from mllm_align.contract import Batch, Ragged, Signals
 from mllm_align.families import EncodedImages, Family, family_of, inner, unwrap
 from mllm_align.signals.limits import attention_window, can_share_prefixes
 from mllm_align.signals.logps import sum_by, token_logps
-from mllm_align.signals.packing import Pack, build_inputs, group_packs, plan_packs
+from mllm_align.signals.packing import PackedInputs, build_inputs, group_packs, plan_packs
 from mllm_align.signals.reference import Reference
 from mllm_align.signals.vision import features_are_shared, frozen_tower_once
 
@@ -41,13 +41,13 @@ def measure(
     *,
     reference: Reference | None = None,
     tokens: bool = False,
-    options: EngineOptions = EngineOptions(),  # noqa: B008 (frozen)
+    options: EngineOptions = EngineOptions(),
 ) -> tuple[Signals, Signals | None]:
     """Scores every branch of a batch under the policy and, where wanted, under the reference.
 
     Args:
         model: The policy, a Hugging Face vision-language model or its PEFT wrapper.
-        batch: On the model's device.
+        batch: Its pixels on any device, its token ids on the host.
         reference: How to get the reference; None to measure the policy alone. It scores the rows that
             `batch.reference_rows` names; the other rows have no tokens there.
         tokens: Whether to keep per-token log-probabilities.
@@ -58,17 +58,17 @@ def measure(
     """
     hf = unwrap(model)
     family = family_of(hf)
+    groups = _plan(family, hf, batch, reference is not None, options)
     if reference is None:
-        encoded = _encode(family, hf, batch)
-        return _score(family, hf, batch, encoded, range(len(batch.branches)), tokens, options), None
+        return _score(family, hf, batch, _encode(family, hf, batch), groups, tokens, options), None
     with frozen_tower_once(family, hf):
         encoded = _encode(family, hf, batch)
-        policy = _score(family, hf, batch, encoded, range(len(batch.branches)), tokens, options)
-        wanted = [index for index, branch in enumerate(batch.branches) if batch.reference_rows[branch.row]]
+        policy = _score(family, hf, batch, encoded, groups, tokens, options)
         share = features_are_shared(family, hf)
         with torch.no_grad(), reference.on(model) as other:
             hf = unwrap(other)
             encoded = encoded if share else _encode(family, hf, batch)
+            wanted = [group for group in groups if group.referenced]
             return policy, _score(family, hf, batch, encoded, wanted, tokens, options)
 
 
@@ -76,35 +76,48 @@ def _encode(family: Family, model: Any, batch: Batch) -> EncodedImages:
     return family.encode_images(model, batch.images) if batch.images else EncodedImages(())
 
 
+class _Group(NamedTuple):
+    """Packs of one forward pass; built once for policy and reference."""
+
+    inputs: PackedInputs
+    referenced: bool
+
+
+def _plan(family: Family, model: Any, batch: Batch, reference: bool, options: EngineOptions) -> list[_Group]:
+    """What is run: rows that the reference scores too are kept apart from rows that it does not."""
+    shared = options.packing == "auto" and can_share_prefixes(family, model)[0]
+    window = attention_window(model)
+    groups = []
+    for referenced in (True, False):
+        branches = [
+            index
+            for index, branch in enumerate(batch.branches)
+            if (reference and batch.reference_rows[branch.row]) == referenced
+        ]
+        packs = plan_packs(batch, branches, shared)
+        for members in group_packs(packs, options.least_fill, options.max_tokens_per_forward):
+            inputs = build_inputs(batch, members, family, model, dtype=model.dtype, window=window)
+            groups.append(_Group(inputs, referenced))
+    return groups
+
+
 def _score(
     family: Family,
     model: Any,
     batch: Batch,
     encoded: EncodedImages,
-    branches: Sequence[int],
+    groups: Sequence[_Group],
     tokens: bool,
     options: EngineOptions,
 ) -> Signals:
-    shared = options.packing == "auto" and can_share_prefixes(family, model)[0]
-    packs = plan_packs(batch, branches, shared)
-    window = attention_window(model)
-    pieces: list[tuple[Tensor, Tensor]] = []
-    for group in group_packs(packs, options.least_fill, options.max_tokens_per_forward):
-        pieces.append(_score_group(family, model, batch, encoded, group, window, options))
+    pieces = [_score_group(family, model, encoded, group.inputs, options) for group in groups]
     return _assemble(batch, pieces, tokens, model.device)
 
 
 def _score_group(
-    family: Family,
-    model: Any,
-    batch: Batch,
-    encoded: EncodedImages,
-    group: Sequence[Pack],
-    window: int | None,
-    options: EngineOptions,
+    family: Family, model: Any, encoded: EncodedImages, inputs: PackedInputs, options: EngineOptions
 ) -> tuple[Tensor, Tensor]:
     """The log-probability (N,) and branch (N,) of every scored token of one forward pass."""
-    inputs = build_inputs(batch, group, family, model, dtype=model.dtype, window=window)
     images = {"mm_encoder_outputs": family.mm_outputs(encoded, inputs.images)} if inputs.images else {}
     output = inner(model)(
         input_ids=inputs.input_ids,

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mllm_align.contract import Batch, Branch, Prefix
+from mllm_align.contract import Batch
 from mllm_align.families import Family
 
 PADDING = -1
@@ -95,7 +96,7 @@ def build_inputs(
     """The tensors of one group of packs.
 
     Args:
-        batch: The batch, on the device of the model.
+        batch: The batch, its token ids on the host.
         packs: The packs of the group.
         family: The model's family, asked for prefix positions.
         model: The unwrapped Hugging Face model.
@@ -103,10 +104,17 @@ def build_inputs(
         window: Sliding window of the model's attention in tokens, or None.
     """
     rows = [_layout(batch, pack, family, model) for pack in packs]
-    longest = max(pack.length for pack in packs)
+    device = model.device
 
-    def pad(pieces: Sequence[Tensor], value: int) -> Tensor:
-        return torch.stack([torch.nn.functional.pad(x, (0, longest - x.shape[-1]), value=value) for x in pieces])
+    def pad(pieces: Sequence[np.ndarray], value: int) -> Tensor:
+        longest = max(piece.shape[-1] for piece in pieces)
+        grid = np.full((len(pieces), *pieces[0].shape[:-1], longest), value, dtype=np.int64)
+        for row, piece in zip(grid, pieces, strict=True):
+            row[..., : piece.shape[-1]] = piece
+        return torch.from_numpy(grid).to(device, non_blocking=True)
+
+    def join(pieces: Sequence[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(pieces)).to(device, non_blocking=True)
 
     segment = pad([row.segment for row in rows], PADDING)
     positions = pad([row.positions for row in rows], 0).transpose(0, 1)
@@ -120,10 +128,10 @@ def build_inputs(
         position_ids=positions[0] if len(positions) == 1 else positions,
         extras={key: pad([row.extras[key] for row in rows], 0) for key in rows[0].extras},
         images=tuple(image for pack in packs for image in batch.prefixes[pack.prefix].images),
-        sequence=torch.cat([torch.full_like(row.predictor, number) for number, row in enumerate(rows)]),
-        position=torch.cat([row.predictor for row in rows]),
-        targets=torch.cat([batch.branches[index].token_ids for pack in packs for index in pack.branches]),
-        branch=torch.cat([row.branch for row in rows]),
+        sequence=join([np.full_like(row.predictor, number) for number, row in enumerate(rows)]),
+        position=join([row.predictor for row in rows]),
+        targets=join([batch.branches[index].token_ids.numpy() for pack in packs for index in pack.branches]),
+        branch=join([row.branch for row in rows]),
     )
 
 
@@ -149,41 +157,40 @@ def block_mask(segment: Tensor, order: Tensor, dtype: torch.dtype, window: int |
 
 
 class _Layout(NamedTuple):
-    input_ids: Tensor  # (L,)
-    segment: Tensor  # (L,)
-    order: Tensor  # (L,)
-    positions: Tensor  # (k, L)
-    extras: dict[str, Tensor]  # (L,) each
-    predictor: Tensor  # (N,)
-    branch: Tensor  # (N,)
+    input_ids: np.ndarray  # (L,)
+    segment: np.ndarray  # (L,)
+    order: np.ndarray  # (L,)
+    positions: np.ndarray  # (k, L)
+    extras: dict[str, np.ndarray]  # (L,) each
+    predictor: np.ndarray  # (N,)
+    branch: np.ndarray  # (N,)
 
 
 def _layout(batch: Batch, pack: Pack, family: Family, model: Any) -> _Layout:
-    prefix: Prefix = batch.prefixes[pack.prefix]
-    branches: list[Branch] = [batch.branches[index] for index in pack.branches]
-    device, size = prefix.input_ids.device, prefix.input_ids.numel()
+    """One pack on the host: thousands of tiny index operations would each be a kernel launch on a GPU."""
+    prefix = batch.prefixes[pack.prefix]
+    size = prefix.input_ids.numel()
     images = [batch.images[image] for image in prefix.images]
-    start = family.prefix_positions(model, prefix.input_ids, images, prefix.extras)
+    start = family.prefix_positions(model, prefix.input_ids, images, prefix.extras).numpy()
     after = start.max() + 1
-    ids, segment, order, positions = [prefix.input_ids], [torch.zeros(size, dtype=torch.long)], [torch.arange(size)], [start]
+    ids, segment, steps_of = [prefix.input_ids.numpy()], [np.zeros(size, dtype=np.int64)], []
     predictor, owner, offset = [], [], size
-    for number, (index, branch) in enumerate(zip(pack.branches, branches, strict=True), start=1):
-        tail = branch.token_ids.numel() - 1
-        steps = torch.arange(tail)
-        ids.append(branch.token_ids[:tail])
-        segment.append(torch.full((tail,), number, dtype=torch.long))
-        order.append(size + steps)
-        positions.append((after + steps.to(device)).expand(start.shape[0], -1))
-        predictor.append(torch.cat([torch.tensor([size - 1]), offset + steps]))
-        owner.append(torch.full((tail + 1,), index, dtype=torch.long))
-        offset += tail
-    tail_total = offset - size
+    for number, index in enumerate(pack.branches, start=1):
+        tokens = batch.branches[index].token_ids.numpy()
+        steps = np.arange(len(tokens) - 1)
+        ids.append(tokens[:-1])
+        segment.append(np.full(len(steps), number))
+        steps_of.append(steps)
+        predictor.append(np.concatenate([[size - 1], offset + steps]))
+        owner.append(np.full(len(tokens), index))
+        offset += len(steps)
+    tail = np.concatenate(steps_of)
     return _Layout(
-        input_ids=torch.cat(ids),
-        segment=torch.cat(segment).to(device, non_blocking=True),
-        order=torch.cat(order).to(device, non_blocking=True),
-        positions=torch.cat(positions, dim=1),
-        extras={key: torch.nn.functional.pad(value, (0, tail_total)) for key, value in prefix.extras.items()},
-        predictor=torch.cat(predictor).to(device, non_blocking=True),
-        branch=torch.cat(owner).to(device, non_blocking=True),
+        input_ids=np.concatenate(ids),
+        segment=np.concatenate(segment),
+        order=np.concatenate([np.arange(size), size + tail]),
+        positions=np.concatenate([start, np.broadcast_to(after + tail, (len(start), len(tail)))], axis=1),
+        extras={key: np.pad(value.numpy(), (0, len(tail))) for key, value in prefix.extras.items()},
+        predictor=np.concatenate(predictor),
+        branch=np.concatenate(owner),
     )

@@ -20,7 +20,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "brown": (120, 75, 40),
 }
 # The radius of a shape as a part of its cell. The gaps are wider than the jitter, so no size is ambiguous.
-SIZES: dict[str, float] = {"small": 0.28, "large": 0.44, "medium": 0.36}
+SIZES: dict[str, float] = {"small": 0.34, "large": 0.44, "medium": 0.39}
 SIDES = ("left", "right")
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 SIGN = "sign"
@@ -59,7 +59,9 @@ class World:
         if not 1 <= min(self.num_objects) <= max(self.num_objects) <= self.num_shapes:
             raise ValueError(f"World: num_objects {self.num_objects} must lie between 1 and num_shapes")
         if max(self.num_objects) > self.grid**2 // 2 - 2 * self.num_signs:
-            raise ValueError(f"World: a grid of {self.grid} has no room for {max(self.num_objects)} objects on one side")
+            raise ValueError(
+                f"World: a grid of {self.grid} has no room for {max(self.num_objects)} objects on one side"
+            )
 
     @property
     def shapes(self) -> tuple[str, ...]:

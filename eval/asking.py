@@ -1,0 +1,184 @@
+"""One question set under one picture arm and method, put to one or several models that share an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rich.progress import Progress
+
+from mllm_align_eval.answers import parse
+from mllm_align_eval.cache import AnswerCache, content_key, image_digest
+from mllm_align_eval.engine import Engine, Request
+from mllm_align_eval.items import Answer, ImageArm, Item, Method
+from mllm_align_eval.mismatch import other_images
+
+MAX_ERRORS = 20
+# What a model, a processor or a picture may fail with; anything else is a defect of ours and is not caught.
+FAILURES = (RuntimeError, ValueError, TypeError, KeyError, IndexError, OSError)
+
+
+class AnswerErrors(RuntimeError):
+    """Some items could not be answered: `failed` holds them. The other answers are in the cache, if there is one."""
+
+    def __init__(self, failed: Sequence[Answer], total: int) -> None:
+        first = failed[0]
+        super().__init__(
+            f"{len(failed)} of {total} items could not be answered; the first, {first.item!r}: {first.error}"
+        )
+        self.failed = tuple(failed)
+
+
+@dataclass(frozen=True)
+class Voice:
+    """Who answers: `identity` tells it apart in the cache, `speaking` switches the model to it."""
+
+    name: str
+    identity: str
+    speaking: Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One item with its picture loaded, or why that failed."""
+
+    index: int
+    item: Item
+    request: Request | None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Settings that all batches share; see `runner.answer`."""
+
+    engine: Engine
+    image: ImageArm
+    method: Method
+    max_new_tokens: int
+    cache: AnswerCache | None
+    batch_size: int
+    seed: int
+    on_error: str
+    progress: Progress | None
+    voices: Sequence[Voice] = field(default_factory=tuple)
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, list[Answer]]:
+        """Per voice the answers in the order of the items.
+
+        A batch is loaded and tokenised once and put to each voice in turn.
+
+        Raises:
+            AnswerErrors: If items failed and `on_error` is "raise", or more than 20 did.
+        """
+        sources = [items[index] for index in other_images(items, self.seed)] if self.image == "other" else items
+        # Similar lengths in one batch waste least padding.
+        order = sorted(range(len(items)), key=lambda index: (len(items[index].prompt), index))
+        found: dict[str, dict[int, Answer]] = {voice.name: {} for voice in self.voices}
+        task = self._new_bar(len(items))
+        failed: list[Answer] = []
+        for start in range(0, len(order), self.batch_size):
+            batch = [
+                self._load(index, items[index], sources[index]) for index in order[start : start + self.batch_size]
+            ]
+            for voice in self.voices:
+                done = self._batch(voice, batch)
+                found[voice.name] |= done
+                failed += [answer for answer in done.values() if answer.state == "error"]
+            if len(failed) > MAX_ERRORS:
+                raise AnswerErrors(failed, len(items) * len(self.voices))
+            if self.progress and task is not None:
+                self.progress.advance(task, len(batch))
+        if failed and self.on_error == "raise":
+            raise AnswerErrors(failed, len(items) * len(self.voices))
+        return {name: [answers[index] for index in range(len(items))] for name, answers in found.items()}
+
+    def _new_bar(self, total: int) -> Any:
+        label = {"right": "right image", "other": "another image", "none": "no image"}[self.image]
+        return self.progress.add_task(f"{self.method}, {label}", total=total) if self.progress else None
+
+    def _load(self, index: int, item: Item, source: Item) -> Question:
+        try:
+            pictures = () if self.image == "none" else (source.load_image().convert("RGB"),)
+        except (OSError, ValueError) as error:
+            return Question(index, item, None, f"{type(error).__name__}: {error}")
+        return Question(index, item, Request(pictures, item.prompt, item.choices))
+
+    def _batch(self, voice: Voice, batch: Sequence[Question]) -> dict[int, Answer]:
+        """Answers by item index: from the cache, from the model, or errors (which are not cached)."""
+        done: dict[int, Answer] = {}
+        # By key: the same question under the same picture, or under none, is asked once.
+        waiting: dict[str, list[tuple[Question, Request]]] = {}
+        for question in batch:
+            if question.request is None:
+                done[question.index] = _failure(question.item, question.error)
+                continue
+            key = self._key(voice, question.request)
+            known = self.cache.get(key) if self.cache is not None else None
+            if known is not None:
+                done[question.index] = _finish(question.item, known)
+            else:
+                waiting.setdefault(key, []).append((question, question.request))
+        if waiting:
+            with voice.speaking():
+                fresh = self._ask([(same[0][0].item, same[0][1]) for same in waiting.values()])
+            answered = list(zip(waiting, fresh, strict=True))
+            kept = [(key, answer) for key, answer in answered if answer.state != "error"]
+            if self.cache is not None and kept:
+                self.cache.add(kept)
+            done |= {question.index: _finish(question.item, a) for key, a in answered for question, _ in waiting[key]}
+        return done
+
+    def _ask(self, asked: Sequence[tuple[Item, Request]]) -> list[Answer]:
+        """Asks a batch; where it fails, its items one by one, so that one bad item does not cost its neighbours."""
+        try:
+            return self._ask_engine(asked)
+        except FAILURES as error:
+            if len(asked) == 1:
+                return [_failure(asked[0][0], f"{type(error).__name__}: {error}")]
+            answers: list[Answer] = []
+            for single in asked:
+                answers += self._ask([single])
+                if sum(answer.state == "error" for answer in answers) > MAX_ERRORS:
+                    rest = asked[len(answers) :]
+                    return answers + [_failure(item, "not asked, after too many errors") for item, _ in rest]
+            return answers
+
+    def _ask_engine(self, asked: Sequence[tuple[Item, Request]]) -> list[Answer]:
+        items, requests = [item for item, _ in asked], [request for _, request in asked]
+        if self.method == "generate":
+            texts = self.engine.generate(requests, self.max_new_tokens)
+            raw = [Answer(i.id, text, None, False, truncated=cut) for i, (text, cut) in zip(items, texts, strict=True)]
+        else:
+            raw = []
+            for item, scores in zip(items, self.engine.choice_logps(requests), strict=True):
+                best = item.choices[max(range(len(scores)), key=scores.__getitem__)]
+                raw.append(Answer(item.id, best, best, False, tuple(scores)))
+        return [_finish(item, answer) for item, answer in zip(items, raw, strict=True)]
+
+    def _key(self, voice: Voice, request: Request) -> str:
+        parts: Mapping[str, Any] = {
+            "model": voice.identity,
+            "method": self.method,
+            "max_new_tokens": self.max_new_tokens if self.method == "generate" else 0,
+            "prompt": request.prompt,
+            "choices": request.choices,
+            "images": [image_digest(image) for image in request.images],
+        }
+        return content_key(parts)
+
+
+def _finish(item: Item, answer: Answer) -> Answer:
+    """The answer read and marked; one from the cache too, so that a better parser needs no new generation."""
+    if answer.state == "error":
+        return replace(answer, item=item.id)
+    if answer.scores:
+        return replace(answer, item=item.id, right=answer.choice == item.answer)
+    said = parse(answer.text, item)
+    return replace(answer, item=item.id, choice=said.choice, right=said.choice == item.answer, state=said.state)
+
+
+def _failure(item: Item, error: str) -> Answer:
+    return Answer(item.id, "", None, False, state="error", error=error)

@@ -1,0 +1,73 @@
+"""What can be had without looking: constant answers, the question's text alone, the prior, a guess."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from mllm_align_eval.items import Item
+from mllm_align_eval.measures import accuracies
+
+FOLDS = 5
+
+
+def baselines(items: Sequence[Item]) -> dict[str, dict[str, float]]:
+    """Accuracies of answers that no picture is needed for, by baseline and metric.
+
+    "always yes" and "always no" are given for splits of yes/no questions alone. "text only" is the most frequent
+    answer to the same question (else kind of question) in the other four fifths of the split's clusters; on small,
+    balanced splits it comes out a little under chance, because what is held out is missing where it is learned.
+    Where the prior is broken it also learns that: with two sizes, never the usual one is always the other one. Only
+    minimal pairs are proof against it. "prior" is each question's prior answer, and text only where it has none.
+    "chance" draws from the choices.
+    """
+    polls = _yes_no_splits(items)
+    blind = _majority(items)
+    found = {
+        "always yes": _accuracy(polls, lambda item: float(item.answer == "yes")),
+        "always no": _accuracy(polls, lambda item: float(item.answer == "no")),
+        "text only": _accuracy(items, lambda item: float(blind[item.id] == item.answer)),
+        "chance": _accuracy(items, lambda item: 1 / len(item.choices)),
+    }
+    if any(item.prior_answer is not None for item in items):
+        found["prior"] = _accuracy(items, lambda item: float((item.prior_answer or blind[item.id]) == item.answer))
+    return {name: values for name, values in found.items() if values}
+
+
+def _accuracy(items: Sequence[Item], right: Callable[[Item], float]) -> dict[str, float]:
+    found = accuracies(items, {item.id: right(item) for item in items})
+    return {name: measure.metric.value() for name, measure in found.items()}
+
+
+def _yes_no_splits(items: Sequence[Item]) -> list[Item]:
+    mixed = {(item.benchmark, item.split) for item in items if not item.is_yes_no}
+    return [item for item in items if (item.benchmark, item.split) not in mixed]
+
+
+def _majority(items: Sequence[Item]) -> dict[str, str]:
+    """The text-only answer of each item, learned on the clusters outside its fold."""
+    counts: dict[tuple[object, ...], Counter[str]] = {}
+    for item in items:
+        for key in _keys(item):
+            for fold in range(FOLDS):
+                if fold != _fold(item):
+                    counts.setdefault((*key, fold), Counter())[item.answer] += 1
+    return {item.id: _best(item, [counts.get((*key, _fold(item))) for key in _keys(item)]) for item in items}
+
+
+def _keys(item: Item) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    head = (item.benchmark, item.split)
+    return (*head, "prompt", item.prompt), (*head, "kind", item.kind)
+
+
+def _best(item: Item, candidates: Sequence[Counter[str] | None]) -> str:
+    for counter in candidates:
+        if counter:
+            # Ties go to the alphabet, so that the outcome does not depend on the order of items.
+            return min(counter, key=lambda answer: (-counter[answer], answer))
+    return item.choices[0]
+
+
+def _fold(item: Item) -> int:
+    return int(hashlib.sha256(item.cluster.encode()).hexdigest()[:8], 16) % FOLDS

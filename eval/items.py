@@ -1,0 +1,96 @@
+"""What is asked and what came back: the two records that everything in the evaluation speaks in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+
+ImageArm = Literal["right", "other", "none"]
+Method = Literal["logprob", "generate"]
+State = Literal["answered", "abstained", "invalid", "error"]
+IMAGE_ARMS: tuple[ImageArm, ...] = ("right", "other", "none")
+METHODS: tuple[Method, ...] = ("logprob", "generate")
+YES_NO = ("yes", "no")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One closed question.
+
+    Attributes:
+        id: Unique within a run.
+        benchmark: Where it comes from, for example "world" or "pope".
+        split: The test it belongs to: "in_distribution", "adversarial", "pairs", "pope_random", ...
+        kind: What is asked for: existence, colour, size, side, count, relation, ...
+        cluster: The scene or picture: the unit of resampling.
+        prompt: The question's text.
+        choices: The possible answers; for yes/no questions exactly ("yes", "no").
+        answer: The true one.
+        load_image: Returns the picture; called when it is needed.
+        pair: Name of the pair whose two questions must both be right, or None.
+        prior_answer: What language alone would say, or None.
+        labels: Per choice the wording that the prompt gives it, where choices are letters; empty otherwise.
+    """
+
+    id: str
+    benchmark: str
+    split: str
+    kind: str
+    cluster: str
+    prompt: str
+    choices: tuple[str, ...]
+    answer: str
+    load_image: Callable[[], Image.Image]
+    pair: str | None = None
+    prior_answer: str | None = None
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.answer not in self.choices:
+            raise ValueError(f"item {self.id!r}: the answer {self.answer!r} is none of its choices {self.choices}")
+        if self.labels and len(self.labels) != len(self.choices):
+            raise ValueError(f"item {self.id!r}: {len(self.labels)} labels for {len(self.choices)} choices")
+
+    @property
+    def is_yes_no(self) -> bool:
+        """Whether the answer is yes or no."""
+        return set(self.choices) == set(YES_NO)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model said to one item under one image, by one method.
+
+    Attributes:
+        item: `Item.id`.
+        text: The generated text, or the most probable choice.
+        choice: The choice that the text was read as; None where it is none of them or more than one.
+        right: Whether `choice` is the item's answer; an unreadable answer is wrong.
+        scores: Per choice the log-probability of it as the whole answer, end of turn included; empty if generated.
+        state: "answered", "abstained" ("I cannot tell"), "invalid" (unreadable), or "error" (the model failed).
+        truncated: Whether generation stopped at its limit.
+        error: What failed, where `state` is "error".
+    """
+
+    item: str
+    text: str
+    choice: str | None
+    right: bool
+    scores: tuple[float, ...] = ()
+    state: State = "answered"
+    truncated: bool = False
+    error: str = ""
+
+
+def check_items(items: Sequence[Item]) -> None:
+    """Raise ValueError where there is no item or two share an id."""
+    if not items:
+        raise ValueError("there are no items to answer")
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise ValueError(f"two items have the id {item.id!r}; ids must be unique within a run")
+        seen.add(item.id)

@@ -1,0 +1,100 @@
+"""One evaluation from names and folders to results, report and table: what `mllm-align eval run` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mllm_align.models import ModelArguments, load_adapter, load_model
+from mllm_align_eval.arms import Arm
+from mllm_align_eval.benchmarks.mmvp import mmvp_items
+from mllm_align_eval.benchmarks.pope import pope_items
+from mllm_align_eval.benchmarks.world import world_items
+from mllm_align_eval.cache import AnswerCache
+from mllm_align_eval.changes import changed_answers
+from mllm_align_eval.items import Item
+from mllm_align_eval.report import write_report, write_results
+from mllm_align_eval.runner import answer_arms
+from mllm_align_eval.summary import summarise
+
+BASE = "base"
+
+
+def benchmark_items(
+    benchmark: str, annotations: str | None = None, images: str | None = None, limit: int | None = None
+) -> list[Item]:
+    """The questions of a benchmark.
+
+    Args:
+        benchmark: world, pope or mmvp.
+        annotations: Folder of the annotation files; `MLLM_ALIGN_DATA`/<benchmark> by default.
+        images: Folder of the pictures (pope, mmvp).
+        limit: Questions per split at the most; for the world the number of scenes, pairs and polls.
+
+    Raises:
+        ValueError: If files are missing; the message says which and where they come from.
+    """
+    if benchmark == "world":
+        return world_items(limit, limit, limit) if limit else world_items()
+    if images is None:
+        raise ValueError(f"--images is missing: {benchmark} needs the folder with its pictures")
+    read = {"pope": pope_items, "mmvp": mmvp_items}[benchmark]
+    items = read(images, annotations)
+    if limit is None:
+        return items
+    taken: dict[str, int] = {}
+    kept = []
+    for item in items:
+        taken[item.split] = taken.get(item.split, 0) + 1
+        if taken[item.split] <= limit:
+            kept.append(item)
+    return kept
+
+
+def evaluate(
+    arguments: ModelArguments,
+    adapters: Mapping[str, str],
+    items: Sequence[Item],
+    output: str | Path,
+    *,
+    batch_size: int = 32,
+    overwrite: bool = False,
+    title: str = "Evaluation",
+) -> dict[str, Any]:
+    """Asks a base and its adapters the same questions on one load, and writes results and report.
+
+    Answers are kept in `output`/answers.jsonl as they come, so that a killed run goes on where it was.
+
+    Args:
+        arguments: The base model and its quantisation.
+        adapters: Folders of adapters by the name of their arm; none for the base alone.
+        items: The questions.
+        output: Folder for `results.json`, `report.html` and the answers.
+        batch_size: Questions at a time.
+        overwrite: Replace results and report that are there.
+        title: Of the report.
+
+    Raises:
+        FileExistsError: If there are results and `overwrite` is False.
+        ValueError: If an arm is called "base", or an adapter does not fit.
+    """
+    folder, started = Path(output), time.perf_counter()
+    for name in ("results.json", "report.html"):
+        if (folder / name).exists() and not overwrite:
+            raise FileExistsError(f"{folder / name} exists: name another folder, or --overwrite")
+    if BASE in adapters:
+        raise ValueError(f"an adapter cannot be called {BASE!r}: that is the arm without adapters")
+    model, processor = load_model(arguments)
+    for name, adapter in adapters.items():
+        model = load_adapter(model, adapter, name=name)
+    arms = [Arm(BASE), *(Arm(name, name) for name in adapters)]
+    cache = AnswerCache(folder / "answers.jsonl")
+    answers = answer_arms(model, processor, items, arms, batch_size=batch_size, cache=cache)
+    comparisons = [(name, BASE) for name in adapters]
+    results = summarise(items, answers, comparisons=comparisons, seconds=time.perf_counter() - started)
+    write_results(results, folder / "results.json", overwrite=overwrite)
+    changed = [entry for name in adapters for entry in changed_answers(items, answers, after=name)]
+    write_report(results, changed, folder / "report.html", title=title, overwrite=overwrite)
+    return results

@@ -1,0 +1,173 @@
+"""Items to answers: batched, cached, resumable, under the right, another, or no picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mllm_align_eval.arms import Arm, active_arm, fingerprint
+from mllm_align_eval.asking import AnswerErrors, Asking, Voice
+from mllm_align_eval.cache import AnswerCache
+from mllm_align_eval.engine import Engine, ModelEngine
+from mllm_align_eval.items import IMAGE_ARMS, METHODS, Answer, ImageArm, Item, Method, check_items
+
+__all__ = ["AnswerErrors", "Answers", "answer", "answer_arms", "progress_bar"]
+
+Answers = dict[tuple[Method, ImageArm], list[Answer]]
+
+
+def answer(
+    model: Any,
+    processor: Any,
+    items: Sequence[Item],
+    *,
+    image: ImageArm = "right",
+    method: Method = "generate",
+    batch_size: int = 32,
+    cache: AnswerCache | None = None,
+    identity: str | None = None,
+    max_new_tokens: int = 16,
+    seed: int = 0,
+    on_error: str = "raise",
+    progress: Progress | None = None,
+    engine: Engine | None = None,
+) -> list[Answer]:
+    """One answer per item, in the order of the items.
+
+    Args:
+        model: The model with the arm's adapters active (`active_arm`).
+        processor: Its processor.
+        items: The questions.
+        image: "right", "other" (see `mismatch.other_images`) or "none" (the prompt without any picture).
+        method: "logprob": the choice with the highest log-probability as the whole answer, its end included;
+            "generate": the greedy text, parsed.
+        batch_size: Items at a time; items of similar length share a batch.
+        cache: Answers found there are not asked for again.
+        identity: What tells this model apart in the cache; by default `fingerprint(model)` with the active adapter.
+        max_new_tokens: Of a generated answer.
+        seed: Of the choice of other pictures.
+        on_error: "raise" an `AnswerErrors` after all items were tried, or "count": return them with state error.
+        progress: A rich progress display to add a bar to.
+        engine: Takes the place of model and processor.
+
+    Raises:
+        AnswerErrors: If items failed and `on_error` is "raise", or more than 20 did.
+        ValueError: If an argument is none of its values, or items are unusable.
+    """
+    _check(items, image, method, on_error, batch_size)
+    name = identity if identity is not None else _identity(model)
+    asking = Asking(
+        engine=engine or ModelEngine(model, processor),
+        image=image,
+        method=method,
+        max_new_tokens=max_new_tokens,
+        cache=cache,
+        batch_size=batch_size,
+        seed=seed,
+        on_error=on_error,
+        progress=progress,
+        voices=(Voice("", name, nullcontext),),
+    )
+    return asking(items)[""]
+
+
+def answer_arms(
+    model: Any,
+    processor: Any,
+    items: Sequence[Item],
+    arms: Sequence[Arm],
+    *,
+    images: Sequence[ImageArm] = IMAGE_ARMS,
+    methods: Sequence[Method] = METHODS,
+    batch_size: int = 32,
+    cache: AnswerCache | None = None,
+    max_new_tokens: int = 16,
+    seed: int = 0,
+    on_error: str = "raise",
+    show_progress: bool = True,
+    wanted: Callable[[Item, Method, ImageArm], bool] | None = None,
+) -> dict[str, Answers]:
+    """The answers of every arm on one loaded model: `answers[arm][method, image]`.
+
+    Each batch is put to all arms one after the other, so that they see the very same tokens and pixels.
+
+    Args:
+        model: A PEFT model with the arms' adapters loaded, or a plain model for a base alone.
+        processor: Its processor.
+        items: The questions, the same for all arms.
+        arms: The arms.
+        images: Picture arms.
+        methods: Scoring methods.
+        batch_size: As in `answer`.
+        cache: As in `answer`.
+        max_new_tokens: As in `answer`.
+        seed: As in `answer`.
+        on_error: As in `answer`.
+        show_progress: Whether to show bars with the time that remains.
+        wanted: (item, method, image) to whether it is asked; by default everything is.
+
+    Raises:
+        AnswerErrors: As in `answer`.
+        ValueError: If an adapter gives the base's log-probabilities everywhere, as one that was not loaded does; or
+            an argument is none of its values.
+    """
+    engine = ModelEngine(model, processor)
+    voices = [Voice(arm.name, fingerprint(model, arm.adapter), partial(active_arm, model, arm)) for arm in arms]
+    answers: dict[str, Answers] = {arm.name: {} for arm in arms}
+    with progress_bar(disable=not show_progress) as progress:
+        for method in methods:
+            for image in images:
+                asked = [item for item in items if wanted is None or wanted(item, method, image)]
+                if not asked:
+                    continue
+                _check(asked, image, method, on_error, batch_size)
+                asking = Asking(
+                    engine, image, method, max_new_tokens, cache, batch_size, seed, on_error, progress, voices
+                )
+                for name, given in asking(asked).items():
+                    answers[name][method, image] = given
+    _check_arms_differ(arms, answers)
+    return answers
+
+
+def progress_bar(disable: bool = False) -> Progress:
+    """Bars with count, elapsed and remaining time."""
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), disable=disable, transient=True)
+
+
+def _identity(model: Any) -> str:
+    active = getattr(model, "active_adapter", None)
+    return fingerprint(model, active if isinstance(active, str) else None)
+
+
+def _check(items: Sequence[Item], image: str, method: str, on_error: str, batch_size: int) -> None:
+    check_items(items)
+    known = (("image", image, IMAGE_ARMS), ("method", method, METHODS), ("on_error", on_error, ("raise", "count")))
+    for name, value, allowed in known:
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if method == "logprob" and (short := next((item.id for item in items if len(item.choices) < 2), None)):
+        raise ValueError(f"item {short!r} has fewer than two choices: log-prob scoring needs closed answers")
+
+
+def _check_arms_differ(arms: Sequence[Arm], answers: Mapping[str, Answers]) -> None:
+    """An adapter that changes no log-probability at all is one that was not loaded."""
+
+    def scores(arm: Arm) -> list[tuple[float, ...]]:
+        return [entry.scores for entry in answers[arm.name].get(("logprob", "right"), [])]
+
+    bases = [arm for arm in arms if arm.adapter is None]
+    for arm in (arm for arm in arms if arm.adapter is not None):
+        for base in bases:
+            if scores(arm) and scores(arm) == scores(base):
+                raise ValueError(
+                    f"arm {arm.name!r} gives the very log-probabilities of {base.name!r}: adapter {arm.adapter!r} "
+                    "changes nothing (not trained, or not loaded)"
+                )

@@ -1,0 +1,185 @@
+"""One pass over a dataset before training: every row parsed, rendered and measured, every image decoded."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from mllm_align.data.collator import AlignCollator
+from mllm_align.data.encode import EncodedView
+from mllm_align.data.images import image_key, load_image
+from mllm_align.data.loading import undecoded
+from mllm_align.data.schema import DataError, Row, parse_row
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DatasetSummary:
+    """What a check saw.
+
+    Attributes:
+        rows: Rows checked.
+        complete: Whether these are all; False for a stream, of which only the beginning was read.
+        views: Per source, how many rows have each view.
+        images: Distinct images.
+        longest: Tokens of the longest prefix with its response.
+        longest_row: The row that has it.
+        too_long: Rows longer than `max_length`.
+        overflow: What becomes of these while training.
+    """
+
+    rows: int = 0
+    complete: bool = True
+    views: dict[str, Counter[str]] = field(default_factory=dict)
+    images: int = 0
+    longest: int = 0
+    longest_row: str = ""
+    too_long: int = 0
+    overflow: str = "error"
+
+    def __str__(self) -> str:
+        """A few lines for the terminal."""
+        lines = [f"{self.rows:,} rows{'' if self.complete else ' (the first of a stream)'}, {self.images:,} images"]
+        for source, views in self.views.items():
+            lines.append(f"  {source}: " + ", ".join(f"{view} {count:,}" for view, count in views.items()))
+        lines.append(f"  longest sequence {self.longest:,} tokens ({self.longest_row})")
+        if self.too_long:
+            verb = {"drop": "are dropped", "truncate": "have responses cut"}.get(self.overflow, "are refused")
+            lines.append(f"  {self.too_long:,} rows are longer than max_length and {verb}")
+        return "\n".join(lines)
+
+
+class _LengthMeter:
+    """Stands in for image processing: an image's placeholder depends on its size alone, so one blank image a size."""
+
+    def __init__(self, collator: AlignCollator) -> None:
+        self.collator = collator
+        self.sizes: dict[str, tuple[int, int]] = {}
+        self.expansions: dict[tuple[int, int], str] = {}
+
+    def expand(self, value: Any, where: str) -> tuple[str, str]:
+        key = image_key(value, where)
+        if key not in self.sizes:
+            self.sizes[key] = load_image(value, where).size
+        size = self.sizes[key]
+        if size not in self.expansions:
+            try:
+                self.expansions[size] = self.collator.images(Image.new("RGB", size)).expansion
+            except ValueError as error:
+                raise DataError(f"{where}: the processor refuses {size[0]} x {size[1]} pixels: {error}") from error
+        return key, self.expansions[size]
+
+
+def check_dataset(
+    dataset: Iterable[Mapping[str, Any]],
+    collator: AlignCollator,
+    *,
+    stream_rows: int = 256,
+    progress: bool = True,
+) -> DatasetSummary:
+    """Read a dataset as training would, without the pixels.
+
+    A map-style dataset (one with a length) is read whole, and every distinct image decoded once; of a stream the
+    first `stream_rows` rows are read, and a log line says so. The first image row is compared with what the
+    processor itself makes of it.
+
+    Args:
+        dataset: Rows; a `datasets.Dataset`, a list, a stream, a mix.
+        collator: The collator of the run; it knows processor, objective and limits.
+        stream_rows: How many rows of a stream to read.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        DataError: For the first row that cannot be used, naming row, column and mend; with `on_overflow="error"`, for
+            rows longer than `max_length`, with their number and the longest.
+    """
+    size = len(dataset) if isinstance(dataset, Sized) else None
+    if size == 0:
+        raise DataError("the dataset has no rows")
+    summary = DatasetSummary(complete=size is not None, overflow=collator.on_overflow)
+    if size is None:
+        logger.warning("the dataset is a stream: only its first %d rows are checked", stream_rows)
+    meter, compared = _LengthMeter(collator), False
+    for index, raw in enumerate(tqdm(_rows(dataset, size, stream_rows), "checking data", size, disable=not progress)):
+        row = parse_row(raw, index)
+        views = list(collator.rows.encode(row, meter.expand))
+        _count(summary, row, views, collator)
+        if row.images and not compared:
+            _compare_with_processor(row, collator)
+            compared = True
+    if not summary.rows:
+        raise DataError("the dataset has no rows")
+    summary.images = len(meter.sizes)
+    _refuse_overflow(summary, collator)
+    return summary
+
+
+def _rows(dataset: Iterable[Mapping[str, Any]], size: int | None, stream_rows: int) -> Iterator[Mapping[str, Any]]:
+    rows: Any = undecoded(dataset)
+    if size is not None:
+        yield from (rows[index] for index in range(size))
+        return
+    stream = itertools.islice(iter(rows), stream_rows)
+    for index in itertools.count():
+        try:
+            row = next(stream, None)
+        except (OSError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"row {index} of the stream cannot be read: {error}") from error
+        if row is None:
+            return
+        yield row
+
+
+def _count(summary: DatasetSummary, row: Row, views: list[EncodedView], collator: AlignCollator) -> None:
+    summary.rows += 1
+    counter = summary.views.setdefault(row.source, Counter())
+    counter.update(str(view.view) for view in views)
+    longest = max((view.length for view in views), default=0)
+    if longest > summary.longest:
+        summary.longest, summary.longest_row = longest, row.name
+    if collator.max_length is not None and longest > collator.max_length:
+        summary.too_long += 1
+        if collator.on_overflow == "truncate":
+            collator.fit(row, views)
+
+
+def _refuse_overflow(summary: DatasetSummary, collator: AlignCollator) -> None:
+    if summary.too_long and collator.on_overflow == "error":
+        raise DataError(
+            f"{summary.too_long} of {summary.rows} rows are longer than max_length={collator.max_length}; the longest "
+            f"is {summary.longest_row} with {summary.longest} tokens. Raise max_length, lower max_pixels, or set "
+            "on_overflow to 'drop' or 'truncate'"
+        )
+    if summary.too_long == summary.rows and collator.on_overflow == "drop":
+        raise DataError(f"every row is longer than max_length={collator.max_length} and would be dropped; raise it")
+
+
+def _compare_with_processor(row: Row, collator: AlignCollator) -> None:
+    """The prefix of one row must be, id for id, what the processor makes of text and images itself."""
+    response = next(iter(row.responses.values()))
+    text, _ = collator.rows.renderer.render(row.messages, response, len(row.images), row.name)
+    images = [load_image(image, row.name) for image in row.images]
+    _, ids, _ = collator.rows.prefix(text, images, row.name, lambda image, _: ("", collator.images(image).expansion))
+    bos = collator.processor.tokenizer.bos_token
+    own = collator.processor(
+        text=[text],
+        images=images,
+        return_tensors="pt",
+        add_special_tokens=bos is None or not text.startswith(bos),
+        **collator.images.options,
+    )
+    if own["input_ids"][0].tolist() != list(ids):
+        raise DataError(
+            f"{row.name}: {type(collator.processor).__name__} tokenises a prompt with images in a way of its own, "
+            "which the collator does not reproduce; this processor is not supported"
+        )

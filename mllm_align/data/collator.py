@@ -1,0 +1,181 @@
+"""Rows to one batch: distinct images processed once, distinct prefixes tokenised once, every response a branch."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mllm_align.contract import Batch, Branch, Needs, Prefix
+from mllm_align.data.encode import EncodedView, RowEncoder
+from mllm_align.data.images import image_key, load_image
+from mllm_align.data.pixels import EncodedImage, ImageEncoder
+from mllm_align.data.schema import DataError, Row, parse_row
+
+logger = logging.getLogger(__name__)
+
+Overflow = Literal["error", "drop", "truncate"]
+OVERFLOWS: tuple[Overflow, ...] = ("error", "drop", "truncate")
+
+
+class AlignCollator:
+    """Turns rows into `{"batch": Batch}`; picklable and deterministic.
+
+    Every distinct image (by `image_key`) is decoded and processed once a batch; every distinct prompt under distinct
+    images is one prefix, shared by views and rows. A prompt is tokenised as the processor itself would: images are
+    expanded by the processor, BOS is there once. Images are processed one by one, also where a prompt has several.
+
+    Args:
+        processor: The model's processor.
+        needs_for: What the objective needs of the rows of a source (`Objective.needs_for`).
+        image_keys: Processor outputs that describe images (`Family.image_keys`).
+        token_keys: Processor outputs with one entry per prompt token (`Family.token_keys`).
+        max_length: Most tokens of prefix and response together; None for no limit.
+        on_overflow: What happens to a row with a longer view. "error": refused. "drop": left out and counted (a
+            batch may come out with fewer rows, or none). "truncate": responses lose their tail; prompts and images
+            are never cut, so a prefix that leaves no room is an error.
+        min_pixels: Smallest number of pixels that images are resized to, where the image processor has the option.
+        max_pixels: Largest number, likewise.
+
+    Raises:
+        ValueError: If an option is unknown, or not one of this processor.
+        DataError: On call, for a row that cannot be used.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        needs_for: Callable[[str], Needs],
+        image_keys: Sequence[str],
+        token_keys: Sequence[str] = (),
+        max_length: int | None = None,
+        on_overflow: Overflow = "error",
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
+        if on_overflow not in OVERFLOWS:
+            raise ValueError(f"on_overflow must be one of {', '.join(OVERFLOWS)}, got {on_overflow!r}")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be at least 1 or None, got {max_length}")
+        self.processor = processor
+        self.rows = RowEncoder(processor, needs_for)
+        self.images = ImageEncoder(processor, image_keys, min_pixels, max_pixels)
+        self.token_keys = tuple(token_keys)
+        self.max_length = max_length
+        self.on_overflow = on_overflow
+        self.num_dropped = 0
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Batch]:
+        """Collate raw rows."""
+        return {"batch": self.collate([parse_row(row) for row in rows])}
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Collate parsed rows."""
+        builder = _BatchBuilder(self)
+        for row in rows:
+            views = self.fit(row, list(self.rows.encode(row, builder.expand)))
+            if views is not None:
+                builder.add(row, views)
+        return builder.build()
+
+    def fit(self, row: Row, views: list[EncodedView]) -> list[EncodedView] | None:
+        """The views of a row within `max_length`, or None where the row is dropped.
+
+        Raises:
+            DataError: If a view is too long and may not be shortened.
+        """
+        limit = self.max_length
+        longest = max(views, key=lambda view: view.length, default=None)
+        if limit is None or longest is None or longest.length <= limit:
+            return views
+        if self.on_overflow == "drop":
+            self.num_dropped += 1
+            if self.num_dropped.bit_count() == 1:
+                logger.warning("%s is longer than max_length=%d; %d dropped", row.name, limit, self.num_dropped)
+            return None
+        if self.on_overflow == "error":
+            raise DataError(
+                f"{row.name}: view {longest.view} has {len(longest.prefix_ids)} prompt and "
+                f"{len(longest.response_ids)} response tokens, more than max_length={limit}; raise it, lower "
+                "max_pixels, or set on_overflow to 'drop' or 'truncate'"
+            )
+        return [self._truncated(row, view, limit) for view in views]
+
+    @staticmethod
+    def _truncated(row: Row, view: EncodedView, limit: int) -> EncodedView:
+        room = limit - len(view.prefix_ids)
+        if room < 1:
+            raise DataError(
+                f"{row.name}: the prompt of view {view.view} alone has {len(view.prefix_ids)} tokens, which leaves no "
+                f"room in max_length={limit}; raise it or lower max_pixels (prompts and images are never cut)"
+            )
+        return EncodedView(view.view, view.prefix, view.prefix_ids, view.response_ids[:room], view.images)
+
+    def token_extras(self, prefix_ids: Sequence[int]) -> dict[str, Tensor]:
+        """Per-token processor outputs of a prefix, each (P,).
+
+        Raises:
+            ValueError: If the processor does not say which modality a token is of.
+        """
+        if not self.token_keys:
+            return {}
+        if not getattr(self.processor, "return_mm_token_type_ids", False):
+            raise ValueError(f"{type(self.processor).__name__} makes no {', '.join(self.token_keys)}")
+        kinds = torch.tensor(self.processor.create_mm_token_type_ids([list(prefix_ids)])[0], dtype=torch.long)
+        return dict.fromkeys(self.token_keys, kinds)
+
+
+class _BatchBuilder:
+    """Collects distinct images and prefixes while rows are added."""
+
+    def __init__(self, collator: AlignCollator) -> None:
+        self.collator = collator
+        self.seen: dict[str, EncodedImage] = {}
+        self.images: dict[str, int] = {}
+        self.prefixes: dict[tuple[str, tuple[str, ...]], int] = {}
+        self.prefix_list: list[Prefix] = []
+        self.branches: list[Branch] = []
+        self.rows: list[tuple[str, str, bool]] = []
+
+    def expand(self, value: Any, where: str) -> tuple[str, str]:
+        key = image_key(value, where)
+        if key not in self.seen:
+            self.seen[key] = self.collator.images(load_image(value, where))
+        return key, self.seen[key].expansion
+
+    def add(self, row: Row, views: Sequence[EncodedView]) -> None:
+        number = len(self.rows)
+        for view in views:
+            ids = torch.tensor(view.response_ids, dtype=torch.long)
+            self.branches.append(Branch(self._prefix(view), number, view.view, ids))
+        reference = self.collator.rows.needs(row).reference
+        self.rows.append((row.source, row.id or _fingerprint(row, views), reference))
+
+    def _prefix(self, view: EncodedView) -> int:
+        key = (view.prefix, view.images)
+        if key not in self.prefixes:
+            order = tuple(self.images.setdefault(image, len(self.images)) for image in view.images)
+            ids = torch.tensor(view.prefix_ids, dtype=torch.long)
+            self.prefix_list.append(Prefix(ids, order, self.collator.token_extras(view.prefix_ids)))
+            self.prefixes[key] = len(self.prefixes)
+        return self.prefixes[key]
+
+    def build(self) -> Batch:
+        return Batch(
+            sources=tuple(source for source, _, _ in self.rows),
+            row_ids=tuple(name for _, name, _ in self.rows),
+            images=tuple(self.seen[key].tensors for key in self.images),
+            prefixes=tuple(self.prefix_list),
+            branches=tuple(self.branches),
+            reference_rows=tuple(reference for _, _, reference in self.rows),
+        )
+
+
+def _fingerprint(row: Row, views: Sequence[EncodedView]) -> str:
+    """An id made of what the row holds, for rows without one."""
+    content = [row.source, *row.messages, *row.responses.items(), *(view.images for view in views)]
+    return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()

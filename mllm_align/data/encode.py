@@ -1,0 +1,126 @@
+"""One row to token ids: for every view that is to be scored, its prefix and its response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mllm_align.contract import Needs, View
+from mllm_align.data.masks import ChatRenderer, leading_ids, plain_ids, response_ids
+from mllm_align.data.messages import without_images
+from mllm_align.data.schema import RESPONSES, DataError, Row, missing_column
+
+# Gives the key of an image and the text that its placeholder becomes.
+Expand = Callable[[Any, str], tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class EncodedView:
+    """One response behind one prefix.
+
+    Attributes:
+        view: What is scored.
+        prefix: The rendered prompt with every image placeholder expanded.
+        prefix_ids: Its token ids, BOS included.
+        response_ids: Ids of the scored tokens.
+        images: Keys of the images in the prefix, in order.
+    """
+
+    view: View
+    prefix: str
+    prefix_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    images: tuple[str, ...]
+
+    @property
+    def length(self) -> int:
+        """Number of tokens of prefix and response."""
+        return len(self.prefix_ids) + len(self.response_ids)
+
+
+class RowEncoder:
+    """Renders and tokenises the views of rows.
+
+    Args:
+        processor: Chat template, image token and tokenizer are used.
+        needs_for: What the objective needs of the rows of a source.
+    """
+
+    def __init__(self, processor: Any, needs_for: Callable[[str], Needs]) -> None:
+        self.renderer = ChatRenderer(processor)
+        self.tokenizer = processor.tokenizer
+        self.image_token: str = processor.image_token
+        self.needs_for = needs_for
+        if self.image_token is None:
+            raise ValueError(f"{type(processor).__name__} has no image token; pass an image-text processor")
+
+    def needs(self, row: Row) -> Needs:
+        """What the objective needs of a row.
+
+        Raises:
+            DataError: If no part of the objective takes rows of its source.
+        """
+        try:
+            needs = self.needs_for(row.source)
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{row.name}: unknown source {row.source!r}: {error}") from error
+        if not (needs.views or needs.optional or needs.features):
+            raise DataError(
+                f"{row.name}: no part of the objective takes rows of source {row.source!r}; name it in the objective, "
+                "or leave these rows out"
+            )
+        return needs
+
+    def views(self, row: Row) -> tuple[View, ...]:
+        """The views of a row that are to be scored: all that are needed, and the optional ones that it has.
+
+        Raises:
+            DataError: If a column that is needed is missing.
+        """
+        needs = self.needs(row)
+        for view in needs.views:
+            self._require(row, view)
+        return needs.views + tuple(view for view in needs.optional if _has(row, view))
+
+    def encode(self, row: Row, expand: Expand) -> Iterator[EncodedView]:
+        """The views of a row as token ids; `expand` is asked for every image in a prefix."""
+        bare = without_images(row.messages)
+        rendered: dict[tuple[bool, str], tuple[str, str]] = {}
+        prefixes: dict[tuple[str | None, str], tuple[str, tuple[int, ...], tuple[str, ...]]] = {}
+        for view in self.views(row):
+            images = row.images_of(view.image) or ()
+            side = (bool(images), view.response)
+            if side not in rendered:
+                messages = row.messages if images else bare
+                rendered[side] = self.renderer.render(messages, row.responses[view.response], len(images), row.name)
+            text, response = rendered[side]
+            column = view.image if images else None
+            if (column, text) not in prefixes:
+                prefixes[column, text] = self.prefix(text, images, f"{row.name}, column {column!r}", expand)
+            prefix, prefix_ids, keys = prefixes[column, text]
+            yield EncodedView(view, prefix, prefix_ids, tuple(response_ids(self.tokenizer, text, response)), keys)
+
+    def prefix(
+        self, text: str, images: Sequence[Any], where: str, expand: Expand
+    ) -> tuple[str, tuple[int, ...], tuple[str, ...]]:
+        """A rendered prompt with its images expanded: the text, its token ids, and the keys of the images."""
+        head = leading_ids(self.tokenizer, text)
+        pairs = [expand(image, where) for image in images]
+        pieces = text.split(self.image_token)
+        expanded = pieces[0] + "".join(new + piece for (_, new), piece in zip(pairs, pieces[1:], strict=True))
+        return expanded, (*head, *plain_ids(self.tokenizer, expanded)), tuple(key for key, _ in pairs)
+
+    @staticmethod
+    def _require(row: Row, view: View) -> None:
+        if view.response not in row.responses:
+            if view.response not in RESPONSES:
+                raise DataError(f"view {view} of response column {view.response!r}: use {' or '.join(RESPONSES)}")
+            raise missing_column(view.response, row.columns, row.name, f", which view {view} scores")
+        if row.images_of(view.image) is None:
+            purpose = f", which view {view} needs; add it, or use an objective without contrast images (DPO)"
+            raise missing_column("contrast_image", row.columns, row.name, purpose)
+
+
+def _has(row: Row, view: View) -> bool:
+    return view.response in row.responses and row.images_of(view.image) is not None

@@ -1,0 +1,174 @@
+"""Rows from files, folders and the Hub, and several sources as one dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+from mllm_align.data.errors import DataError
+from mllm_align.data.sources import converter
+
+BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+IMAGE_COLUMNS = ("image", "images", "contrast_image")
+
+
+def load_rows(
+    path_or_id: str | os.PathLike[str],
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    streaming: bool = False,
+    source: str | None = None,
+    row_format: str | None = None,
+    image_folder: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Load rows; images stay encoded until they are needed.
+
+    Args:
+        path_or_id: A .json, .jsonl or .parquet file, a folder (of `Dataset.save_to_disk`, of such files, or of images
+            with a metadata file), or the id of a dataset on the Hub.
+        split: Which split; needed only where there are several and none is called "train".
+        columns: Names of columns as `{canonical: theirs}`.
+        streaming: Read row by row, without a local copy.
+        source: Adds a `source` column with this name.
+        row_format: Name of a public row format (`mllm_align.data.sources`) to convert from.
+        image_folder: Where relative image paths begin; for a local file, its own folder by default.
+        name: Configuration of a Hub dataset.
+
+    Raises:
+        DataError: If there is no such file, dataset, split or column, or the file cannot be read.
+    """
+    path = Path(path_or_id).expanduser()
+    dataset = _one_split(_read(path, str(path_or_id), split, streaming, name), split, str(path_or_id))
+    dataset = undecoded(dataset)
+    if columns:
+        dataset = _rename(dataset, columns, str(path_or_id))
+    if row_format is not None:
+        dataset = dataset.map(partial(_convert, convert=converter(row_format)), **_quiet(streaming, row_format))
+    folder = Path(image_folder) if image_folder is not None else (path if path.is_dir() else path.parent)
+    if image_folder is not None or path.exists():
+        dataset = dataset.map(partial(_resolve, folder=str(folder.absolute())), **_quiet(streaming, "image paths"))
+    if source is not None:
+        dataset = dataset.map(partial(_tag, source=source), **_quiet(streaming, "source"))
+    return dataset
+
+
+def undecoded(dataset: Any) -> Any:
+    """The same dataset with `datasets.Image` columns left encoded.
+
+    Images are then decoded once, where they are used, and a broken one is an error that names its row.
+    """
+    features = getattr(dataset, "features", None)
+    if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset) or features is None:
+        return dataset
+    changed = {name: _encoded(feature) for name, feature in features.items()}
+    for name, feature in changed.items():
+        if feature != features[name]:
+            dataset = dataset.cast_column(name, feature)
+    return dataset
+
+
+def _encoded(feature: Any) -> Any:
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(mode=feature.mode, decode=False)
+    if isinstance(feature, datasets.List):
+        return datasets.List(_encoded(feature.feature), length=feature.length)
+    return feature
+
+
+def _read(path: Path, given: str, split: str | None, streaming: bool, name: str | None) -> Any:
+    try:
+        if path.is_file():
+            if path.suffix not in BUILDERS:
+                raise DataError(f"{given}: rows are read from {', '.join(BUILDERS)} files, not this")
+            return datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path), streaming=streaming)
+        if path.is_dir():
+            if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+                saved = datasets.load_from_disk(str(path))
+                return _streamed(saved) if streaming else saved
+            return datasets.load_dataset(str(path), streaming=streaming)
+        if given.startswith((".", "/", "~")) or path.suffix in BUILDERS or given.count("/") > 1:
+            raise DataError(f"there is no file or folder {given}")
+        return datasets.load_dataset(given, name, split=split, streaming=streaming)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise DataError(f"{given} is neither a file nor a dataset on the Hub in reach: {error}") from error
+    except FileNotFoundError as error:
+        raise DataError(f"folder {given} holds no data files: {error}") from error
+    except (DatasetGenerationError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{given} cannot be read as a table of rows: {error.__cause__ or error}") from error
+
+
+def _streamed(saved: Any) -> Any:
+    if isinstance(saved, datasets.DatasetDict):
+        return {name: part.to_iterable_dataset() for name, part in saved.items()}
+    return saved.to_iterable_dataset()
+
+
+def _one_split(loaded: Any, split: str | None, given: str) -> Any:
+    if not isinstance(loaded, Mapping):
+        return loaded
+    wanted = split or ("train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else None)
+    if wanted not in loaded:
+        raise DataError(f"{given} has the splits {', '.join(loaded)}; {f'not {split!r}' if split else 'name one'}")
+    return loaded[wanted]
+
+
+def _rename(dataset: Any, columns: Mapping[str, str], given: str) -> Any:
+    present = dataset.column_names
+    if present is None:  # a stream whose first row has not been read
+        return dataset.map(partial(_renamed, columns=columns, given=given))
+    _check_columns(columns, present, given)
+    changed = {theirs: canonical for canonical, theirs in columns.items() if theirs != canonical}
+    replaced = [name for name in changed.values() if name in present and name not in changed]
+    return dataset.remove_columns(replaced).rename_columns(changed)
+
+
+def _check_columns(columns: Mapping[str, str], present: Sequence[str], given: str) -> None:
+    for canonical, theirs in columns.items():
+        if theirs not in present:
+            near = get_close_matches(theirs, present, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise DataError(f"{given}: columns maps {canonical!r} to {theirs!r}; it has {', '.join(present)}{hint}")
+
+
+def _renamed(row: dict[str, Any], columns: Mapping[str, str], given: str) -> dict[str, Any]:
+    _check_columns(columns, list(row), given)
+    return {**dict.fromkeys(columns.values()), **{canonical: row[theirs] for canonical, theirs in columns.items()}}
+
+
+def _convert(row: dict[str, Any], convert: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """The canonical row alone: columns of the other format become None, which counts as absent."""
+    return {**dict.fromkeys(row), **convert(row)}
+
+
+def _resolve(row: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Relative image paths of a row, made absolute."""
+    return {column: _absolute(row[column], folder) for column in IMAGE_COLUMNS if row.get(column) is not None}
+
+
+def _absolute(value: Any, folder: str) -> Any:
+    if isinstance(value, list):
+        return [_absolute(entry, folder) for entry in value]
+    if isinstance(value, str) and not value.startswith(("http://", "https://")):
+        return os.path.normpath(os.path.join(folder, os.path.expanduser(value)))
+    if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
+        return {**value, "path": _absolute(value["path"], folder)}
+    return value
+
+
+def _tag(row: dict[str, Any], source: str) -> dict[str, str]:
+    return {"source": source}
+
+
+def _quiet(streaming: bool, what: str) -> dict[str, Any]:
+    """Arguments of `map` that only tables take."""
+    return {} if streaming else {"desc": what}

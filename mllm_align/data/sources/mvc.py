@@ -1,0 +1,27 @@
+"""MVC, the pairs of S-VCO (Wu et al., 2025), https://arxiv.org/abs/2502.13928.
+
+{"system_prompt": "", "instruction_prompt": "What is the dog doing?", "chosen_images": ["a/1.jpg"],
+ "rejected_images": ["a/2.jpg"], "chosen_response": "It is running.", "rejected_response": "It is lying down."}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mllm_align.data.errors import DataError
+
+
+def convert(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A canonical row with `images`, `contrast_image` (as many), `prompt`, `chosen` and `rejected`."""
+    try:
+        new = {
+            "images": row["chosen_images"],
+            "contrast_image": row["rejected_images"],
+            "prompt": row["instruction_prompt"],
+            "chosen": row["chosen_response"],
+            "rejected": row["rejected_response"],
+        }
+    except KeyError as error:
+        raise DataError(f"a row of format 'mvc' has no {error}; it has {', '.join(row)}") from error
+    return {**new, "system": row["system_prompt"]} if row.get("system_prompt") else new

@@ -1,0 +1,20 @@
+"""The one loader: model, processor, quantisation and adapters, shared by training and evaluation."""
+
+from mllm_align.models.adapters import attach_lora, load_adapter, lora_config
+from mllm_align.models.arguments import ModelArguments
+from mllm_align.models.export import merge_and_export
+from mllm_align.models.identity import base_probe, check_base, save_base_identity
+from mllm_align.models.loading import load_model, load_processor
+
+__all__ = [
+    "ModelArguments",
+    "attach_lora",
+    "base_probe",
+    "check_base",
+    "load_adapter",
+    "load_model",
+    "load_processor",
+    "lora_config",
+    "merge_and_export",
+    "save_base_identity",
+]

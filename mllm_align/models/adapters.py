@@ -1,0 +1,102 @@
+"""LoRA with explicit module names, and loading an adapter onto the base it was trained on."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from torch import nn
+
+from mllm_align.families import family_of, unwrap
+from mllm_align.models.arguments import ModelArguments
+from mllm_align.models.identity import check_base
+
+
+def lora_config(model: nn.Module, arguments: ModelArguments) -> LoraConfig:
+    """The LoRA configuration for a model: every linear layer of the parts in `lora_scope`, by its full name.
+
+    Raises:
+        ValueError: If a part has no linear layer, or `lora_scope` is empty and nothing else trains.
+    """
+    hf = unwrap(model)
+    family = family_of(hf)
+    for scope in arguments.lora_scope:
+        if not family.lora_targets(hf, [scope]):
+            raise ValueError(f"lora_scope {scope!r} names no linear layer of {family.name}")
+    targets = family.lora_targets(hf, arguments.lora_scope)
+    if not targets:
+        raise ValueError("lora_scope is empty: name at least one of language, projector, vision")
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=targets,
+        modules_to_save=[family.projector] if arguments.train_projector else None,
+    )
+
+
+def attach_lora(model: nn.Module, arguments: ModelArguments) -> PeftModel:
+    """A new adapter on `model`; its update starts at zero."""
+    return get_peft_model(model, lora_config(model, arguments)).eval()  # type: ignore[arg-type, return-value]
+
+
+def load_adapter(
+    model: nn.Module, adapter: str | os.PathLike[str], *, trainable: bool = False, name: str = "default"
+) -> PeftModel:
+    """Puts a saved adapter on the base model it was trained on.
+
+    Args:
+        model: The base, or a PEFT model that gets one more adapter.
+        adapter: Folder or Hub id.
+        trainable: Whether its parameters train.
+        name: Name of the adapter on the model.
+
+    Returns:
+        The PEFT model, in evaluation mode.
+
+    Raises:
+        ValueError: If there is no adapter there, or it was trained on another base model.
+    """
+    folder = os.fspath(adapter)
+    try:
+        config = PeftConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no adapter in {folder!r}: adapter_config.json could not be read") from error
+    check_base(model, folder, config.base_model_name_or_path)
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(folder, name, is_trainable=trainable)
+            loaded: Any = model
+        else:
+            loaded = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=trainable)  # type: ignore
+    except (RuntimeError, ValueError) as error:
+        detail = "; ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise ValueError(
+            f"the adapter in {folder!r} was trained on {config.base_model_name_or_path!r} and does not fit this "
+            f"model: {detail}"
+        ) from error
+    return loaded.eval()
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether the base has 4- or 8-bit weights."""
+    return bool(getattr(unwrap(model), "is_quantized", False))
+
+
+def adapter_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters that belong to adapters of a PEFT model (LoRA layers, trained copies)."""
+    if not isinstance(model, PeftModel):
+        return set()
+    prefix = getattr(model.base_model, "prefix", "lora_")
+    marks = (prefix, "modules_to_save.", "trainable_tokens_")
+    return {name for name, _ in model.named_parameters() if any(mark in name for mark in marks)}
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout rate to zero: policy and reference then differ by the adapter alone."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0

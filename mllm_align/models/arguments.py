@@ -1,0 +1,74 @@
+"""What a user can say about the model: the flag names of TRL's `ModelConfig`, and two of our own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+QUANT_TYPES = ("nf4", "fp4")
+
+
+@dataclass
+class ModelArguments:
+    """Which model to load, how to quantise it, and which parts of it to adapt.
+
+    Args:
+        model_name_or_path: Hub id or folder of a vision-language model.
+        model_revision: Branch, tag or commit on the Hub.
+        dtype: "auto", "bfloat16", "float16" or "float32". "auto" is bfloat16 on a GPU that has it, float16 on one
+            that has not, and float32 on CPU.
+        attn_implementation: Attention back end; None leaves the choice to transformers. Prefixes are shared under
+            "sdpa" and "eager".
+        trust_remote_code: Whether code from the model's repository may run.
+        load_in_4bit: Load the language model in 4 bits (QLoRA). Tower, projector and head stay in `dtype`.
+        bnb_4bit_quant_type: "nf4" or "fp4".
+        use_bnb_nested_quant: Quantise the quantisation constants too.
+        use_peft: Train a LoRA adapter; otherwise all parameters train.
+        lora_r: Rank.
+        lora_alpha: Scale; the update is multiplied by `lora_alpha / lora_r`.
+        lora_dropout: Dropout on the adapter's input.
+        lora_scope: Parts that get LoRA layers: any of language, projector, vision.
+        train_projector: Train a full copy of the projector beside the LoRA layers and save it with them.
+    """
+
+    model_name_or_path: str | None = None
+    model_revision: str = "main"
+    dtype: str = "auto"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    load_in_4bit: bool = False
+    bnb_4bit_quant_type: str = "nf4"
+    use_bnb_nested_quant: bool = True
+    use_peft: bool = False
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    lora_scope: list[str] = field(default_factory=lambda: ["language"])
+    train_projector: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses values that nothing later could make sense of."""
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+        if self.bnb_4bit_quant_type not in QUANT_TYPES:
+            raise ValueError(f"bnb_4bit_quant_type {self.bnb_4bit_quant_type!r} is none of {', '.join(QUANT_TYPES)}")
+        if self.train_projector and "projector" in self.lora_scope:
+            raise ValueError(
+                "train_projector trains a full copy of the projector; take 'projector' out of lora_scope, or "
+                "train_projector off"
+            )
+
+    def torch_dtype(self, device: torch.device) -> torch.dtype:
+        """The dtype that `dtype` means on `device`."""
+        if self.dtype != "auto":
+            return getattr(torch, self.dtype)
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+    def loading_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments that every `from_pretrained` call shares."""
+        return {"revision": self.model_revision, "trust_remote_code": self.trust_remote_code}

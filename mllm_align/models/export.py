@@ -1,0 +1,77 @@
+"""What to serve: the adapter alone, or one merged 16-bit model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from peft import PeftConfig
+
+from mllm_align.models.adapters import load_adapter
+from mllm_align.models.arguments import ModelArguments
+from mllm_align.models.loading import load_model
+
+TRAINING_FILES = ("optimizer.pt", "scheduler.pt", "training_args.bin", "trainer_state.json", "objective.safetensors")
+
+
+def merge_and_export(
+    adapter: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    base: str | None = None,
+    dtype: str = "bfloat16",
+    merge: bool = True,
+    overwrite: bool = False,
+    device: str | None = None,
+) -> Path:
+    """Writes a folder that needs nothing of ours to be served.
+
+    Args:
+        adapter: Folder of a trained adapter.
+        output_dir: Where to; must be empty or missing.
+        base: Hub id or folder of the base; the one the adapter names by default.
+        dtype: Of the merged model. The base is loaded anew in it, never merged into quantised weights.
+        merge: True for one merged model, False for the adapter with its processor, without the run's state.
+        overwrite: Replace what is in `output_dir`.
+        device: Where to merge.
+
+    Returns:
+        `output_dir`.
+
+    Raises:
+        ValueError: If there is no adapter, its base is another one, or `output_dir` has something in it.
+    """
+    source, target = Path(adapter), Path(output_dir)
+    if not (source / "adapter_config.json").is_file():
+        raise ValueError(f"no adapter in {str(source)!r}: adapter_config.json is missing")
+    if target.resolve() == source.resolve():
+        raise ValueError(f"output_dir {str(target)!r} is the adapter's own folder: name another")
+    if target.exists() and any(target.iterdir()) and not overwrite:
+        raise ValueError(f"{str(target)!r} has something in it: name another folder or pass overwrite")
+    name = base or PeftConfig.from_pretrained(str(source)).base_model_name_or_path
+    if merge:
+        model, processor = load_model(ModelArguments(model_name_or_path=name, dtype=dtype), device=device)
+        merged = load_adapter(model, source).merge_and_unload()
+        _clear(target)
+        merged.save_pretrained(target)
+        processor.save_pretrained(target)
+    else:
+        _clear(target)
+        _copy_adapter(source, target)
+    return target
+
+
+def _clear(target: Path) -> None:
+    """An empty folder at `target`; only an earlier export is ever deleted."""
+    if target.exists() and any(target.iterdir()):
+        if not any((target / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise ValueError(f"{str(target)!r} holds something else than a model and is kept: name another folder")
+        shutil.rmtree(target)
+    target.mkdir(parents=True, exist_ok=True)
+
+
+def _copy_adapter(source: Path, target: Path) -> None:
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.name not in TRAINING_FILES and not file.name.startswith("rng_state"):
+            shutil.copy2(file, target / file.name)

@@ -1,0 +1,161 @@
+"""Loading a vision-language model and its processor from the Hub or a folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
+
+from mllm_align.families import check_model, family_of
+from mllm_align.families.image_only import load_processor as family_processor
+from mllm_align.models.adapters import attach_lora, load_adapter
+from mllm_align.models.arguments import ModelArguments
+
+SMALLEST_4BIT_WIDTH = 64
+
+
+def load_model(
+    model: str | os.PathLike[str] | ModelArguments,
+    adapter: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device | None = None,
+    trainable: bool = False,
+    **overrides: Any,
+) -> tuple[Any, Any]:
+    """A model and its processor, ready to train or to generate.
+
+    Args:
+        model: Hub id, folder, or `ModelArguments`.
+        adapter: Folder or Hub id of a PEFT adapter to put on top.
+        device: Where to; the first GPU (of this process) where there is one, else the CPU.
+        trainable: Whether the adapter's parameters train. With `use_peft` and no `adapter`, a new one is attached.
+        **overrides: Fields of `ModelArguments`, for example `load_in_4bit=True`.
+
+    Returns:
+        `(model, processor)`, the model in evaluation mode. A PEFT model where an adapter was loaded or attached.
+
+    Raises:
+        ValueError: If there is no such model, its type is not a known vision-language family, it has no processor or
+            no image tokens, bitsandbytes is missing or unusable for it, or the adapter belongs to another base.
+    """
+    arguments = model if isinstance(model, ModelArguments) else ModelArguments(model_name_or_path=os.fspath(model))
+    arguments = replace(arguments, **overrides)
+    name = arguments.model_name_or_path
+    if not name:
+        raise ValueError("model_name_or_path is empty: name a Hub id or a folder")
+    target = _device(device)
+    config = _config(name, arguments)
+    family_of(config)
+    processor = load_processor(name, arguments)
+    base = _base_model(name, config, arguments, target)
+    check_model(base, processor)
+    base.eval()
+    if adapter is not None:
+        return load_adapter(base, adapter, trainable=trainable), processor
+    if arguments.use_peft:
+        return attach_lora(base, arguments), processor
+    return base, processor
+
+
+def load_processor(model: str | os.PathLike[str], arguments: ModelArguments | None = None) -> Any:
+    """The processor of a model, set up for generation: padding on the left, a pad token always there.
+
+    Raises:
+        ValueError: If the checkpoint has no processor that reads images.
+    """
+    name = os.fspath(model)
+    kwargs = (arguments or ModelArguments()).loading_kwargs()
+    try:
+        processor: Any = family_processor(name, **kwargs)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"no processor could be loaded from {name!r}: {_first_line(error)}") from error
+    if getattr(processor, "image_processor", None) is None:
+        raise ValueError(
+            f"{name!r} has no image processor, only a {type(processor).__name__}: "
+            "it is a text model, or its preprocessor_config.json is missing"
+        )
+    tokenizer = processor.tokenizer
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return processor
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def _config(name: str, arguments: ModelArguments) -> Any:
+    if Path(name).is_dir() and not (Path(name) / "config.json").exists():
+        adapter = (Path(name) / "adapter_config.json").exists()
+        mend = "it is an adapter: pass it as `adapter` and its base as the model" if adapter else "wrong folder?"
+        raise ValueError(f"no config.json in {name!r}; {mend}")
+    try:
+        return AutoConfig.from_pretrained(name, **arguments.loading_kwargs())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no model could be loaded from {name!r}: {_first_line(error)}") from error
+
+
+def _base_model(name: str, config: Any, arguments: ModelArguments, device: torch.device) -> Any:
+    dtype = arguments.torch_dtype(device)
+    kwargs = arguments.loading_kwargs() | {"dtype": dtype}
+    if arguments.attn_implementation is not None:
+        kwargs["attn_implementation"] = arguments.attn_implementation
+    if not arguments.load_in_4bit:
+        return AutoModelForImageTextToText.from_pretrained(name, config=config, **kwargs).to(device)
+    kwargs["quantization_config"] = _quantization(config, arguments, device)
+    kwargs["device_map"] = {"": device}
+    model = AutoModelForImageTextToText.from_pretrained(name, config=config, **kwargs)
+    if device.type == "cpu":
+        settle_4bit_on_cpu(model)
+    return model
+
+
+def _quantization(config: Any, arguments: ModelArguments, device: torch.device) -> BitsAndBytesConfig:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("load_in_4bit needs bitsandbytes: pip install bitsandbytes, or set load_in_4bit off")
+    family = family_of(config)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=arguments.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=arguments.use_bnb_nested_quant,
+        bnb_4bit_compute_dtype=torch.float32 if device.type == "cpu" else arguments.torch_dtype(device),
+        # A list given here replaces the default one, so the head has to be named too.
+        llm_int8_skip_modules=["lm_head", family.projector, family.tower],
+    )
+
+
+def settle_4bit_on_cpu(model: nn.Module) -> None:
+    """Makes 4-bit layers on CPU compute the same before and after an evaluation.
+
+    On CPUs with AVX512-BF16 bitsandbytes repacks the weights at the first evaluation forward, which changes later
+    training forwards and what is saved.
+
+    Raises:
+        ValueError: If a layer is too narrow for the 4-bit CPU kernels.
+    """
+    import bitsandbytes
+
+    for name, module in model.named_modules():
+        if not isinstance(module, bitsandbytes.nn.Linear4bit):
+            continue
+        if module.in_features < SMALLEST_4BIT_WIDTH:
+            raise ValueError(
+                f"load_in_4bit on CPU needs at least {SMALLEST_4BIT_WIDTH} input features per layer, "
+                f"{name} has {module.in_features}: set load_in_4bit off"
+            )
+        module.support_avx512bf16_for_cpu = False
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,62 @@
+"""What the preference objectives share: rows that have every view, their log-ratios, and the check of a beta."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mllm_align.contract import Signals, View
+
+
+def check_measured(signals: Signals, views: Sequence[View]) -> None:
+    """Raises ValueError naming the views that `signals` lack altogether; a view that no row has is there, as zeros."""
+    missing = [str(view) for view in views if view not in signals.num_tokens]
+    if missing:
+        measured = ", ".join(str(view) for view in signals.num_tokens) or "nothing"
+        raise ValueError(f"not measured: {', '.join(missing)} (measured: {measured}); measure what `needs` declares")
+
+
+def rows_with(signals: Signals, views: Sequence[View]) -> Tensor:
+    """(N,) int64: indices of the rows that have every one of `views`; ValueError if one was not measured."""
+    check_measured(signals, views)
+    has_all = torch.stack([signals.has(view) for view in views]).all(dim=0)
+    return has_all.nonzero().flatten()
+
+
+def upcast(values: Tensor) -> Tensor:
+    """`values` in float32 or wider: differences of sums of log-probabilities lose all their digits in bfloat16."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def log_ratios(policy: Signals, reference: Signals | None, views: Sequence[View], rows: Tensor) -> dict[View, Tensor]:
+    """Log-ratios log pi(y|x) - log pi_ref(y|x), summed over response tokens.
+
+    Args:
+        policy: Signals of the model that is trained.
+        reference: Signals of the frozen reference on the same rows.
+        views: The views to compare.
+        rows: (N,) the rows to keep, all of which have all the views.
+
+    Returns:
+        Per view (N,), float32 or wider, with the policy's gradient and none of the reference's.
+
+    Raises:
+        ValueError: If the reference was not measured, or not on the same tokens.
+    """
+    if reference is None:
+        raise ValueError("this objective compares with a frozen reference: measure one and pass its Signals")
+    check_measured(reference, views)
+    scored = torch.stack([policy.num_tokens[view][rows] for view in views])
+    if not torch.equal(scored, torch.stack([reference.num_tokens[view][rows] for view in views])):
+        raise ValueError("policy and reference scored different numbers of tokens: measure both on the same batch")
+    return {view: upcast(policy.logps[view][rows]) - upcast(reference.logps[view][rows]).detach() for view in views}
+
+
+def check_positive(owner: str, **numbers: float) -> None:
+    """Raises ValueError unless every number is a finite one above 0; `owner` is named in the message."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{owner}: {name} must be a number above 0, got {value!r}")

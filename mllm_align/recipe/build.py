@@ -1,0 +1,178 @@
+"""From a recipe to a trainer: everything that can be is checked before the model is loaded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import set_seed
+
+from mllm_align.contract import Objective
+from mllm_align.data.loading import load_rows
+from mllm_align.data.world import instruction_rows, pair_rows
+from mllm_align.models import ModelArguments, load_model, lora_config
+from mllm_align.objectives.load import objective_from
+from mllm_align.recipe.schema import DataSource, Recipe, RecipeError
+from mllm_align.trainers import AlignConfig, AlignTrainer
+from mllm_align.trainers.checkpoint import claim_output_dir, last_complete_checkpoint
+from mllm_align.trainers.setup import check_sources
+
+DEMO_BASE = "demo-base"
+WORLD_ROWS = {"world:pairs": (pair_rows, "balanced"), "world:instructions": (instruction_rows, "prior")}
+
+
+def run_recipe(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> AlignTrainer:
+    """Trains a recipe, and saves model, processor, card and recipe in its output folder.
+
+    Args:
+        recipe: Checked.
+        overwrite: Allow an output folder with something in it.
+        resume: Continue from the last complete checkpoint of the output folder.
+
+    Returns:
+        The trainer, after training.
+
+    Raises:
+        RecipeError: If the objective, a source or a setting is refused.
+        ValueError: If the output folder has something in it, there is nothing to resume from, or model, data and
+            objective do not fit together.
+    """
+    arguments = build_arguments(recipe, overwrite=overwrite)
+    # The trainer asks the same, but only after minutes of loading.
+    if resume:
+        last_complete_checkpoint(arguments.output_dir or "")
+    else:
+        claim_output_dir(arguments.output_dir or "", overwrite=overwrite, main_process=False)
+    trainer = build_trainer(recipe, overwrite=overwrite)
+    trainer.train(resume_from_checkpoint=True if resume else None)
+    trainer.save_model()
+    trainer.save_state()
+    return trainer
+
+
+def build_trainer(recipe: Recipe, *, overwrite: bool = False) -> AlignTrainer:
+    """The trainer of a recipe, with model, processor, data and objective, ready to train.
+
+    Args:
+        recipe: Checked.
+        overwrite: Allow an output folder with something in it.
+
+    Raises:
+        RecipeError: If the objective, a source or a setting is refused.
+        ValueError: If model, data and objective do not fit together.
+    """
+    objective = build_objective(recipe)
+    arguments = build_arguments(recipe, overwrite=overwrite)
+    model_arguments = resolve_model_name(recipe.model)
+    train = {name: load_source(name, source) for name, source in recipe.data.items()}
+    evaluation = {name: load_source(name, source) for name, source in recipe.eval_data.items()}
+    # Before the model: an adapter draws its first weights from this seed.
+    set_seed(arguments.seed)
+    model, processor = load_model(replace(model_arguments, use_peft=False), device=arguments.device)
+    return AlignTrainer(
+        model,
+        objective,
+        arguments,
+        processing_class=processor,
+        train_dataset=train,
+        eval_dataset=evaluation or None,
+        peft_config=lora_config(model, model_arguments) if model_arguments.use_peft else None,
+        recipe=recipe.text,
+    )
+
+
+def build_objective(recipe: Recipe) -> Objective:
+    """The objective; a user's own module is looked for beside the recipe and in the working folder too.
+
+    Raises:
+        RecipeError: If it is unknown, a value of it is refused, or its sources are not those of the data.
+    """
+    with _naming("objective"):
+        _make_importable(recipe)
+        objective = objective_from(recipe.objective)
+    with _naming("data"):
+        check_sources(objective, list(recipe.data))
+    with _naming("eval_data"):
+        check_sources(objective, list(recipe.eval_data), complete=False)
+    return objective
+
+
+def build_arguments(recipe: Recipe, *, overwrite: bool = False) -> AlignConfig:
+    """The settings of the run.
+
+    Raises:
+        RecipeError: If a value is out of its range.
+    """
+    settings = dict(recipe.train)
+    if not settings.get("output_dir"):
+        raise RecipeError("train.output_dir is missing: name the folder that the run writes to")
+    if overwrite:
+        settings["overwrite_output_dir"] = True
+    with _naming("train"):
+        return AlignConfig(**settings)
+
+
+def load_source(name: str, source: DataSource) -> Any:
+    """The rows of one source.
+
+    Raises:
+        DataError: If they cannot be read.
+        RecipeError: If the world is asked for rows that it does not have.
+    """
+    if source.path.startswith("world:"):
+        if source.path not in WORLD_ROWS:
+            raise RecipeError(f"data.{name}.path {source.path!r}: the world gives {', '.join(WORLD_ROWS)}")
+        make, distribution = WORLD_ROWS[source.path]
+        with _naming(f"data.{name}"):
+            rows = make(source.num_rows or 1000, source.seed, distribution=source.distribution or distribution)
+        return datasets.Dataset.from_list(rows)
+    rows: Any = load_rows(
+        source.path,
+        source.split,
+        source.columns,
+        source.streaming,
+        row_format=source.row_format,
+        image_folder=source.image_folder,
+        name=source.name,
+    )
+    if source.num_rows is None:
+        return rows
+    return rows.take(source.num_rows) if source.streaming else rows.select(range(min(source.num_rows, len(rows))))
+
+
+def resolve_model_name(arguments: ModelArguments) -> ModelArguments:
+    """The arguments with "demo-base" replaced by the folder of the base model that comes with the package.
+
+    Raises:
+        RecipeError: If no model is named.
+    """
+    if not arguments.model_name_or_path:
+        raise RecipeError("model.model_name_or_path is missing: name a Hub id or a folder")
+    if arguments.model_name_or_path != DEMO_BASE:
+        return arguments
+    return replace(arguments, model_name_or_path=str(Path(str(resources.files("mllm_align"))) / "demo" / "base"))
+
+
+def _make_importable(recipe: Recipe) -> None:
+    """A user's own modules become importable, behind everything that is installed, and stay so for data workers."""
+    names = [part if isinstance(part, str) else part["name"] for part in recipe.objective]
+    if all(":" not in name and "." not in name for name in names):
+        return
+    for folder in (recipe.folder, Path.cwd()):
+        if folder is not None and str(folder) not in sys.path:
+            sys.path.append(str(folder))
+
+
+@contextmanager
+def _naming(section: str) -> Iterator[None]:
+    """Errors inside name the section of the recipe that they come from."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{section}: {error}") from error

@@ -1,0 +1,93 @@
+"""The data a trainer is given: one dataset or several sources, checked before anything trains."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from mllm_align.contract import Objective
+from mllm_align.data.check import check_dataset
+from mllm_align.data.collator import AlignCollator
+from mllm_align.data.loading import undecoded
+from mllm_align.data.mixing import mix_sources
+from mllm_align.data.schema import DEFAULT_SOURCE, DataError
+from mllm_align.trainers.setup import check_sources
+
+
+def join_sources(dataset: Any) -> Any:
+    """Training data: a dict of sources becomes one mixed dataset whose rows tell their source."""
+    return mix_sources(dataset) if isinstance(dataset, Mapping) else undecoded(dataset)
+
+
+def label_sources(dataset: Any) -> Any:
+    """Evaluation data: the datasets of a dict stay apart, their rows tell their source."""
+    if isinstance(dataset, Mapping):
+        return {name: mix_sources({name: part}) for name, part in dataset.items()}
+    return undecoded(dataset)
+
+
+def rows_per_source(dataset: Any) -> dict[str, int | None]:
+    """Rows of each source; None in place of the number for streams. A stream of unknown sources is one "default"."""
+    parts = getattr(dataset, "parts", None)
+    if parts is not None:
+        return {name: len(part) if hasattr(part, "__len__") else None for name, part in parts.items()}
+    if dataset is None:
+        return {}
+    columns = getattr(dataset, "column_names", None)
+    if not hasattr(dataset, "__len__"):
+        return {DEFAULT_SOURCE: None}
+    if columns is not None:
+        return dict(Counter(dataset["source"])) if "source" in columns else {DEFAULT_SOURCE: len(dataset)}
+    return dict(Counter(row.get("source") or DEFAULT_SOURCE for row in dataset))
+
+
+def refuse_bad_data(
+    objective: Objective, collator: AlignCollator, train: Any, evaluation: Any, *, check_rows: bool, progress: bool
+) -> None:
+    """Refuses data that the objective cannot use.
+
+    Args:
+        objective: Its sources must be there, and the other way round.
+        collator: Of the run.
+        train: Training data after `join_sources`, or None.
+        evaluation: Evaluation data after `label_sources`, or None.
+        check_rows: Whether to read the rows themselves.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: If a source and the objective do not know each other.
+        DataError: For the first row that cannot be used, on every rank.
+    """
+    sources = rows_per_source(train)
+    if train is not None and (None not in sources.values() or hasattr(train, "parts")):
+        check_sources(objective, list(sources))
+    found = ""
+    if check_rows and PartialState().is_main_process:
+        try:
+            for name, dataset in _named(train, evaluation):
+                _check(name, dataset, collator, progress)
+        except DataError as error:
+            found = str(error)
+    message = broadcast_object_list([found])[0]
+    if message:
+        raise DataError(message)
+
+
+def _named(train: Any, evaluation: Any) -> Iterator[tuple[str, Any]]:
+    if train is not None:
+        yield "train_dataset", train
+    parts = evaluation if isinstance(evaluation, Mapping) else {"": evaluation}
+    for name, dataset in parts.items():
+        if dataset is not None:
+            yield f"eval_dataset[{name!r}]" if name else "eval_dataset", dataset
+
+
+def _check(name: str, dataset: Any, collator: AlignCollator, progress: bool) -> None:
+    try:
+        check_dataset(dataset, collator, progress=progress)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error

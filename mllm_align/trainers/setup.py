@@ -1,0 +1,192 @@
+"""What a trainer is built from: model and processor, adapters, reference, data sources."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+
+from mllm_align.contract import Needs, Objective, needs_for
+from mllm_align.families import check_model, family_of, unwrap
+from mllm_align.models import ModelArguments, load_model, load_processor
+from mllm_align.models.adapters import adapter_parameters, is_quantized
+from mllm_align.signals import AdaptersOff, FrozenCopy, NamedAdapter, Reference
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NeedsOfSources:
+    """What the rows of a source need; a source that no part of the objective takes is refused."""
+
+    objective: Objective
+
+    def __call__(self, source: str) -> Needs:
+        """The needs of one source.
+
+        Raises:
+            ValueError: If its rows would be used for nothing.
+        """
+        needs = needs_for(self.objective, source)
+        if not (needs.views or needs.optional or needs.features):
+            named = ", ".join(map(repr, getattr(self.objective, "sources", ())))
+            raise ValueError(
+                f"no part of the objective takes rows of source {source!r}; it names {named or 'none'}: rename the "
+                "source, or give a part for it"
+            )
+        return needs
+
+
+def check_measurable(objective: Objective) -> None:
+    """Refuses an objective that declares features: the engine measures log-probabilities so far.
+
+    Raises:
+        ValueError: Naming the feature.
+    """
+    if objective.needs.features:
+        raise ValueError(
+            f"the objective declares feature {objective.needs.features[0].name!r}; the engine measures the "
+            "log-probabilities of views, features are not there yet"
+        )
+
+
+def check_sources(objective: Objective, sources: Sequence[str], *, complete: bool = True) -> None:
+    """Refuses sources without a part, and parts without a source.
+
+    Args:
+        objective: Which may name sources.
+        sources: Of the data.
+        complete: Whether every source that the objective names must be there.
+
+    Raises:
+        ValueError: Naming the source.
+    """
+    ask = NeedsOfSources(objective)
+    for source in sources:
+        ask(source)
+    absent = [source for source in getattr(objective, "sources", ()) if source not in sources]
+    if complete and absent:
+        raise ValueError(
+            f"the objective has a part for source {absent[0]!r}, the data has only {', '.join(map(repr, sources))}: "
+            "pass train_dataset as {source: dataset}, or give the rows a 'source' column"
+        )
+
+
+def resolve_model(
+    model: str | nn.Module, processing_class: Any, model_init_kwargs: Mapping[str, Any] | None, device: Any
+) -> tuple[Any, Any]:
+    """The model and its processor, either of which may have been left to be loaded.
+
+    Raises:
+        ValueError: If the model cannot read images with the processor, or no processor is known.
+    """
+    if isinstance(model, str):
+        arguments = ModelArguments(model_name_or_path=model, **(model_init_kwargs or {}))
+        model, processor = load_model(arguments, device=device)
+        processing_class = processing_class or processor
+    elif model_init_kwargs:
+        raise ValueError("model_init_kwargs are for a model given by name; this one is loaded already")
+    if processing_class is None:
+        name = getattr(unwrap(model), "name_or_path", "")
+        if not name:
+            raise ValueError("processing_class is missing: pass the model's processor")
+        processing_class = load_processor(name)
+    check_model(model, processing_class)
+    return model, processing_class
+
+
+def apply_peft(model: Any, peft_config: PeftConfig | None) -> Any:
+    """The model with a new adapter, or as it is.
+
+    Without target modules the adapter goes on the language model alone.
+
+    Raises:
+        ValueError: If the model has adapters already, or is quantised and gets none.
+    """
+    if peft_config is None:
+        if is_quantized(model) and not isinstance(model, PeftModel):
+            raise ValueError("a quantised model trains through adapters alone: pass peft_config")
+        return model
+    if isinstance(model, PeftModel):
+        raise ValueError("the model has adapters already: leave peft_config out, or merge them first")
+    config: Any = copy.deepcopy(peft_config)
+    if hasattr(config, "target_modules") and config.target_modules is None:
+        config.target_modules = family_of(model).lora_targets(model, ["language"])
+    wrapped: Any = get_peft_model(model, config)
+    _warn_of_vision(wrapped, config)
+    return wrapped
+
+
+def _warn_of_vision(model: PeftModel, config: Any) -> None:
+    """Short names such as q_proj hit the vision tower too, which few users mean."""
+    family = family_of(model)
+    full_names = {name for name, _ in model.get_base_model().named_modules()}
+    targets = getattr(config, "target_modules", None)
+    if isinstance(targets, list | set) and set(targets) <= full_names:
+        return
+    hits = {
+        name
+        for name in adapter_parameters(model)
+        if family.scope_of(name.removeprefix("base_model.model.")) == "vision"
+    }
+    if hits:
+        logger.warning(
+            "target_modules %s also match the vision tower (%d tensors train there); "
+            "full module names from Family.lora_targets keep to one part",
+            sorted(targets) if isinstance(targets, list | set) else targets,
+            len(hits),
+        )
+
+
+def resolve_reference(model: Any, objective: Objective, ref_model: Any) -> Reference | None:
+    """The reference that the objective is to be given, or None where it wants none.
+
+    Args:
+        model: The policy.
+        objective: Its needs decide.
+        ref_model: A model, a `Reference`, or None: adapters off where the model has adapters, else a frozen copy.
+
+    Raises:
+        ValueError: If switching adapters off would leave trained parameters on.
+    """
+    if not objective.needs.reference:
+        return None
+    if isinstance(ref_model, AdaptersOff | NamedAdapter | FrozenCopy):
+        return ref_model
+    if ref_model is not None:
+        check_same_vocabulary(model, ref_model)
+        return frozen(ref_model)
+    if isinstance(model, PeftModel):
+        own = adapter_parameters(model)
+        stray = [name for name, p in model.named_parameters() if p.requires_grad and name not in own]
+        if stray:
+            raise ValueError(
+                f"{stray[0]} trains but is no part of an adapter, so the reference would move with it: put its module "
+                "in modules_to_save, freeze it, or pass ref_model"
+            )
+        return AdaptersOff()
+    return frozen(copy.deepcopy(model))
+
+
+def frozen(model: nn.Module) -> FrozenCopy:
+    """A reference that never trains."""
+    return FrozenCopy(model.eval().requires_grad_(False))
+
+
+def check_same_vocabulary(model: Any, other: Any) -> None:
+    """Refuses a reference that does not read the same tokens.
+
+    Raises:
+        ValueError: If the vocabularies differ in size, or the families do.
+    """
+    sizes = [unwrap(each).config.get_text_config().vocab_size for each in (model, other)]
+    if sizes[0] != sizes[1] or family_of(model).name != family_of(other).name:
+        raise ValueError(
+            f"ref_model does not fit: it is a {family_of(other).name} with {sizes[1]} tokens, the model a "
+            f"{family_of(model).name} with {sizes[0]}"
+        )

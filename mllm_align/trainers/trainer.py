@@ -1,0 +1,343 @@
+"""`AlignTrainer`: trains a vision-language model with any objective of the contract."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import datasets
+import torch
+from peft import PeftConfig
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from mllm_align.contract import Batch, Objective, Outcome, Signals
+from mllm_align.data.collator import AlignCollator
+from mllm_align.families import family_of, unwrap
+from mllm_align.models.adapters import disable_dropout
+from mllm_align.models.identity import base_probe
+from mllm_align.signals import EngineOptions, measure
+from mllm_align.trainers import checkpoint, heads, setup
+from mllm_align.trainers.config import AlignConfig
+from mllm_align.trainers.data import join_sources, label_sources, refuse_bad_data, rows_per_source
+from mllm_align.trainers.guard import check_gradients, check_trainable
+from mllm_align.trainers.metrics import Averages, means, weighted_loss
+from mllm_align.trainers.optimizer import MIXER, PROJECTOR, add_heads, learning_rates_of, part_of, split_groups
+from mllm_align.trainers.redirect import inside_forward, touch
+from mllm_align.trainers.save import save_beside_model, write_card
+from mllm_align.trainers.window import Window, plan_window, zero_signals
+
+logger = logging.getLogger(__name__)
+
+Data: TypeAlias = datasets.Dataset | datasets.IterableDataset
+
+
+class AlignTrainer(Trainer):
+    """Trains a vision-language model with an objective.
+
+    Args:
+        model: A loaded model (plain, quantised, or with adapters), or a Hub id or folder.
+        objective: What to train for: any object with `needs` and a call, `Weighted(...)` for several. One that is an
+            `nn.Module` is trained, checkpointed and restored with the model.
+        args: Settings; `AlignConfig()` by default.
+        processing_class: The model's processor; loaded from the model's own folder if left out.
+        train_dataset: Canonical rows (`image` or `images`, `prompt`, `chosen`, ...; see `mllm_align.data.schema`), or
+            a dict of datasets by source name, which are mixed.
+        eval_dataset: Likewise; the datasets of a dict are evaluated one by one, as `eval_NAME_...`.
+        peft_config: A new adapter is attached. Without target modules it goes on the language model.
+        ref_model: The reference, where the objective wants one. By default the same model with its adapters off, or
+            a frozen copy of a model without adapters.
+        callbacks: As in `transformers.Trainer`.
+        optimizers: An optimiser and a schedule of your own; then learning rates by part are yours too.
+        recipe: Text that describes the run; saved as `recipe.yaml` and shown in the model card.
+
+    Raises:
+        ValueError: If model, processor, data and objective do not fit together; each message says how to mend it.
+
+    Example:
+        >>> from mllm_align.objectives import DPO
+        >>> trainer = AlignTrainer("llava-hf/llava-1.5-7b-hf", DPO(), AlignConfig("out"), train_dataset=pairs,
+        ...     peft_config=LoraConfig())  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+
+    Losses are sums divided by global counts: neither the number of processes, nor gradient accumulation, nor the
+    model's own convention of scaling its loss changes what is optimised.
+    """
+
+    args: AlignConfig
+    # The loss is normalised over the whole accumulation window here.
+    loss_is_scaled_for_ga = True
+    _tag_names = ("mllm-align",)
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        objective: Objective,
+        args: AlignConfig | None = None,
+        *,
+        processing_class: Any = None,
+        train_dataset: Data | Mapping[str, Data] | None = None,
+        eval_dataset: Data | Mapping[str, Data] | None = None,
+        peft_config: PeftConfig | None = None,
+        ref_model: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+        recipe: str | None = None,
+    ) -> None:
+        """Puts the parts together and checks that they fit; see the class."""
+        args = args or AlignConfig("runs/align")
+        setup.check_measurable(objective)
+        if args.n_gpu > 1:
+            logger.warning("one process uses one GPU; start with torchrun or accelerate launch to use all of them")
+            args._n_gpu = 1
+        loaded, processor = setup.resolve_model(model, processing_class, args.model_init_kwargs, args.device)
+        self.base_name: str = getattr(unwrap(loaded), "name_or_path", "") or ""
+        self.base_probe = base_probe(loaded)
+        policy = setup.apply_peft(loaded, peft_config)
+        check_trainable(policy)
+        if args.disable_dropout:
+            disable_dropout(policy)
+        self.objective = objective
+        module = heads.as_module(objective)
+        if module is not None:
+            module.to(args.device)
+        self.reference = setup.resolve_reference(policy, objective, ref_model)
+        if isinstance(self.reference, setup.FrozenCopy):
+            self.reference.model.to(args.device)
+        needs = setup.NeedsOfSources(objective)
+        family = family_of(policy)
+        collator = AlignCollator(
+            processor,
+            needs,
+            family.image_keys,
+            family.token_keys,
+            max_length=args.max_length,
+            on_overflow=args.on_overflow,  # type: ignore[arg-type]
+            min_pixels=args.min_pixels,
+            max_pixels=args.max_pixels,
+        )
+        train_dataset, eval_dataset = join_sources(train_dataset), label_sources(eval_dataset)
+        refuse_bad_data(
+            objective,
+            collator,
+            train_dataset,
+            eval_dataset,
+            check_rows=args.check_data,
+            progress=not args.disable_tqdm,
+        )
+        self.source_rows = rows_per_source(train_dataset)
+        self.recipe = recipe
+        self.options = EngineOptions(packing=args.packing, logits_chunk_size=args.logits_chunk_size)
+        self._window = Window()
+        self._averages, self._eval_averages = Averages(), Averages()
+        self._weights: dict[str, float] = {}
+        self._checked_terms: set[str] = set()
+        self._owns_output_dir = False
+        self._clock: tuple[float, int] | None = None
+        super().__init__(
+            model=policy,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,  # type: ignore[arg-type]
+            processing_class=processor,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        if args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+            policy.enable_input_require_grads()
+
+    # -- the loss ----------------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], None]:
+        """The micro-batches of one optimiser step; what their terms are divided by is settled here."""
+        if self._clock is None:
+            self._clock = (time.monotonic(), self.state.num_input_tokens_seen)
+        samples = []
+        for _ in range(num_batches):
+            try:
+                samples.append(next(epoch_iterator))
+            except StopIteration:
+                break
+        self._window = plan_window(self.objective, [sample["batch"] for sample in samples])
+        self.state.num_input_tokens_seen += self._window.tokens
+        for parameter in heads.trained_parameters(self.objective):
+            parameter.grad = None
+        return samples, None
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {"batch": inputs["batch"].to(self.args.device)}
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One forward and backward pass; the objective's own gradients are averaged over ranks with the model's."""
+        with heads.mode(self.objective, training=True):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients and self.args.world_size > 1:
+            heads.average_gradients(self.objective, self.args.world_size)
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """This batch's share of the loss of the whole window, times the number of ranks, over which DDP averages."""
+        batch: Batch = inputs["batch"]
+        outcome, policy, zero = inside_forward(model, lambda: self._measure(batch))
+        if zero is not None:
+            check_gradients(outcome, self.model, self._checked_terms)
+        self._averages.add_outcome(outcome, len(batch))
+        self._averages.add_logps(policy, outcome)
+        loss = self._window.loss(outcome) * self.args.world_size
+        # Every rank must use every trained parameter, whatever its rows hold: DDP waits for all of them.
+        if zero is not None and (self.args.world_size > 1 or not loss.requires_grad):
+            loss = loss + zero
+        return (loss, outcome) if return_outputs else loss
+
+    def _measure(self, batch: Batch) -> tuple[Outcome, Signals, Tensor | None]:
+        """Everything of a step that touches the model or the objective; and, in training, a zero on all parameters."""
+        zero = touch(p for p in self.model.parameters() if p.requires_grad) if torch.is_grad_enabled() else None
+        if not batch.branches:
+            nothing = zero_signals(batch, device=self.args.device)
+            return Outcome(()), nothing, zero
+        needs = self.objective.needs
+        with self.accelerator.autocast():
+            policy, reference = measure(
+                self.model, batch, reference=self.reference, tokens=needs.tokens, options=self.options
+            )
+        return self.objective(policy, reference if needs.reference else None), policy, zero
+
+    # -- the optimiser -----------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimiser of `transformers`, with a learning rate for each part that has its own."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        family = family_of(self.model)
+        parts = {id(p): part_of(name, family) for name, p in (model or self.model).named_parameters()}
+        rates = {PROJECTOR: self.args.projector_learning_rate, MIXER: self.args.mixer_learning_rate}
+        split_groups(optimizer, parts, rates)
+        module = heads.as_module(self.objective)
+        if module is not None:
+            rate = self.args.head_learning_rate
+            add_heads(
+                optimizer,
+                module.named_parameters(),
+                self.args.learning_rate if rate is None else rate,
+                self.args.weight_decay,
+            )
+        return optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        own = heads.trained_parameters(self.objective)
+        if not own:
+            return super()._clip_grad_norm(model)
+        return self.accelerator.clip_grad_norm_([*model.parameters(), *own], self.args.max_grad_norm)
+
+    # -- the run -----------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Trains; see `transformers.Trainer.train`.
+
+        Args:
+            resume_from_checkpoint: A checkpoint folder, or True for the newest complete one of the output folder.
+            **kwargs: Handed on.
+
+        Raises:
+            ValueError: If the output folder has something in it and the run neither resumes nor may overwrite it, or
+                there is nothing to resume from.
+        """
+        resume = resume_from_checkpoint or self.args.resume_from_checkpoint
+        if resume:
+            resume = checkpoint.last_complete_checkpoint(self.args.output_dir) if resume is True else str(resume)
+        elif not self._owns_output_dir:
+            checkpoint.claim_output_dir(
+                self.args.output_dir,
+                overwrite=self.args.overwrite_output_dir,
+                main_process=self.is_world_process_zero(),
+            )
+        self.accelerator.wait_for_everyone()
+        self._owns_output_dir = True
+        if self.args.world_size > 1:
+            heads.share(self.objective)
+        self._averages.reset()
+        self._clock = None
+        return super().train(resume_from_checkpoint=resume or None, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        checkpoint.load_objective(self.objective, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.state.best_model_checkpoint is not None:
+            checkpoint.load_objective(self.objective, self.state.best_model_checkpoint)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            save_beside_model(self, output_dir or self.args.output_dir)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the model card; what it says comes from the run itself."""
+        if self.is_world_process_zero():
+            write_card(self, self.args.output_dir)
+
+    # -- the log -----------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds to a training line: every term and metric (means over rows since the last line), tokens, rates."""
+        if "loss" in logs and "learning_rate" in logs:
+            logs.update(means(self._averages.totals()))
+            self._averages.reset()
+            now, seen = time.monotonic(), self.state.num_input_tokens_seen
+            then, before = self._clock or (now, seen)
+            self._clock = (now, seen)
+            logs |= {"num_tokens": seen, "tokens_per_second": round((seen - before) / max(now - then, 1e-9), 1)}
+            rates = learning_rates_of(self.optimizer)
+            logs.update({f"learning_rate/{part}": rate for part, rate in rates.items()})
+        super().log(logs, start_time)
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Nothing: tokens are counted with the window."""
+
+    # -- evaluation --------------------------------------------------------------------------------------------
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """A loader that shows every row once: ranks may get unequal numbers of batches, none is filled up."""
+        even = self.accelerator.even_batches
+        self.accelerator.even_batches = False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.accelerator.even_batches = even
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[None, None, None]:
+        """Measures one batch; the numbers are added up over the whole dataset, not averaged over batches."""
+        batch: Batch = self._prepare_inputs(inputs)["batch"]
+        with torch.no_grad(), heads.mode(self.objective, training=False):
+            outcome, policy, _ = self._measure(batch)
+        self._eval_averages.add_outcome(outcome, len(batch))
+        self._eval_averages.add_logps(policy, outcome)
+        self._weights.update({term.name: term.weight for term in outcome.terms})
+        return None, None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Adds the loss and every metric over all rows of all ranks."""
+        self._eval_averages.reset()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        totals = self._eval_averages.totals()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means(totals).items()}
+        metrics[f"{metric_key_prefix}_loss"] = weighted_loss(totals, self._weights)
+        return output._replace(metrics={**(output.metrics or {}), **metrics})

@@ -1,0 +1,174 @@
+"""The pass before training: what it counts, and what it refuses."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from chat import make_processor
+from mllm_align.contract import Needs, View
+from mllm_align.data.check import check_dataset
+from mllm_align.data.collator import AlignCollator
+from mllm_align.data.errors import DataError
+from mllm_align.data.loading import load_rows
+from mllm_align.data.mixing import mix_sources
+from mllm_align.families import family_of
+from tiny import FAMILIES, tiny
+
+PAIRS = Needs(views=(View("image", "chosen"), View("contrast_image", "chosen"), View("image", "rejected")))
+PLAIN = Needs(views=(View("image", "chosen"),), optional=(View("contrast_image", "rejected"),))
+
+
+def needs_for(source: str) -> Needs:
+    return {"default": PLAIN, "pairs": PAIRS, "plain": PLAIN}[source]
+
+
+def make_collator(**kwargs: Any) -> AlignCollator:
+    return AlignCollator(make_processor(), needs_for, ("pixel_values",), **kwargs)
+
+
+def check(rows: Any, **kwargs: Any) -> Any:
+    return check_dataset(rows, make_collator(**kwargs), progress=False)
+
+
+@pytest.fixture
+def rows(data_dir: Path) -> list[dict[str, Any]]:
+    photos = sorted(str(path) for path in (data_dir / "photos").glob("*.jpg"))
+    return [
+        {"id": f"r{n}", "image": photo, "prompt": "What is it?", "chosen": "red " * (n + 1), "rejected": "blue"}
+        for n, photo in enumerate([*photos, photos[0]])
+    ]
+
+
+def test_summary_on_real_photos(rows: list[dict[str, Any]]) -> None:
+    rows[1] |= {"contrast_image": rows[0]["image"], "source": "pairs"}
+    summary = check(rows)
+    assert (summary.rows, summary.images, summary.complete) == (len(rows), len(rows) - 1, True)
+    assert summary.views["pairs"] == {"chosen|image": 1, "chosen|contrast_image": 1, "rejected|image": 1}
+    assert summary.views["default"] == {"chosen|image": len(rows) - 1}
+    batch = make_collator()([rows[-1]])["batch"]
+    assert summary.longest == batch.prefixes[0].input_ids.numel() + batch.branches[0].token_ids.numel()
+    assert f"row {len(rows) - 1} (id 'r{len(rows) - 1}')" in str(summary)
+    assert f"{len(rows)} rows, {len(rows) - 1} images" in str(summary)
+
+
+@pytest.mark.parametrize("family_name", FAMILIES)
+def test_lengths_are_those_of_the_batches(family_name: str, pictures: list[Image.Image]) -> None:
+    model, processor = tiny(family_name)
+    family = family_of(model)
+    collate = AlignCollator(processor, needs_for, family.image_keys, family.token_keys)
+    for image in pictures:
+        row = {"image": image, "prompt": "What is it?", "chosen": "red"}
+        batch = collate([row])["batch"]
+        longest = batch.prefixes[0].input_ids.numel() + batch.branches[0].token_ids.numel()
+        assert check_dataset([row], collate, progress=False).longest == longest
+
+
+def test_streams_are_read_from_the_front(rows: list[dict[str, Any]], caplog: pytest.LogCaptureFixture) -> None:
+    stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
+    with caplog.at_level(logging.WARNING):
+        summary = check_dataset(stream, make_collator(), stream_rows=2, progress=False)
+    assert (summary.rows, summary.complete) == (2, False)
+    assert "only its first 2 rows are checked" in caplog.text
+    assert "2 rows (the first of a stream)" in str(summary)
+
+
+def test_a_broken_image_in_a_table_names_its_row(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(Path(rows[0]["image"]).read_bytes()[:5000])
+    rows[2]["image"] = str(cut)
+    table = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    for dataset in (rows, table, mix_sources({"plain": table})):
+        with pytest.raises(DataError, match=r"row 2 \(id 'r2'\), column 'image': .*cut\.jpg is truncated"):
+            check(dataset)
+
+
+def test_gone_and_unreadable_images(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    page = tmp_path / "page.jpg"
+    page.write_text("<html>")
+    for image, message in ((str(page), "not an image that PIL can read"), (str(tmp_path / "no.jpg"), "no image file")):
+        with pytest.raises(DataError, match=f"row 1 .*column 'contrast_image'.*{message}"):
+            check([rows[0], rows[1] | {"contrast_image": image}])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "pairs"}, "row 1 .*no column 'contrast_image', which view chosen.contrast_image needs"),
+        ({"source": "elsewhere"}, "row 1 .*unknown source 'elsewhere'"),
+        ({"chosen": None}, "row 1 .*no column 'chosen', which view chosen.image scores"),
+        ({"chosen": "  "}, "row 1 .*'chosen' is empty"),
+        ({"prompt": "<image><image>?"}, r"row 1 .*2 image placeholder\(s\)"),
+        ({"image": 5}, "row 1 .*int 5 is no image"),
+        ({"video": "a.mp4"}, "row 1 .*video is out of scope"),
+    ],
+)
+def test_bad_rows_are_found_before_training(rows: list[dict[str, Any]], changes: dict[str, Any], message: str) -> None:
+    rows[1] |= changes
+    with pytest.raises(DataError, match=message):
+        check(rows)
+
+
+def test_too_long_rows_are_counted(rows: list[dict[str, Any]]) -> None:
+    longest = check(rows).longest
+    assert check(rows, max_length=longest).too_long == 0
+    with pytest.raises(DataError, match=rf"1 of {len(rows)} rows .*longest is row .* with {longest} tokens"):
+        check(rows, max_length=longest - 1)
+    with pytest.raises(DataError, match=rf"{len(rows)} of {len(rows)} rows"):
+        check(rows, max_length=10)
+    dropped = check(rows, max_length=longest - 1, on_overflow="drop")
+    assert dropped.too_long == 1
+    assert "1 rows are longer than max_length and are dropped" in str(dropped)
+    with pytest.raises(DataError, match="every row is longer"):
+        check(rows, max_length=10, on_overflow="drop")
+    assert check(rows, max_length=longest - 1, on_overflow="truncate").too_long == 1
+    with pytest.raises(DataError, match=r"prompt of view .* alone"):
+        check(rows, max_length=10, on_overflow="truncate")
+
+
+def test_a_broken_stream_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jsonl"
+    path.write_text('{"prompt": "a", "chosen": "b"}\n{"prompt": \n')
+    with pytest.raises(DataError, match="of the stream cannot be read"):
+        check(load_rows(path, streaming=True))
+
+
+def test_no_rows() -> None:
+    with pytest.raises(DataError, match="has no rows"):
+        check([])
+    with pytest.raises(DataError, match="has no rows"):
+        check(iter([]))
+
+
+def test_images_that_the_processor_refuses(pictures: list[Image.Image]) -> None:
+    model, processor = tiny("qwen2_vl")
+    family = family_of(model)
+    collate = AlignCollator(processor, needs_for, family.image_keys, family.token_keys)
+    thin = Image.fromarray(np.zeros((2, 900, 3), np.uint8))
+    with pytest.raises(DataError, match=r"row 0.*refuses 900 x 2 pixels"):
+        check_dataset([{"image": thin, "prompt": "?", "chosen": "a"}], collate, progress=False)
+
+
+def test_a_processor_with_ways_of_its_own_is_refused(rows: list[dict[str, Any]]) -> None:
+    class Odd(type(make_processor())):
+        def prepare_inputs_layout(self, images=None, text=None, **kwargs):
+            images, text, *rest = super().prepare_inputs_layout(images=images, text=text, **kwargs)
+            return images, [f"{each} odd" for each in text], *rest
+
+    base = make_processor()
+    odd = Odd(
+        base.image_processor,
+        base.tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=base.chat_template,
+    )
+    with pytest.raises(DataError, match="Odd tokenises a prompt with images in a way of its own"):
+        check_dataset(rows, AlignCollator(odd, needs_for, ("pixel_values",)), progress=False)

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from mllm_align_eval.detection import auc_metric, criterion_metric, dprime_metric, prior_index_metric
+from mllm_align_eval.statistics import ClusterBootstrap
+
+
+def test_dprime_and_criterion_by_hand():
+    says = [True] * 8 + [False] * 2 + [True] * 3 + [False] * 7
+    truth = [True] * 10 + [False] * 10
+    hit, alarm = stats.norm.ppf(8.5 / 11), stats.norm.ppf(3.5 / 11)
+    assert dprime_metric(says, truth).value() == pytest.approx(hit - alarm)
+    assert criterion_metric(says, truth).value() == pytest.approx(-(hit + alarm) / 2)
+
+
+def test_perfect_answers_stay_finite():
+    truth = [True] * 50 + [False] * 50
+    assert dprime_metric(truth, truth).value() == pytest.approx(2 * stats.norm.ppf(50.5 / 51))
+
+
+def test_a_shift_of_the_threshold_moves_the_criterion_and_not_dprime():
+    rng = np.random.default_rng(0)
+    truth = np.repeat([True, False], 20_000)
+    evidence = rng.normal(size=40_000) + 1.5 * truth
+    strict, lax = evidence > 1.2, evidence > 0.2
+    assert dprime_metric(strict, truth).value() == pytest.approx(1.5, abs=0.05)
+    assert dprime_metric(lax, truth).value() == pytest.approx(1.5, abs=0.05)
+    assert criterion_metric(strict, truth).value() == pytest.approx(0.45, abs=0.03)
+    assert criterion_metric(lax, truth).value() == pytest.approx(-0.55, abs=0.03)
+
+
+def test_auc_counts_pairs_with_ties_as_half():
+    rng = np.random.default_rng(1)
+    scores, truth = rng.integers(0, 6, 60).astype(float), rng.random(60) < 0.4
+    wins = [
+        1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0
+        for i in range(60)
+        for j in range(60)
+        if truth[i] and not truth[j]
+    ]
+    assert auc_metric(scores, truth).value() == pytest.approx(np.mean(wins))
+
+
+def test_auc_of_a_resample_equals_auc_of_the_drawn_questions():
+    rng = np.random.default_rng(2)
+    scores, truth = rng.normal(size=20), rng.random(20) < 0.5
+    clusters = [f"c{number // 2}" for number in range(20)]
+    bootstrap = ClusterBootstrap(clusters, 3)
+    metric = auc_metric(scores, truth)
+    for weights in bootstrap.weights:
+        times = weights[bootstrap.index].astype(int)
+        drawn = auc_metric(np.repeat(scores, times), np.repeat(truth, times)).value()
+        assert metric.statistic((weights[bootstrap.index, None] * metric.columns).sum(axis=0)) == pytest.approx(drawn)
+
+
+def test_hallucination_index_is_a_difference_of_rates():
+    wrong = [True, True, False, True, False, False, False, True]
+    prior = [True, True, True, True, False, False, False, False]
+    among = [True, True, True, False, True, True, True, False]
+    assert prior_index_metric(wrong, prior, among).value() == pytest.approx(2 / 3 - 0 / 3)
+
+
+def test_auc_without_one_of_the_classes_is_undefined():
+    assert np.isnan(auc_metric([0.0, 1.0], [True, True]).value())

@@ -1,0 +1,57 @@
+"""Made-up measurements, so that objectives are tested without any model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from mllm_align.contract import Needs, Ragged, Signals
+
+ALL_SOURCES = ("pairs", "instructions")
+
+
+@pytest.fixture
+def make_signals() -> Callable[..., Signals]:
+    """`make_signals(needs, counts_seed, value_seed, ...)`: random float64 signals that hold what `needs` declares.
+
+    Equal `counts_seed`s give the same token counts, as policy and reference on one batch have.
+    """
+
+    def make(
+        needs: Needs,
+        *,
+        rows: int = 6,
+        value_seed: int = 0,
+        counts_seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+        sources: Sequence[str] | None = None,
+    ) -> Signals:
+        views = needs.views + needs.optional
+        counting = torch.Generator().manual_seed(counts_seed)
+        counts = {view: torch.randint(1, 9, (rows,), generator=counting) for view in views}
+        for view in needs.optional:
+            counts[view][::3] = 0
+        drawing = torch.Generator().manual_seed(value_seed)
+        per_token = {
+            view: -torch.rand(int(count.sum()), generator=drawing, dtype=torch.float64) * 3
+            for view, count in counts.items()
+        }
+        row = {view: torch.repeat_interleave(torch.arange(rows), count) for view, count in counts.items()}
+        logps = {
+            view: torch.zeros(rows, dtype=torch.float64).index_add(0, row[view], per_token[view]).to(dtype)
+            for view in views
+        }
+        return Signals(
+            logps={view: value.requires_grad_() for view, value in logps.items()},
+            num_tokens=counts,
+            token_logps={view: Ragged(per_token[view].to(dtype), row[view]) for view in views} if needs.tokens else {},
+            features={
+                feature.name: Ragged(torch.randn(rows, 8, generator=drawing).to(dtype), torch.arange(rows))
+                for feature in needs.features
+            },
+            sources=tuple(sources or (ALL_SOURCES[index % 2] for index in range(rows))),
+        )
+
+    return make

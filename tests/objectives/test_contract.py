@@ -1,0 +1,229 @@
+"""What every objective must do; objectives are found by looking, so a new one is held to it from its first day."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mllm_align.objectives
+from mllm_align.contract import Needs, Objective, Outcome, Ragged, Signals, View
+from mllm_align.objectives import DPO, SVCO, NextToken, Weighted
+
+MODULES = [
+    importlib.import_module(f"mllm_align.objectives.{info.name}")
+    for info in pkgutil.iter_modules(mllm_align.objectives.__path__)
+]
+CLASSES = [
+    kind
+    for module in MODULES
+    for kind in vars(module).values()
+    if inspect.isclass(kind) and kind.__module__ == module.__name__ and hasattr(kind, "needs")
+]
+# Beside every class with its defaults: options that change the maths, and classes that have no defaults.
+CASES: dict[str, Callable[[], Objective]] = {kind.__name__: kind for kind in CLASSES if kind is not Weighted} | {
+    "DPO-smoothed": lambda: DPO(label_smoothing=0.1),
+    "DPO-robust": lambda: DPO(loss_type="robust", label_smoothing=0.1),
+    "DPO-hinge": lambda: DPO(loss_type="hinge"),
+    "DPO-ipo": lambda: DPO(loss_type="ipo"),
+    "DPO-sigmoid_norm": lambda: DPO(loss_type="sigmoid_norm"),
+    "NextToken-own": lambda: NextToken(matched=False),
+    "SVCO-betas": lambda: SVCO(beta_attend=0.3, beta_reject=0.7),
+    "Weighted": lambda: Weighted((SVCO(), 1.0, "pairs"), (NextToken(), 0.5, "instructions"), (DPO(), 0.1)),
+}
+
+
+@pytest.fixture(params=CASES, ids=list(CASES))
+def objective(request: pytest.FixtureRequest) -> Objective:
+    return CASES[request.param]()
+
+
+def call(objective: Objective, policy: Signals, reference: Signals) -> Outcome:
+    return objective(policy, reference if objective.needs.reference else None)
+
+
+def changed(signals: Signals, change: Callable[[torch.Tensor], torch.Tensor]) -> Signals:
+    """Every measured value replaced, the counts kept."""
+    return replace(
+        signals,
+        logps={view: change(value.detach()) for view, value in signals.logps.items()},
+        token_logps={view: Ragged(change(item.values), item.row) for view, item in signals.token_logps.items()},
+        features={name: Ragged(change(item.values), item.row) for name, item in signals.features.items()},
+    )
+
+
+class Recorder(Mapping):
+    """Remembers which keys were read, and refuses those that were not declared."""
+
+    def __init__(self, content: Mapping, allowed: set) -> None:
+        self.content, self.allowed, self.read = content, allowed, set()
+
+    def __getitem__(self, key: Any) -> Any:
+        assert key in self.allowed, f"{key} was read but not declared"
+        self.read.add(key)
+        return self.content[key]
+
+    def __iter__(self) -> Iterator:
+        raise AssertionError("an objective reads what it declares by name; it does not list what there is")
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+
+def test_every_objective_is_found() -> None:
+    assert {SVCO, DPO, NextToken, Weighted} <= set(CLASSES)
+    assert {kind.__name__ for kind in CLASSES} == set(mllm_align.objectives.__all__)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_module_has_its_own_test_file_and_its_doctests_pass(module: Any) -> None:
+    name = module.__name__.rpartition(".")[2]
+    assert (Path(__file__).parent / f"test_{name}.py").is_file()
+    assert doctest.testmod(module).failed == 0
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_docstring_is_a_product_page(kind: type) -> None:
+    page = inspect.getdoc(kind) or ""
+    assert "https://arxiv.org/abs/" in page.split("\n\n")[0], "the first line names method and paper with a link"
+    for section in ("Args:", "Needs:", "Shapes:", "Example:", "Relations:", "Deviations:"):
+        assert f"\n{section}\n" in page, f"{kind.__name__} says nothing under {section}"
+    assert ">>>" in page.split("\nExample:\n")[1]
+
+
+def test_follows_the_protocol(objective: Objective) -> None:
+    assert isinstance(objective, Objective)
+    assert isinstance(objective.needs, Needs)
+
+
+def test_finite_and_differentiable_in_every_view(objective: Objective, make_signals: Callable[..., Signals]) -> None:
+    policy, reference = make_signals(objective.needs), make_signals(objective.needs, value_seed=1)
+    outcome = call(objective, policy, reference)
+    assert outcome.loss.shape == ()
+    assert torch.isfinite(outcome.loss)
+    outcome.loss.backward()
+    for view, logps in policy.logps.items():
+        assert torch.isfinite(logps.grad).all(), view
+    # S-VCO's no-image scores cancel where policy equals reference; here they differ, so every view has a gradient.
+    assert all(logps.grad.abs().sum() > 0 for logps in policy.logps.values())
+    assert all(logps.grad is None for logps in reference.logps.values()), "the reference is frozen"
+    for name, value in outcome.metrics.items():
+        assert not value.requires_grad, name
+        assert torch.isfinite(value).all(), name
+
+
+def test_gradient_is_that_of_finite_differences(objective: Objective, make_signals: Callable[..., Signals]) -> None:
+    policy, reference = make_signals(objective.needs, rows=4), make_signals(objective.needs, rows=4, value_seed=1)
+    views = list(policy.logps)
+
+    def loss(*values: torch.Tensor) -> torch.Tensor:
+        return call(objective, replace(policy, logps=dict(zip(views, values, strict=True))), reference).loss
+
+    assert torch.autograd.gradcheck(loss, tuple(policy.logps.values()))
+
+
+def test_order_of_rows_does_not_matter(objective: Objective, make_signals: Callable[..., Signals]) -> None:
+    policy, reference = make_signals(objective.needs), make_signals(objective.needs, value_seed=1)
+    order = [3, 0, 5, 1, 4, 2]
+    before = call(objective, policy, reference)
+    after = call(objective, policy.select(order), reference.select(order))
+    torch.testing.assert_close(before.loss, after.loss)
+    for name, value in before.metrics.items():
+        torch.testing.assert_close(value.flatten().sort().values, after.metrics[name].flatten().sort().values)
+
+
+def test_a_sum_over_rows_splits_into_micro_batches(objective: Objective, make_signals: Callable[..., Signals]) -> None:
+    policy, reference = make_signals(objective.needs), make_signals(objective.needs, value_seed=1)
+    whole = call(objective, policy, reference)
+    pieces = [call(objective, policy.select(rows), reference.select(rows)) for rows in ([0, 1, 2, 3], [4], [5])]
+    for index, term in enumerate(whole.terms):
+        assert term.count == sum(piece.terms[index].count for piece in pieces)
+        torch.testing.assert_close(term.sum, torch.stack([piece.terms[index].sum for piece in pieces]).sum())
+
+
+def test_bfloat16_is_computed_in_float32(objective: Objective, make_signals: Callable[..., Signals]) -> None:
+    policy = make_signals(objective.needs, dtype=torch.bfloat16)
+    reference = make_signals(objective.needs, dtype=torch.bfloat16, value_seed=1)
+    got = call(objective, policy, reference)
+    wanted = call(objective, changed(policy, torch.Tensor.double), changed(reference, torch.Tensor.double))
+    for term, exact in zip(got.terms, wanted.terms, strict=True):
+        assert term.sum.dtype == torch.float32
+        torch.testing.assert_close(term.sum.double(), exact.sum, rtol=1e-5, atol=1e-5)
+
+
+def test_reads_exactly_what_it_declares(objective: Objective, make_signals: Callable[..., Signals]) -> None:
+    needs = objective.needs
+    declared = set(needs.views + needs.optional)
+    more = needs | Needs(
+        views=tuple(
+            View(image, text) for image in ("image", None, "contrast_image") for text in ("chosen", "rejected")
+        )
+    )
+
+    def recorded(signals: Signals) -> Signals:
+        return replace(
+            signals,
+            logps=Recorder(signals.logps, declared),
+            num_tokens=Recorder(signals.num_tokens, declared),
+            token_logps=Recorder(signals.token_logps, declared if needs.tokens else set()),
+            features=Recorder(signals.features, {feature.name for feature in needs.features}),
+        )
+
+    policy, reference = recorded(make_signals(more)), recorded(make_signals(more, value_seed=1))
+    call(objective, policy, reference)
+    asked = (needs.tokens and policy.token_logps.read) or policy.logps.read
+    assert asked == declared
+    assert policy.features.read == {feature.name for feature in needs.features}
+    assert bool(reference.logps.read) == needs.reference
+
+
+def test_counts_do_not_depend_on_values(objective: Objective, make_signals: Callable[..., Signals]) -> None:
+    policy, reference = make_signals(objective.needs), make_signals(objective.needs, value_seed=1)
+    measured = call(objective, policy, reference)
+    zeros = call(objective, changed(policy, torch.zeros_like), changed(reference, torch.zeros_like))
+    assert [(term.name, term.weight, int(term.count)) for term in measured.terms] == [
+        (term.name, term.weight, int(term.count)) for term in zeros.terms
+    ]
+    assert len({term.name for term in measured.terms}) == len(measured.terms)
+    assert all(term.count.shape == () and term.count > 0 for term in measured.terms)
+
+
+def test_rows_without_its_views_change_nothing(objective: Objective, make_signals: Callable[..., Signals]) -> None:
+    policy, reference = make_signals(objective.needs), make_signals(objective.needs, value_seed=1)
+    kept = [0, 1, 3, 4]
+
+    def without(signals: Signals) -> Signals:
+        gone = torch.tensor([False, False, True, False, False, True])
+        return replace(
+            signals,
+            logps={view: value.detach().masked_fill(gone, 0.0) for view, value in signals.logps.items()},
+            num_tokens={view: count.masked_fill(gone, 0) for view, count in signals.num_tokens.items()},
+        )
+
+    if objective.needs.tokens or objective.needs.features:
+        pytest.skip("rows are left out by their token counts, which ragged signals do not have")
+    got = call(objective, without(policy), without(reference))
+    wanted = call(objective, policy.select(kept), reference.select(kept))
+    torch.testing.assert_close(got.loss, wanted.loss)
+    assert [int(term.count) for term in got.terms] == [int(term.count) for term in wanted.terms]
+    for name, value in got.metrics.items():
+        torch.testing.assert_close(value, wanted.metrics[name].detach(), msg=name)
+
+
+def test_empty_batch_is_zero_and_differentiable(objective: Objective, make_signals: Callable[..., Signals]) -> None:
+    full = call(objective, make_signals(objective.needs), make_signals(objective.needs, value_seed=1))
+    policy, reference = make_signals(objective.needs, rows=0), make_signals(objective.needs, rows=0, value_seed=1)
+    outcome = call(objective, policy, reference)
+    assert outcome.loss == 0
+    assert [term.name for term in outcome.terms] == [term.name for term in full.terms]
+    assert all(term.count == 0 and term.sum == 0 for term in outcome.terms)
+    assert not any(torch.isnan(value).any() for value in outcome.metrics.values())
+    outcome.loss.backward()

@@ -1,0 +1,189 @@
+import json
+import sys
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from mllm_align.objectives import DPO, Weighted
+from mllm_align.recipe import Recipe, RecipeError, load_recipe, run_recipe
+from mllm_align.recipe.build import build_arguments, build_objective, load_source, resolve_model_name
+from mllm_align.recipe.schema import DataSource, parse_recipe
+from runs import picture
+from tiny import save_tiny
+
+OWN_OBJECTIVE = """
+from dataclasses import dataclass
+from typing import ClassVar
+from mllm_align.contract import Needs, Outcome, Signals, Term, View
+
+OWN = View("image", "chosen")
+
+@dataclass(frozen=True)
+class Likely:
+    scale: float = 1.0
+    needs: ClassVar[Needs] = Needs(views=(OWN,))
+
+    def __call__(self, policy, reference):
+        return Outcome((Term("likely", 1.0, -self.scale * policy.logps[OWN].sum(), policy.has(OWN).sum()),))
+"""
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return save_tiny("llava", tmp_path_factory.mktemp("model"))
+
+
+def write_rows(folder, count=4):
+    rows = []
+    for number in range(count):
+        names = {"image": f"{number}.png", "contrast_image": f"{number}_other.png"}
+        for place, name in enumerate(names.values()):
+            picture(10 * number + place).save(folder / name)
+        rows.append({"prompt": "Which colour?", "chosen": f"red {number}", "rejected": "blue", **names})
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_recipe(folder, model_folder, **changes):
+    raw = {
+        "model": {"model_name_or_path": str(model_folder), "use_peft": True, "lora_r": 4},
+        "data": {"pairs": {"path": str(write_rows(folder))}},
+        "objective": [{"name": "dpo", "sources": "pairs"}],
+        "train": {
+            "output_dir": str(folder / "run"),
+            "use_cpu": True,
+            "max_steps": 4,
+            "save_steps": 2,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-2,
+            "disable_tqdm": True,
+            "report_to": "none",
+        },
+    }
+    raw |= {key: raw[key] | value if isinstance(value, dict) else value for key, value in changes.items()}
+    path = folder / "recipe.yaml"
+    path.write_text("# A tiny run.\n" + yaml.safe_dump(raw, sort_keys=False))
+    return path
+
+
+def test_run_saves_adapter_and_recipe_refuses_a_used_folder_and_resumes(tmp_path, model_folder):
+    path = write_recipe(tmp_path, model_folder)
+    run_recipe(load_recipe(path))
+    run = tmp_path / "run"
+    whole = load_file(run / "adapter_model.safetensors")
+    assert (run / "recipe.yaml").read_text() == path.read_text()
+    assert "A tiny run." in (run / "README.md").read_text()
+
+    with pytest.raises(ValueError, match="has something in it"):
+        run_recipe(load_recipe(path))
+    assert load_file(run / "adapter_model.safetensors").keys() == whole.keys()
+
+    # As a run that was killed after its first checkpoint leaves it.
+    (run / "adapter_model.safetensors").unlink()
+    for file in (run / "checkpoint-4").iterdir():
+        file.unlink()
+    trainer = run_recipe(load_recipe(path), resume=True)
+    assert trainer.state.global_step == 4
+    again = load_file(run / "adapter_model.safetensors")
+    assert all((again[name] == value).all() for name, value in whole.items())
+
+    run_recipe(load_recipe(path, ["train.max_steps=1"]), overwrite=True)
+    assert load_recipe(run / "recipe.yaml").train["max_steps"] == 1
+
+
+def test_output_folder_is_looked_at_before_anything_loads(tmp_path):
+    path = write_recipe(tmp_path, "no/such/model")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="has something in it"):
+        run_recipe(load_recipe(path))
+    with pytest.raises(ValueError, match="no complete checkpoint to resume from"):
+        run_recipe(load_recipe(path), resume=True)
+
+
+def test_own_objective_beside_the_recipe_trains(tmp_path, model_folder, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_losses_for_a_test.py").write_text(OWN_OBJECTIVE)
+    part = {"name": "my_losses_for_a_test:Likely", "scale": 0.5, "weight": 2.0}
+    path = write_recipe(tmp_path, model_folder, objective=[part], train={"max_steps": 2, "logging_steps": 1})
+    trainer = run_recipe(load_recipe(path))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 2
+    assert losses[0] > 0
+    assert trainer.objective.parts[0].objective.scale == 0.5
+
+
+def recipe_with(**changes) -> Recipe:
+    raw = {
+        "model": {"model_name_or_path": "some/model"},
+        "data": {"pairs": "pairs.jsonl"},
+        "objective": ["dpo"],
+        "train": {"output_dir": "out", "use_cpu": True},
+    }
+    return parse_recipe(raw | changes)
+
+
+def test_objective_by_name_with_weight_and_sources():
+    built = build_objective(recipe_with(objective=[{"name": "dpo", "beta": 0.3, "weight": 2, "sources": "pairs"}]))
+    assert isinstance(built, Weighted)
+    (part,) = built.parts
+    assert part.objective == DPO(beta=0.3)
+    assert (part.weight, part.sources) == (2.0, ("pairs",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": ["dpoo"]}, "objective: unknown objective 'dpoo'; did you mean 'dpo'"),
+        ({"objective": [{"name": "dpo", "betta": 1}]}, "objective: objective 'dpo' has no option 'betta'"),
+        ({"objective": ["no_such_module_here:Loss"]}, "no module 'no_such_module_here'"),
+        ({"objective": [{"name": "dpo", "sources": "pears"}]}, "data: no part of the objective takes rows of source"),
+        (
+            {"objective": ["dpo", {"name": "next_token", "sources": "instructions"}]},
+            "data: the objective has a part for source 'instructions'",
+        ),
+        (
+            {"objective": [{"name": "dpo", "sources": "pairs"}], "eval_data": {"held_out": "x.jsonl"}},
+            "eval_data: no part of the objective takes rows of source 'held_out'",
+        ),
+    ],
+)
+def test_objective_and_data_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(RecipeError) as error:
+        build_objective(recipe_with(**changes))
+    assert message in str(error.value)
+
+
+def test_settings_are_checked():
+    assert build_arguments(recipe_with(), overwrite=True).overwrite_output_dir
+    with pytest.raises(RecipeError, match="train: packing 'maybe' is none of"):
+        build_arguments(recipe_with(train={"output_dir": "out", "packing": "maybe"}))
+    with pytest.raises(RecipeError, match="output_dir is missing"):
+        build_arguments(recipe_with(train={"max_steps": 1}))
+
+
+def test_rows_of_the_world_and_of_files(tmp_path):
+    pairs = load_source("pairs", DataSource("world:pairs", num_rows=3))
+    assert len(pairs) == 3
+    assert {"image", "contrast_image", "chosen", "rejected"} <= set(pairs.column_names)
+    assert len(load_source("rows", DataSource(str(write_rows(tmp_path)), num_rows=2))) == 2
+    streamed = load_source("rows", DataSource(str(tmp_path / "pairs.jsonl"), num_rows=3, streaming=True))
+    assert len(list(streamed)) == 3
+    with pytest.raises(RecipeError, match="the world gives world:pairs, world:instructions"):
+        load_source("rows", DataSource("world:pears"))
+    with pytest.raises(RecipeError, match=r"data.rows: .*'odd'"):
+        load_source("rows", DataSource("world:pairs", num_rows=1, distribution="odd"))
+
+
+def test_demo_base_is_a_folder_of_the_package():
+    resolved = resolve_model_name(parse_recipe_model("demo-base")).model_name_or_path
+    assert resolved.replace("\\", "/").endswith("mllm_align/demo/base")
+    assert resolve_model_name(parse_recipe_model("a/b")).model_name_or_path == "a/b"
+    with pytest.raises(RecipeError, match="model_name_or_path is missing"):
+        resolve_model_name(parse_recipe_model(None))
+
+
+def parse_recipe_model(name):
+    return recipe_with(model={"model_name_or_path": name}).model

@@ -1,0 +1,135 @@
+import json
+
+import pytest
+
+from mllm_align.objectives import DPO, SVCO, NextToken, Weighted
+from mllm_align.recipe import build_trainer, load_recipe, packaged_recipes, plan_of
+from runs import ANSWERS, Headed, make_trainer, pair_rows, picture
+from tiny import save_tiny
+
+FAMILIES = {
+    "demo_svco": "llava",
+    "dpo_llava15_7b": "llava",
+    "svco_llava15_7b": "llava",
+    "svco_qwen25vl_7b": "qwen2_5_vl",
+}
+SVCO_VIEWS = [str(view) for view in SVCO().needs.views]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Tiny models by family, and a few rows in the formats that the packaged recipes read."""
+    folder = tmp_path_factory.mktemp("recipes")
+    for family in set(FAMILIES.values()):
+        save_tiny(family, folder / family)
+    mvc, instructions, rlhf = [], [], []
+    for number in range(6):
+        names = [f"{number}_{side}.png" for side in ("own", "other")]
+        for place, name in enumerate(names):
+            picture(10 * number + place).save(folder / name)
+        answer, other = ANSWERS[number % 5], ANSWERS[(number + 1) % 5]
+        mvc.append(
+            {
+                "system_prompt": "",
+                "instruction_prompt": "Which colour?",
+                "chosen_images": names[:1],
+                "rejected_images": names[1:],
+                "chosen_response": answer,
+                "rejected_response": other,
+            }
+        )
+        turns = [{"from": "human", "value": "<image>\nDescribe."}, {"from": "gpt", "value": answer}]
+        instructions.append({"id": str(number), "image": names[0], "conversations": turns})
+        text = json.dumps({"question": "Which colour?", "chosen": answer, "rejected": other})
+        rlhf.append({"ds_name": "RLHF-V", "image": names[0], "text": text, "idx": number})
+    for name, rows in {"mvc": mvc, "instructions": instructions, "rlhf": rlhf}.items():
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    return folder
+
+
+def overrides(name, folder):
+    """The packaged recipe on a tiny model and on local rows, everything else as it is."""
+    found = [f"model.model_name_or_path={folder / FAMILIES[name]}", "train.disable_tqdm=true", "train.use_cpu=true"]
+    if name == "demo_svco":
+        return [*found, "data.pairs.num_rows=6", "data.instructions.num_rows=6"]
+    files = {"pairs": "rlhf"} if name.startswith("dpo") else {"pairs": "mvc", "instructions": "instructions"}
+    for source, file in files.items():
+        found += [f"data.{source}.path={folder / file}.json", f"data.{source}.image_folder={folder}"]
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(packaged_recipes()))
+def test_every_packaged_recipe_builds_and_has_a_plan(name, folder):
+    recipe = load_recipe(name, overrides(name, folder))
+    trainer = build_trainer(recipe)
+    plan = plan_of(trainer)
+    assert trainer.model.get_base_model().is_quantized
+    assert trainer.recipe == recipe.text
+    if name.startswith("dpo"):
+        assert plan.views == {"pairs": ["chosen|image", "rejected|image"]}
+        assert plan.reference == {"pairs": True}
+    else:
+        assert plan.views == {"pairs": SVCO_VIEWS, "instructions": plan.views["instructions"]}
+        assert plan.views["instructions"][0] == "chosen|image"
+        assert plan.reference == {"pairs": True, "instructions": False}
+    assert {part.split()[0] for part in plan.trainable} == (
+        {"language", "projector"} if recipe.model.train_projector else {"language"}
+    )
+    assert sum(plan.trainable.values()) == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    assert "shared by" in plan.packing
+    assert all(view in str(plan) for views in plan.views.values() for view in views)
+
+
+def test_figures_of_a_plan_by_hand(tmp_path):
+    rows = pair_rows(8)
+    trainer = make_trainer(tmp_path, DPO(), rows, max_steps=-1, num_train_epochs=3.0, gradient_accumulation_steps=2)
+    plan = plan_of(trainer)
+    # Two batches of two rows a step, eight rows, three epochs.
+    assert plan.steps == 6
+    batch = trainer.data_collator(rows)["batch"]
+    prefixes = sum(prefix.input_ids.numel() for prefix in batch.prefixes)
+    responses = sum(branch.token_ids.numel() for branch in batch.branches)
+    assert plan.tokens_per_step == round((prefixes + responses) / 8 * 2) * 2
+    # Rank 4 on the seven linear layers of each of the two Llama layers: r x (in + out).
+    config = trainer.model.get_base_model().config.text_config
+    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    heads = width // config.num_attention_heads * config.num_key_value_heads
+    assert plan.trainable == {
+        "language down_proj": 4 * (inner + width) * layers,
+        "language gate_proj": 4 * (inner + width) * layers,
+        "language k_proj": 4 * (width + heads) * layers,
+        "language o_proj": 4 * 2 * width * layers,
+        "language q_proj": 4 * 2 * width * layers,
+        "language up_proj": 4 * (inner + width) * layers,
+        "language v_proj": 4 * (width + heads) * layers,
+    }
+    trained = sum(plan.trainable.values())
+    assert plan.memory["weights"] == 4 * plan.parameters
+    assert plan.memory["gradients"] == 4 * trained
+    assert plan.memory["optimiser"] == 8 * trained
+    assert "reference" not in plan.memory
+    assert plan.memory["activations"] > 0
+
+
+def test_a_frozen_copy_and_a_lean_optimiser_show_in_the_memory(tmp_path):
+    trainer = make_trainer(tmp_path, DPO(), pair_rows(2), adapter=None, optim="adamw_8bit")
+    plan = plan_of(trainer)
+    assert plan.memory["reference"] == plan.memory["weights"] == plan.memory["gradients"]
+    assert plan.memory["optimiser"] == 2 * plan.parameters
+    assert {"vision fc1", "projector linear_1", "language q_proj", "other lm_head"} <= set(plan.trainable)
+
+
+def test_rows_that_are_scored_one_by_one_say_so(tmp_path):
+    plan = plan_of(make_trainer(tmp_path, DPO(), pair_rows(2), packing="off"))
+    assert "one sequence per view (packing is off)" in str(plan)
+
+
+def test_optional_views_are_marked(tmp_path):
+    objective = Weighted((NextToken(), 1.0, "pairs"))
+    plan = plan_of(make_trainer(tmp_path, objective, {"pairs": pair_rows(2)}))
+    assert plan.views["pairs"] == ["chosen|image", "rejected|contrast_image where there"]
+
+
+def test_parameters_of_the_objective_are_counted(tmp_path):
+    plan = plan_of(make_trainer(tmp_path, Headed(), pair_rows(2)))
+    assert plan.trainable["objective"] == 5

@@ -1,0 +1,118 @@
+"""Small training runs on tiny models: rows with pictures, settings that end in seconds, a trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mllm_align.contract import Needs, Outcome, Signals, Term, View
+from mllm_align.models import ModelArguments, lora_config
+from mllm_align.trainers import AlignConfig, AlignTrainer
+from tiny import tiny
+
+ANSWERS = ("red", "The small blue star.", "green, not yellow", "No.", "Two large white circles are left of it.")
+OWN = View("image", "chosen")
+
+
+def picture(seed: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 255, (56, 56, 3), dtype=np.uint8))
+
+
+def pair_rows(count: int, *, images: bool = True) -> list[dict[str, Any]]:
+    """Rows with responses of unequal length, and with an own and a contrast image or none."""
+    rows = []
+    for number in range(count):
+        row: dict[str, Any] = {
+            "id": str(number),
+            "prompt": f"What is the colour of object {number}?",
+            "chosen": ANSWERS[number % len(ANSWERS)],
+            "rejected": ANSWERS[(number + 2) % len(ANSWERS)],
+        }
+        if images:
+            row |= {"image": picture(number), "contrast_image": picture(100 + number)}
+        rows.append(row)
+    return rows
+
+
+def config(folder: str | Path, **changes: Any) -> AlignConfig:
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,
+        "max_steps": 2,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "check_data": False,
+    }
+    return AlignConfig(**(settings | changes))
+
+
+def lora(model: Any, **changes: Any) -> Any:
+    """LoRA on the language model, its update not at zero, so that policy and reference differ from the start."""
+    arguments = ModelArguments(**({"lora_r": 4, "lora_alpha": 8} | changes))
+    found = lora_config(model, arguments)
+    found.init_lora_weights = False
+    return found
+
+
+def make_trainer(folder: str | Path, objective: Any, rows: Any, *, quantized: bool = False, **changes: Any) -> Any:
+    """An `AlignTrainer` on tiny LLaVA; keyword arguments that it does not take go to the settings."""
+    own = ("eval_dataset", "ref_model", "callbacks", "recipe", "model", "processing_class", "optimizers")
+    given = {key: changes.pop(key) for key in own if key in changes}
+    adapter = changes.pop("adapter", {})
+    if "model" not in given:
+        given["model"], given["processing_class"] = tiny("llava", quantized=quantized)
+    torch.manual_seed(0)
+    if adapter is not None:
+        given["peft_config"] = lora(given["model"], **adapter)
+    model = given.pop("model")
+    return AlignTrainer(model, objective, config(folder, **changes), train_dataset=rows, **given)
+
+
+def trained(trainer: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def gradients(trainer: Any) -> dict[str, torch.Tensor]:
+    """Gradients of the first optimiser step, before clipping, from a run of one step."""
+    kept: dict[str, torch.Tensor] = {}
+    clip = trainer._clip_grad_norm
+
+    def keep(model: Any) -> Any:
+        named = [*trainer.model.named_parameters(), *_named(trainer.objective)]
+        kept.update({name: p.grad.clone() for name, p in named if p.grad is not None})
+        return clip(model)
+
+    trainer._clip_grad_norm = keep
+    trainer.train()
+    return kept
+
+
+def _named(objective: Any) -> Any:
+    return objective.named_parameters() if isinstance(objective, torch.nn.Module) else ()
+
+
+class Headed(torch.nn.Module):
+    """A toy objective with parameters: a learned scale and shift on the log-probability of a row."""
+
+    needs = Needs(views=(OWN,))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.5))
+        self.mix = torch.nn.Parameter(torch.full((2, 2), 0.1))
+
+    def forward(self, policy: Signals, reference: Signals | None) -> Outcome:
+        logps = policy.logps[OWN]
+        loss = (self.scale * logps + self.mix.sum()).square()
+        return Outcome((Term("headed", 1.0, loss.sum(), policy.has(OWN).sum()),), {"value": loss.detach()})

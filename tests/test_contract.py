@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mllm_align.contract import (
+    Batch,
+    Branch,
+    Feature,
+    Needs,
+    Objective,
+    Outcome,
+    Prefix,
+    Ragged,
+    Signals,
+    Term,
+    View,
+    needs_for,
+)
+
+OWN, NONE, OTHER = (View(image, "chosen") for image in ("image", None, "contrast_image"))
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Two rows: the first has two views, the second one."""
+    return Batch(
+        sources=("pairs", "text"),
+        row_ids=("a", "b"),
+        images=({"pixel_values": torch.ones(1, 3, 2, 2)},),
+        prefixes=(
+            Prefix(torch.tensor([1, 2, 3]), (0,), {"mm_token_type_ids": torch.tensor([0, 1, 0])}),
+            Prefix(torch.tensor([1, 3]), (), {}),
+        ),
+        branches=(
+            Branch(0, 0, OWN, torch.tensor([5, 6])),
+            Branch(1, 0, NONE, torch.tensor([5, 6])),
+            Branch(1, 1, NONE, torch.tensor([7, 8, 9])),
+        ),
+        reference_rows=(True, False),
+    )
+
+
+def test_view_reads_as_response_given_image() -> None:
+    assert [str(view) for view in (OWN, NONE)] == ["chosen|image", "chosen|no_image"]
+
+
+def test_union_of_needs_has_each_thing_once_and_required_wins_over_optional() -> None:
+    feature = Feature("patches", "tower", "image")
+    left = Needs(views=(OWN,), optional=(NONE, OTHER), features=(feature,))
+    right = Needs(views=(NONE, OWN), reference=True, features=(feature,), tokens=True)
+    wanted = Needs(views=(OWN, NONE), optional=(OTHER,), features=(feature,), reference=True, tokens=True)
+    assert left | right == wanted
+    assert Needs() | left == left
+    assert set((right | left).views) == {OWN, NONE}
+
+
+def test_signals_know_which_rows_have_a_view() -> None:
+    signals = Signals({OWN: torch.zeros(3)}, {OWN: torch.tensor([2, 0, 1])})
+    assert signals.has(OWN).tolist() == [True, False, True]
+
+
+def test_select_takes_rows_in_the_order_given_ragged_ones_too() -> None:
+    signals = Signals(
+        logps={OWN: torch.tensor([-1.0, -2.0, -3.0])},
+        num_tokens={OWN: torch.tensor([1, 2, 3])},
+        token_logps={OWN: Ragged(torch.arange(6.0), torch.tensor([0, 1, 1, 2, 2, 2]))},
+        features={"boxes": Ragged(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([2, 0, 2]))},
+        sources=("a", "b", "c"),
+    )
+    picked = signals.select([2, 0])
+    assert picked.logps[OWN].tolist() == [-3.0, -1.0]
+    assert picked.num_tokens[OWN].tolist() == [3, 1]
+    assert picked.token_logps[OWN].values.tolist() == [3.0, 4.0, 5.0, 0.0]
+    assert picked.token_logps[OWN].row.tolist() == [0, 0, 0, 1]
+    assert picked.features["boxes"].values.tolist() == [[1.0], [3.0], [2.0]]
+    assert picked.features["boxes"].row.tolist() == [0, 0, 1]
+    assert picked.sources == ("c", "a")
+
+
+def test_select_of_no_rows_is_empty_and_keeps_the_graph() -> None:
+    logps = torch.zeros(2, requires_grad=True)
+    ragged = Ragged(torch.zeros(3, 4), torch.tensor([0, 0, 1]))
+    none = Signals({OWN: logps}, {OWN: torch.tensor([1, 1])}, features={"f": ragged}, sources=("a", "b")).select([])
+    assert none.logps[OWN].shape == (0,)
+    assert none.features["f"].values.shape == (0, 4)
+    assert none.sources == ()
+    none.logps[OWN].sum().backward()
+    assert logps.grad.tolist() == [0.0, 0.0]
+
+
+def test_loss_is_the_weighted_sum_of_means_and_a_term_without_rows_is_zero() -> None:
+    value = torch.tensor(6.0, requires_grad=True)
+    terms = (
+        Term("a", 2.0, value, torch.tensor(3)),
+        Term("b", 0.5, torch.tensor(8.0), torch.tensor(4)),
+        Term("c", 1.0, torch.tensor(0.0), torch.tensor(0)),
+    )
+    loss = Outcome(terms).loss
+    assert loss.item() == pytest.approx(2.0 * 6 / 3 + 0.5 * 8 / 4)
+    loss.backward()
+    assert value.grad.item() == pytest.approx(2 / 3)
+
+
+def test_needs_for_asks_an_objective_that_tells_sources_apart() -> None:
+    class Plain:
+        needs = Needs(views=(OWN,))
+
+        def __call__(self, policy: Signals, reference: Signals | None) -> Outcome:
+            return Outcome(())
+
+    class Telling(Plain):
+        def needs_for(self, source: str) -> Needs:
+            return Needs(views=(NONE,)) if source == "text" else self.needs
+
+    assert isinstance(Plain(), Objective)
+    assert not isinstance(lambda policy, reference: None, Objective)
+    assert needs_for(Plain(), "text").views == (OWN,)
+    assert needs_for(Telling(), "text").views == (NONE,)
+    assert needs_for(Telling(), "pairs").views == (OWN,)
+
+
+def test_batch_counts_the_tokens_of_each_view(batch: Batch) -> None:
+    assert len(batch) == 2
+    assert batch.views == (OWN, NONE)
+    assert batch.num_tokens(OWN).tolist() == [2, 0]
+    assert batch.num_tokens(NONE).tolist() == [2, 3]
+    assert batch.num_tokens(OTHER).tolist() == [0, 0]
+
+
+def test_batch_map_reaches_every_tensor_and_leaves_the_batch_alone(batch: Batch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        seen.append(tensor)
+        return tensor + 1
+
+    moved = batch.map(change)
+    assert len(seen) == 1 + 3 + 3
+    assert moved.images[0]["pixel_values"].unique().tolist() == [2.0]
+    assert moved.prefixes[0].extras["mm_token_type_ids"].tolist() == [1, 2, 1]
+    assert moved.branches[2].token_ids.tolist() == [8, 9, 10]
+    assert batch.branches[2].token_ids.tolist() == [7, 8, 9]
+    assert (moved.sources, moved.row_ids, moved.reference_rows) == (batch.sources, batch.row_ids, batch.reference_rows)
+
+
+def test_batch_moves_its_pixels_and_keeps_ids_on_the_host(batch: Batch) -> None:
+    moved = batch.to("meta")
+    assert moved.images[0]["pixel_values"].device.type == "meta"
+    assert {branch.token_ids.device.type for branch in moved.branches} == {"cpu"}
+    assert {prefix.input_ids.device.type for prefix in moved.prefixes} == {"cpu"}

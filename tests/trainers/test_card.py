@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from peft import LoraConfig
+
+from mllm_align.objectives.dpo import DPO
+from mllm_align.objectives.next_token import NextToken
+from mllm_align.objectives.weighted import Weighted
+from mllm_align.trainers.card import CardFacts, describe_objective, model_card
+from runs import Headed, config
+
+
+def facts(folder: Path, **changes: Any) -> CardFacts:
+    values: dict[str, Any] = {
+        "base_model": "org/model",
+        "objective": DPO(beta=0.3),
+        "sources": {"pairs": 7, "web": None},
+        "settings": config(folder, learning_rate=3e-4),
+        "batch_size": 8,
+    }
+    return CardFacts(**(values | changes))
+
+
+def header(card: str) -> dict[str, Any]:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_objectives_tell_their_numbers() -> None:
+    inner = Weighted((NextToken(matched=False), 2.0))
+    lines = describe_objective(Weighted((DPO(beta=0.3), 1.0, ("a", "b")), (inner, 0.5), (Headed(), 1.0)))
+    assert lines[0] == "DPO(beta=0.3, loss_type='sigmoid', label_smoothing=0.0), weight 1, on a, b"
+    assert lines[1].endswith("weight 0.5, on every source")
+    assert "NextToken(matched=False), weight 2" in lines[1]
+    assert lines[-1] == "Headed(), weight 1, on every source"
+
+
+def test_the_header_is_what_the_hub_reads(tmp_path: Path) -> None:
+    assert header(model_card(facts(tmp_path))) == {
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["mllm-align"],
+        "base_model": "org/model",
+    }
+    adapted = header(model_card(facts(tmp_path, base_model=str(tmp_path), adapter=LoraConfig(target_modules=["x"]))))
+    assert adapted["library_name"] == "peft"
+    assert "base_model" not in adapted
+
+
+def test_the_text(tmp_path: Path) -> None:
+    log = [{"loss": 2.0, "step": 1, "train_runtime": 3.0}, {"loss": 0.5, "logps/chosen|image": -1.0, "note": "x"}]
+    adapter = LoraConfig(r=4, target_modules=["a.b", "a.c"], modules_to_save=["a.d"])
+    card = model_card(facts(tmp_path, log=log, adapter=adapter, recipe="seed: 3\n", steps=2))
+    for told in (
+        "Base model: `org/model`",
+        "LORA, rank 4, alpha 8, dropout 0.0, 2 layers, trained in full: a.d",
+        "- DPO(beta=0.3, ",
+        "- `pairs`: 7 rows",
+        "- `web`: a stream",
+        "| learning_rate | 0.0003 |",
+        "| rows per step | 8 |",
+        "| steps done | 2 |",
+        "| loss | 0.5 |",
+        "| logps/chosen\\|image | -1 |",
+        "| transformers | ",
+        "```yaml\nseed: 3\n```",
+    ):
+        assert told in card, told
+    for hidden in ("runtime", "note", "num_train_epochs"):
+        assert hidden not in card, hidden
