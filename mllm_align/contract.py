@@ -36,7 +36,9 @@ class Feature(NamedTuple):
     """A named tensor taken from the model or from a teacher.
 
     `source` is one of tower, projector, hidden, text, teacher; `column` the image or response column it is taken of;
-    `layer` an index into the source's layers or None for its output; `pooling` the name of a pooling.
+    `layer` an index into the source's layers or None for its output; `pooling` the name of a pooling. The engine
+    measures "projector" (pooling "mean" over the tokens of the row's images, of width d of the language model) and
+    "text" (the last layer's hidden states over a response, read in a pass without image, pooling "mean" or "last").
     """
 
     name: str
@@ -94,8 +96,11 @@ class Signals:
         logps: Per view (B,): sum of log p over the response tokens.
         num_tokens: Per view (B,), int64: number of response tokens scored; 0 where the row has no such view.
         token_logps: Per view, only where `Needs.tokens`: `values` (N,) in order of row and position.
-        features: Per feature name: `values` (N, d).
+        features: Per feature name: `values` (N, d), in order of row; a name that no row has is absent.
         sources: (B,) the name of the source each row came from.
+        host_num_tokens: `num_tokens` once more, on the host, where it is known there: to learn which rows have a view,
+            nobody then waits for the device.
+        host_feature_rows: Per feature name its `row` once more, likewise.
     """
 
     logps: Mapping[View, Tensor]
@@ -103,23 +108,85 @@ class Signals:
     token_logps: Mapping[View, Ragged] = field(default_factory=dict)
     features: Mapping[str, Ragged] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
+    host_num_tokens: Mapping[View, Sequence[int]] = field(default_factory=dict)
+    host_feature_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def has(self, view: View) -> Tensor:
         """(B,) bool: the rows that have `view`."""
         return self.num_tokens[view] > 0
 
+    def rows_with(self, views: Sequence[View], *, any_of: bool = False) -> Tensor:
+        """(N,) int64: indices of the rows that have every one of `views`, or any of them."""
+        device = self.num_tokens[views[0]].device
+        if all(view in self.host_num_tokens for view in views):
+            wanted = any if any_of else all
+            counts = zip(*(self.host_num_tokens[view] for view in views), strict=True)
+            return _index([row for row, own in enumerate(counts) if wanted(own)], device)
+        has = torch.stack([self.has(view) for view in views])
+        return (has.any(dim=0) if any_of else has.all(dim=0)).nonzero().flatten()
+
     def select(self, rows: Sequence[int]) -> Signals:
         """The signals of some rows, in the order given."""
         counts = next(iter(self.num_tokens.values()), None)
-        device = counts.device if counts is not None else None
-        index = torch.as_tensor(list(rows), dtype=torch.long, device=device)
+        index = _index(list(rows), counts.device if counts is not None else None)
+        places = {name: _places(own, rows) for name, own in self.host_feature_rows.items() if name in self.features}
         return Signals(
             logps={view: value[index] for view, value in self.logps.items()},
             num_tokens={view: value[index] for view, value in self.num_tokens.items()},
-            token_logps={view: _select_ragged(value, rows) for view, value in self.token_logps.items()},
-            features={name: _select_ragged(value, rows) for name, value in self.features.items()},
+            token_logps={
+                view: _select_tokens(value, self.host_num_tokens[view], rows)
+                if view in self.host_num_tokens
+                else _select_ragged(value, rows)
+                for view, value in self.token_logps.items()
+            },
+            features={
+                name: _pick(value, *places[name]) if name in places else _select_ragged(value, rows)
+                for name, value in self.features.items()
+            },
             sources=tuple(self.sources[row] for row in rows) if self.sources else (),
+            host_num_tokens={view: tuple(own[row] for row in rows) for view, own in self.host_num_tokens.items()},
+            host_feature_rows={name: tuple(new) for name, (_, new) in places.items()},
         )
+
+
+def _index(rows: Sequence[int], device: Any) -> Tensor:
+    """Row numbers as an index on a device, without waiting for it."""
+    if rows == list(range(len(rows))):
+        return torch.arange(len(rows), device=device)
+    return _sent(torch.tensor(rows, dtype=torch.long), device)
+
+
+def _sent(tensor: Tensor, device: Any) -> Tensor:
+    # Only out of page-locked memory does a copy not wait.
+    if device is not None and torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _select_tokens(ragged: Ragged, counts: Sequence[int], rows: Sequence[int]) -> Ragged:
+    """As `_select_ragged`, for entries in order of row whose number per row is known on the host."""
+    every = torch.tensor(counts, dtype=torch.long)
+    picked = torch.tensor(rows, dtype=torch.long)
+    lengths = every[picked]
+    row = torch.repeat_interleave(torch.arange(len(rows)), lengths)
+    start = (every.cumsum(0) - every)[picked] - (lengths.cumsum(0) - lengths)
+    index = torch.arange(row.numel()) + start[row]
+    device = ragged.row.device
+    return Ragged(ragged.values[_sent(index, device)], _sent(row, device))
+
+
+def _places(own: Sequence[int], rows: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Of the entries whose rows are `own`, those of `rows` in that order; and the new row of each."""
+    entries: dict[int, list[int]] = {}
+    for place, row in enumerate(own):
+        entries.setdefault(row, []).append(place)
+    found = [(place, new) for new, row in enumerate(rows) for place in entries.get(row, ())]
+    return [place for place, _ in found], [new for _, new in found]
+
+
+def _pick(ragged: Ragged, places: Sequence[int], rows: Sequence[int]) -> Ragged:
+    device = ragged.row.device
+    return Ragged(ragged.values[_index(places, device)], _index(rows, device))
 
 
 def _select_ragged(ragged: Ragged, rows: Sequence[int]) -> Ragged:
@@ -216,6 +283,9 @@ class Batch:
         prefixes: Distinct prefixes.
         branches: Every (row, view) to score.
         reference_rows: (B,) whether the row's views are also wanted from the reference.
+        image_ids: Per distinct image a key of its content and of how it was processed; empty where nobody made one.
+        row_images: Per image column that a feature is taken of, (B,) the indices into `images` of each row's own; no
+            column where no row's feature is taken of images, None where nobody told.
     """
 
     sources: tuple[str, ...]
@@ -224,6 +294,8 @@ class Batch:
     prefixes: tuple[Prefix, ...]
     branches: tuple[Branch, ...]
     reference_rows: tuple[bool, ...]
+    image_ids: tuple[str, ...] = ()
+    row_images: Mapping[str, tuple[tuple[int, ...], ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -249,8 +321,8 @@ class Batch:
         return self.map(move)
 
     def pin_memory(self) -> Batch:
-        """A copy in page-locked memory (called by the data loader)."""
-        return self.map(lambda tensor: tensor.pin_memory())
+        """A copy with its pixels in page-locked memory (called by the data loader); the rest stays on the host."""
+        return self.map(lambda tensor: tensor.pin_memory() if tensor.is_floating_point() else tensor)
 
     def num_tokens(self, view: View) -> Tensor:
         """(B,) int64: response tokens of `view` per row, 0 where the row has no such view."""
@@ -259,6 +331,11 @@ class Batch:
             if branch.view == view:
                 counts[branch.row] = branch.token_ids.numel()
         return counts
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to measure: no response, and no image that a feature is taken of."""
+        return not self.branches and not any(map(any, (self.row_images or {}).values()))
 
     @property
     def views(self) -> tuple[View, ...]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -16,6 +21,7 @@ from tiny import tiny
 
 ANSWERS = ("red", "The small blue star.", "green, not yellow", "No.", "Two large white circles are left of it.")
 OWN = View("image", "chosen")
+PATIENCE = 420  # seconds for two processes: 6 on two idle cores; a hang never ends, a busy machine is slow
 
 
 def picture(seed: int) -> Image.Image:
@@ -116,3 +122,36 @@ class Headed(torch.nn.Module):
         logps = policy.logps[OWN]
         loss = (self.scale * logps + self.mix.sum()).square()
         return Outcome((Term("headed", 1.0, loss.sum(), policy.has(OWN).sum()),), {"value": loss.detach()})
+
+
+def start_ranks(script: str, folder: Path, *, count: int = 2) -> list[subprocess.Popen[bytes]]:
+    """Processes of one gloo group, each running `script FOLDER RANK`; `wait_for_ranks` ends them."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    ranks = []
+    for rank in range(count):
+        place = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": count,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        environment = os.environ | {name: str(value) for name, value in place.items()}
+        environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, script, str(folder), str(rank)]
+        ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    return ranks
+
+
+def wait_for_ranks(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Fails with what a process said, where one did not end well or did not end."""
+    for rank in ranks:
+        try:
+            output, _ = rank.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            for other in ranks:
+                other.kill()
+            pytest.fail(f"a process was not done after {PATIENCE} s: they may wait for each other")
+        assert rank.returncode == 0, output.decode()[-3000:]

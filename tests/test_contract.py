@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -149,3 +151,46 @@ def test_batch_moves_its_pixels_and_keeps_ids_on_the_host(batch: Batch) -> None:
     assert moved.images[0]["pixel_values"].device.type == "meta"
     assert {branch.token_ids.device.type for branch in moved.branches} == {"cpu"}
     assert {prefix.input_ids.device.type for prefix in moved.prefixes} == {"cpu"}
+
+
+def test_rows_are_known_on_the_host_or_read_off_the_device() -> None:
+    counts = {OWN: (2, 0, 3, 1), NONE: (0, 0, 1, 4)}
+    tensors = {view: torch.tensor(own) for view, own in counts.items()}
+    values = {view: torch.arange(sum(own), dtype=torch.float) for view, own in counts.items()}
+    tokens = {view: Ragged(values[view], torch.arange(4).repeat_interleave(tensors[view])) for view in counts}
+    logps = {view: torch.randn(4) for view in counts}
+    sides = [Signals(logps, tensors, tokens, sources=tuple("abcd"), host_num_tokens=host) for host in (counts, {})]
+    for views, any_of, rows in (
+        ((OWN,), False, [0, 2, 3]),
+        ((OWN, NONE), False, [2, 3]),
+        ((NONE, OWN), True, [0, 2, 3]),
+    ):
+        assert [side.rows_with(views, any_of=any_of).tolist() for side in sides] == [rows, rows]
+    for rows in ([3, 0], [1], [], [0, 1, 2, 3]):
+        known, read = (side.select(rows) for side in sides)
+        assert known.host_num_tokens == {view: tuple(own[row] for row in rows) for view, own in counts.items()}
+        for view in counts:
+            assert torch.equal(known.num_tokens[view], tensors[view][rows])
+            assert torch.equal(known.logps[view], read.logps[view])
+            for ours, theirs in zip(known.token_logps[view], read.token_logps[view], strict=True):
+                assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("rows", [[2, 0], [1], [], [0, 1, 2]])
+def test_features_are_selected_alike_whether_the_host_knows_their_rows(rows: list[int]) -> None:
+    ragged = Ragged(torch.arange(8.0).reshape(4, 2), torch.tensor([2, 0, 2, 1]))
+    known = Signals({}, {}, features={"f": ragged}, sources=("a", "b", "c"), host_feature_rows={"f": (2, 0, 2, 1)})
+    unknown = Signals({}, {}, features={"f": ragged}, sources=("a", "b", "c"))
+    found, expected = known.select(rows), unknown.select(rows)
+    assert torch.equal(found.features["f"].values, expected.features["f"].values)
+    assert torch.equal(found.features["f"].row, expected.features["f"].row)
+    assert list(found.host_feature_rows["f"]) == found.features["f"].row.tolist()
+    assert found.sources == expected.sources
+
+
+def test_a_batch_is_idle_without_responses_and_without_images_of_features(batch: Batch) -> None:
+    assert not batch.is_idle
+    bare = replace(batch, branches=(), prefixes=())
+    assert bare.is_idle
+    assert replace(bare, row_images={"image": ((), ())}).is_idle
+    assert not replace(bare, row_images={"image": ((), (0,))}).is_idle

@@ -8,16 +8,19 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import mllm_align.objectives
 from mllm_align.cli import main
-from mllm_align.families import FAMILIES
-from mllm_align.objectives import Weighted
+from mllm_align.families import FAMILIES, family_of
+from mllm_align.objectives import SVCO, NextToken, Weighted
 from mllm_align.recipe.build import build_objective
 from mllm_align.recipe.schema import parse_recipe
-from runs import picture
-from tiny import save_tiny
+from mllm_align.signals.limits import can_share_prefixes
+from runs import gradients, make_trainer, pair_rows, picture
+from tiny import FAMILIES as TINY
+from tiny import save_tiny, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -29,7 +32,7 @@ def blocks(language: str) -> list[str]:
 
 def table_of_objectives() -> str:
     """One row per objective: first line of the docstring, views, reference, paper."""
-    lines = ["| objective | what | views per row | reference |", "|---|---|---|---|"]
+    lines = ["| objective | what | measured per row | reference |", "|---|---|---|---|"]
     for name in sorted(mllm_align.objectives.__all__, key=str.lower):
         kind = getattr(mllm_align.objectives, name)
         if kind is Weighted:
@@ -38,6 +41,7 @@ def table_of_objectives() -> str:
         what, _, link = first.rpartition(", https://")
         needs = kind().needs
         views = f"{len(needs.views)}" + (f" or {len(needs.views) + len(needs.optional)}" if needs.optional else "")
+        views = f"{views} view{'s' if views != '1' else ''}" if needs.views else f"{len(needs.features)} features"
         file = Path(inspect.getfile(kind)).name
         paper = f"[paper](https://{link})"
         lines.append(
@@ -53,9 +57,34 @@ def test_table_of_objectives_is_that_of_the_docstrings() -> None:
     assert written == wanted, f"put this between the marks in README.md:\n\n{wanted}\n"
 
 
-def test_every_family_is_named() -> None:
-    section = README.partition("<!-- families -->")[2].partition("<!-- families end -->")[0]
-    assert [family.name for family in FAMILIES if family.name not in section] == []
+def table_of_families() -> str:
+    """One row per family, from the rows of `mllm_align.families`."""
+    head = ("family", "`model_type`", "responses share their prompt", "an image becomes", "not tested offline")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for family in FAMILIES:
+        types = ", ".join(f"`{model_type}`" for model_type in family.model_types)
+        types += f", {family.vision_type} tower" if family.vision_type else ""
+        packed = "yes" if family.packs else f"no: {family.unpacked_reason}"
+        lines.append(f"| {family.name} | {types} | {packed} | {family.image_tokens} | {family.untested} |")
+    return "\n".join(lines)
+
+
+def test_table_of_families_is_that_of_their_rows() -> None:
+    written = README.partition("<!-- families -->\n")[2].partition("\n<!-- families end -->")[0]
+    wanted = table_of_families()
+    assert written == wanted, f"put this between the marks in README.md:\n\n{wanted}\n"
+    assert [family.name for family in FAMILIES if not family.image_tokens] == []
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_table_of_families_says_what_the_engine_does(name: str) -> None:
+    model, _ = tiny(name)
+    family = family_of(model)
+    assert can_share_prefixes(family, model) == (family.packs, family.unpacked_reason)
+
+
+def test_every_family_of_the_table_has_a_tiny_model() -> None:
+    assert {family_of(tiny(name)[0]).name for name in TINY} == {family.name for family in FAMILIES}
 
 
 def test_python_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,10 +108,27 @@ def test_python_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_recipe_example_is_one() -> None:
-    (example,) = blocks("yaml")
+    example, _ = blocks("yaml")
     recipe = parse_recipe(yaml.safe_load(example.replace("2e-5", "2.0e-5")))
     assert recipe.train["learning_rate"] == 2e-5
     assert len(build_objective(recipe).needs.views) == 6
+
+
+def test_the_switches_that_save_memory_and_time_work_together(tmp_path: Path) -> None:
+    switches = yaml.safe_load(blocks("yaml")[1])["train"]
+    assert switches.pop("torch_compile") is True  # needs a compiler; it has tests of its own
+    rows = [row | {"source": "pairs" if number % 3 else "instructions"} for number, row in enumerate(pair_rows(6))]
+    objective = Weighted((SVCO(), 1.0, "pairs"), (NextToken(), 0.5, "instructions"))
+    common = {"train_sampling_strategy": "sequential", "max_steps": 1, "check_data": True}
+    plain = gradients(make_trainer(tmp_path / "plain", objective, rows, per_device_train_batch_size=6, **common))
+    all_of_them = common | switches | {"cache_dir": str(tmp_path / "cache")}
+    trainer = make_trainer(tmp_path / "all", objective, rows, **all_of_them)
+    found = gradients(trainer)
+    assert plain.keys() == found.keys()
+    for name, gradient in plain.items():
+        scale = gradient.abs().max()
+        torch.testing.assert_close(found[name] / scale, gradient / scale, atol=1e-3, rtol=0, msg=name)
+    assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
 def test_every_command_line_of_the_readme_parses(capsys: pytest.CaptureFixture[str]) -> None:

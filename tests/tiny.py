@@ -10,7 +10,6 @@ import copy
 import functools
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,37 +31,13 @@ from transformers import (
     SmolVLMImageProcessorPil,
 )
 
+import tiny_any_size
+import tiny_gemma
+import tiny_tiled
 from mllm_align.families.image_only import Qwen2_5_VLProcessor, Qwen2VLProcessor, SmolVLMProcessor, load_processor
 from templates import CHATML_TEMPLATE, IDEFICS_TEMPLATE, LLAVA_TEMPLATE, MISTRAL_TEMPLATE
+from tiny_parts import CLIP, SIGLIP, TEXT, WIDTH, Recipe, vocabulary
 
-WIDTH = 64
-TEXT = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 2 * WIDTH,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-}
-CLIP = {
-    "model_type": "clip_vision_model",
-    "hidden_size": WIDTH,
-    "intermediate_size": 2 * WIDTH,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 56,
-    "patch_size": 14,
-    "projection_dim": WIDTH,
-}
-SIGLIP = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 2 * WIDTH,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 64,
-    "patch_size": 16,
-}
 QWEN_TEXT = TEXT | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
 PINPOINTS = [[56, 112], [112, 56], [112, 112]]
 ROWS_AND_COLUMNS = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
@@ -77,27 +52,11 @@ CORPUS = [
 ]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How one family's tiny model is built; `adds_bos` is whether the tokenizer itself puts BOS in front."""
-
-    model_class: str
-    config: Callable[[PreTrainedTokenizerFast], Any]
-    processor: Callable[[PreTrainedTokenizerFast, str], Any]
-    template: str
-    special: tuple[str, ...]
-    bos: str | None
-    eos: str
-    pad: str
-    adds_bos: bool
-    not_quantized: tuple[str, ...]
-
-
 def _clip_config(config_class: str, **kwargs: Any) -> Callable[[PreTrainedTokenizerFast], Any]:
     def build(tokenizer: PreTrainedTokenizerFast) -> Any:
         return getattr(transformers, config_class)(
             vision_config=dict(CLIP),
-            text_config={"model_type": "llama", **TEXT, **_vocabulary(tokenizer)},
+            text_config={"model_type": "llama", **TEXT, **vocabulary(tokenizer)},
             image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
             image_seq_length=16,
             **kwargs,
@@ -111,7 +70,7 @@ def _qwen_config(config_class: str, vision: dict[str, Any]) -> Callable[[PreTrai
         ids = tokenizer.convert_tokens_to_ids
         return getattr(transformers, config_class)(
             vision_config=dict(vision),
-            text_config={**QWEN_TEXT, **_vocabulary(tokenizer)},
+            text_config={**QWEN_TEXT, **vocabulary(tokenizer)},
             image_token_id=ids("<|image_pad|>"),
             video_token_id=ids("<|video_pad|>"),
             vision_start_token_id=ids("<|vision_start|>"),
@@ -125,21 +84,12 @@ def _idefics_config(config_class: str) -> Callable[[PreTrainedTokenizerFast], An
     def build(tokenizer: PreTrainedTokenizerFast) -> Any:
         return getattr(transformers, config_class)(
             vision_config=dict(SIGLIP),
-            text_config={"model_type": "llama", **TEXT, **_vocabulary(tokenizer)},
+            text_config={"model_type": "llama", **TEXT, **vocabulary(tokenizer)},
             image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
             scale_factor=2,
         )
 
     return build
-
-
-def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
-    return {
-        "vocab_size": -(-len(tokenizer) // 64) * 64,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
 
 
 def _llava_processor(tokenizer: PreTrainedTokenizerFast, template: str) -> Any:
@@ -276,6 +226,7 @@ RECIPES: dict[str, Recipe] = {
         not_quantized=("lm_head", "model.vision_model", "model.connector"),
     ),
 }
+RECIPES |= tiny_tiled.RECIPES | tiny_any_size.RECIPES | tiny_gemma.RECIPES
 FAMILIES = tuple(RECIPES)
 
 
@@ -301,6 +252,7 @@ def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
         additional_special_tokens=[t for t in recipe.special if t not in (recipe.bos, recipe.eos, recipe.pad)],
         clean_up_tokenization_spaces=False,
         model_max_length=2048,
+        model_specific_special_tokens=dict(recipe.named),
     )
 
 
@@ -316,6 +268,10 @@ def _scale_weights(model: torch.nn.Module, seed: int) -> None:
                 parameter.copy_(noise)
             else:
                 parameter.copy_(noise * 1.5 / parameter[0].numel() ** 0.5)
+        for module in model.modules():
+            # Gemma's embeddings, which are its head, too, are scaled up where they are read.
+            if hasattr(module, "scalar_embed_scale"):
+                module.weight.div_(module.scalar_embed_scale)
 
 
 @functools.cache
@@ -323,7 +279,7 @@ def _build(family: str, seed: int) -> tuple[Any, Any]:
     recipe = RECIPES[family]
     tokenizer = _tokenizer(recipe)
     model = getattr(transformers, recipe.model_class)._from_config(
-        recipe.config(tokenizer), dtype=torch.float32, attn_implementation="sdpa"
+        recipe.config(tokenizer), dtype=torch.float32, attn_implementation=recipe.attention
     )
     _scale_weights(model, seed)
     model.generation_config = GenerationConfig(

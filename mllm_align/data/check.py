@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from mllm_align.data.collator import AlignCollator
 from mllm_align.data.encode import EncodedView
 from mllm_align.data.images import image_key, load_image
 from mllm_align.data.loading import undecoded
+from mllm_align.data.masks import laid_out
 from mllm_align.data.schema import DataError, Row, parse_row
 
 logger = logging.getLogger(__name__)
@@ -63,19 +64,19 @@ class _LengthMeter:
     def __init__(self, collator: AlignCollator) -> None:
         self.collator = collator
         self.sizes: dict[str, tuple[int, int]] = {}
-        self.expansions: dict[tuple[int, int], str] = {}
+        self.expansions: dict[tuple[tuple[int, int], bool], str] = {}
 
-    def expand(self, value: Any, where: str) -> tuple[str, str]:
+    def expand(self, value: Any, where: str, several: bool) -> tuple[str, str]:
         key = image_key(value, where)
         if key not in self.sizes:
             self.sizes[key] = load_image(value, where).size
         size = self.sizes[key]
-        if size not in self.expansions:
+        if (size, several) not in self.expansions:
             try:
-                self.expansions[size] = self.collator.images(Image.new("RGB", size)).expansion
+                self.expansions[size, several] = self.collator.images(Image.new("RGB", size), several).expansion
             except ValueError as error:
                 raise DataError(f"{where}: the processor refuses {size[0]} x {size[1]} pixels: {error}") from error
-        return key, self.expansions[size]
+        return key, self.expansions[size, several]
 
 
 def check_dataset(
@@ -84,6 +85,7 @@ def check_dataset(
     *,
     stream_rows: int = 256,
     progress: bool = True,
+    observe: Callable[[Row, list[EncodedView]], None] | None = None,
 ) -> DatasetSummary:
     """Read a dataset as training would, without the pixels.
 
@@ -96,6 +98,7 @@ def check_dataset(
         collator: The collator of the run; it knows processor, objective and limits.
         stream_rows: How many rows of a stream to read.
         progress: Whether to show a progress bar.
+        observe: Is shown every row and its views.
 
     Raises:
         DataError: For the first row that cannot be used, naming row, column and mend; with `on_overflow="error"`, for
@@ -112,6 +115,8 @@ def check_dataset(
         row = parse_row(raw, index)
         views = list(collator.rows.encode(row, meter.expand))
         _count(summary, row, views, collator)
+        if observe is not None:
+            observe(row, views)
         if row.images and not compared:
             _compare_with_processor(row, collator)
             compared = True
@@ -169,11 +174,16 @@ def _compare_with_processor(row: Row, collator: AlignCollator) -> None:
     response = next(iter(row.responses.values()))
     text, _ = collator.rows.renderer.render(row.messages, response, len(row.images), row.name)
     images = [load_image(image, row.name) for image in row.images]
-    _, ids, _ = collator.rows.prefix(text, images, row.name, lambda image, _: ("", collator.images(image).expansion))
+    _, ids, _ = collator.rows.prefix(
+        laid_out(collator.processor, text),
+        images,
+        row.name,
+        lambda image, _, several: ("", collator.images(image, several).expansion),
+    )
     bos = collator.processor.tokenizer.bos_token
     own = collator.processor(
         text=[text],
-        images=images,
+        images=[images],
         return_tensors="pt",
         add_special_tokens=bos is None or not text.startswith(bos),
         **collator.images.options,

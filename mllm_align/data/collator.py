@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from mllm_align.contract import Batch, Branch, Needs, Prefix
 from mllm_align.data.encode import EncodedView, RowEncoder
 from mllm_align.data.images import image_key, load_image
+from mllm_align.data.pixel_cache import PixelCache
 from mllm_align.data.pixels import EncodedImage, ImageEncoder
 from mllm_align.data.schema import DataError, Row, parse_row
+from mllm_align.data.transport import few_storages
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,7 @@ class AlignCollator:
             are never cut, so a prefix that leaves no room is an error.
         min_pixels: Smallest number of pixels that images are resized to, where the image processor has the option.
         max_pixels: Largest number, likewise.
+        pixel_cache: Folder in which processed images are kept for later epochs and runs; None for no cache.
 
     Raises:
         ValueError: If an option is unknown, or not one of this processor.
@@ -56,6 +61,7 @@ class AlignCollator:
         on_overflow: Overflow = "error",
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        pixel_cache: str | os.PathLike[str] | None = None,
     ) -> None:
         if on_overflow not in OVERFLOWS:
             raise ValueError(f"on_overflow must be one of {', '.join(OVERFLOWS)}, got {on_overflow!r}")
@@ -64,6 +70,7 @@ class AlignCollator:
         self.processor = processor
         self.rows = RowEncoder(processor, needs_for)
         self.images = ImageEncoder(processor, image_keys, min_pixels, max_pixels)
+        self.pixel_cache = PixelCache(pixel_cache, self.images) if pixel_cache is not None else None
         self.token_keys = tuple(token_keys)
         self.max_length = max_length
         self.on_overflow = on_overflow
@@ -71,7 +78,8 @@ class AlignCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Batch]:
         """Collate raw rows."""
-        return {"batch": self.collate([parse_row(row) for row in rows])}
+        batch = self.collate([parse_row(row) for row in rows])
+        return {"batch": batch if get_worker_info() is None else few_storages(batch)}
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Collate parsed rows."""
@@ -81,6 +89,21 @@ class AlignCollator:
             if views is not None:
                 builder.add(row, views)
         return builder.build()
+
+    def image(self, key: str, value: Any, where: str, several: bool = False) -> EncodedImage:
+        """The processed image of a key: from the pixel cache where it is there, else decoded and processed.
+
+        Raises:
+            DataError: If the image cannot be read.
+        """
+        if self.pixel_cache is None:
+            return self.images(load_image(value, where), several)
+        image_id = self.images.image_id(key)
+        kept = self.pixel_cache.get(image_id)
+        if kept is None:
+            kept = self.images(load_image(value, where), several)
+            self.pixel_cache.put(image_id, kept)
+        return kept
 
     def fit(self, row: Row, views: list[EncodedView]) -> list[EncodedView] | None:
         """The views of a row within `max_length`, or None where the row is dropped.
@@ -123,9 +146,13 @@ class AlignCollator:
         """
         if not self.token_keys:
             return {}
-        if not getattr(self.processor, "return_mm_token_type_ids", False):
+        if getattr(self.processor, "return_mm_token_type_ids", False):
+            kinds = torch.tensor(self.processor.create_mm_token_type_ids([list(prefix_ids)])[0], dtype=torch.long)
+        elif set(self.token_keys) <= {"token_type_ids"} & set(getattr(self.processor, "model_input_names", ())):
+            # Those of a tokenizer, which tell the first text of a pair (the prompt) from the second.
+            kinds = torch.zeros(len(prefix_ids), dtype=torch.long)
+        else:
             raise ValueError(f"{type(self.processor).__name__} makes no {', '.join(self.token_keys)}")
-        kinds = torch.tensor(self.processor.create_mm_token_type_ids([list(prefix_ids)])[0], dtype=torch.long)
         return dict.fromkeys(self.token_keys, kinds)
 
 
@@ -140,11 +167,12 @@ class _BatchBuilder:
         self.prefix_list: list[Prefix] = []
         self.branches: list[Branch] = []
         self.rows: list[tuple[str, str, bool]] = []
+        self.row_images: dict[str, dict[int, tuple[int, ...]]] = {}
 
-    def expand(self, value: Any, where: str) -> tuple[str, str]:
-        key = image_key(value, where)
+    def expand(self, value: Any, where: str, several: bool) -> tuple[str, str]:
+        key = self.collator.images.variant(image_key(value, where), several)
         if key not in self.seen:
-            self.seen[key] = self.collator.images(load_image(value, where))
+            self.seen[key] = self.collator.image(key, value, where, several)
         return key, self.seen[key].expansion
 
     def add(self, row: Row, views: Sequence[EncodedView]) -> None:
@@ -152,6 +180,11 @@ class _BatchBuilder:
         for view in views:
             ids = torch.tensor(view.response_ids, dtype=torch.long)
             self.branches.append(Branch(self._prefix(view), number, view.view, ids))
+        for column, images in self.collator.rows.images_for_features(row).items():
+            where = f"{row.name}, column {column!r}"
+            keys = [self.expand(image, where, len(images) > 1)[0] for image in images]
+            own = tuple(self.images.setdefault(key, len(self.images)) for key in keys)
+            self.row_images.setdefault(column, {})[number] = own
         reference = self.collator.rows.needs(row).reference
         self.rows.append((row.source, row.id or _fingerprint(row, views), reference))
 
@@ -172,6 +205,11 @@ class _BatchBuilder:
             prefixes=tuple(self.prefix_list),
             branches=tuple(self.branches),
             reference_rows=tuple(reference for _, _, reference in self.rows),
+            image_ids=tuple(self.collator.images.image_id(key) for key in self.images),
+            row_images={
+                column: tuple(of_row.get(number, ()) for number in range(len(self.rows)))
+                for column, of_row in self.row_images.items()
+            },
         )
 
 

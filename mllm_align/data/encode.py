@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mllm_align.contract import Needs, View
-from mllm_align.data.masks import ChatRenderer, leading_ids, plain_ids, response_ids
+from mllm_align.data.masks import ChatRenderer, laid_out, leading_ids, plain_ids, response_ids
 from mllm_align.data.messages import without_images
 from mllm_align.data.schema import RESPONSES, DataError, Row, missing_column
 
-# Gives the key of an image and the text that its placeholder becomes.
-Expand = Callable[[Any, str], tuple[str, str]]
+# Gives the key of an image and the text that its placeholder becomes; told is also whether the prompt has several.
+Expand = Callable[[Any, str, bool], tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class RowEncoder:
     """
 
     def __init__(self, processor: Any, needs_for: Callable[[str], Needs]) -> None:
+        self.processor = processor
         self.renderer = ChatRenderer(processor)
         self.tokenizer = processor.tokenizer
         self.image_token: str = processor.image_token
@@ -73,15 +74,32 @@ class RowEncoder:
         return needs
 
     def views(self, row: Row) -> tuple[View, ...]:
-        """The views of a row that are to be scored: all that are needed, and the optional ones that it has.
+        """The views of a row that are read: all that are needed, those of text features, the optional ones it has.
 
         Raises:
             DataError: If a column that is needed is missing.
         """
         needs = self.needs(row)
-        for view in needs.views:
+        read = needs.views + tuple(View(None, f.column) for f in needs.features if f.source == "text")
+        for view in read:
             self._require(row, view)
-        return needs.views + tuple(view for view in needs.optional if _has(row, view))
+        return tuple(dict.fromkeys(read + tuple(view for view in needs.optional if _has(row, view))))
+
+    def images_for_features(self, row: Row) -> dict[str, tuple[Any, ...]]:
+        """Per image column that a feature is taken of, the images of a row.
+
+        Raises:
+            DataError: If the row has no such column.
+        """
+        found = {}
+        for feature in self.needs(row).features:
+            if feature.source == "projector":
+                images = row.images_of(feature.column)
+                if images is None:
+                    purpose = f", of which feature {feature.name!r} is taken"
+                    raise missing_column(feature.column, row.columns, row.name, purpose)
+                found[feature.column] = tuple(images)
+        return found
 
     def encode(self, row: Row, expand: Expand) -> Iterator[EncodedView]:
         """The views of a row as token ids; `expand` is asked for every image in a prefix."""
@@ -93,7 +111,8 @@ class RowEncoder:
             side = (bool(images), view.response)
             if side not in rendered:
                 messages = row.messages if images else bare
-                rendered[side] = self.renderer.render(messages, row.responses[view.response], len(images), row.name)
+                text, response = self.renderer.render(messages, row.responses[view.response], len(images), row.name)
+                rendered[side] = laid_out(self.processor, text), response
             text, response = rendered[side]
             column = view.image if images else None
             if (column, text) not in prefixes:
@@ -104,9 +123,9 @@ class RowEncoder:
     def prefix(
         self, text: str, images: Sequence[Any], where: str, expand: Expand
     ) -> tuple[str, tuple[int, ...], tuple[str, ...]]:
-        """A rendered prompt with its images expanded: the text, its token ids, and the keys of the images."""
+        """A prompt as laid out, with its images expanded: the text, its token ids, and the keys of the images."""
         head = leading_ids(self.tokenizer, text)
-        pairs = [expand(image, where) for image in images]
+        pairs = [expand(image, where, len(images) > 1) for image in images]
         pieces = text.split(self.image_token)
         expanded = pieces[0] + "".join(new + piece for (_, new), piece in zip(pairs, pieces[1:], strict=True))
         return expanded, (*head, *plain_ids(self.tokenizer, expanded)), tuple(key for key, _ in pairs)

@@ -7,7 +7,8 @@ template's own.
 - The prefix is what generation starts from (the rendering with the generation prompt), so that training scores the
   very tokens that generation would have to produce, a leading space included. Where the template writes more than
   white space between the generation prompt and the response (an empty think block), or leaves the generation prompt
-  out again, the prefix is what the renderings share in front: text that the template wrote is no response.
+  out again, the prefix is what the renderings share in front: text that the template wrote is no response. White
+  space in which the two differ (LLaVA-OneVision's "assistant \\n") is that of the generation prompt.
 - The response ends with what the template puts behind it, up to the last character that is not white space: the
   end-of-turn token. A template that puts nothing there gets the tokenizer's EOS, once.
 - Without a chat template, the prompt is rendered as it is (image tokens in the place of image parts), the response is
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jinja2
+from PIL import Image
 
 from mllm_align.data.errors import DataError, quoted
 from mllm_align.data.messages import Message
@@ -90,7 +92,12 @@ class ChatRenderer:
         start = self._apply(messages, True, where)
         shared = _shared_beginning(whole, other)
         adds_text = bool(whole[len(start) : len(shared)].strip())
-        prefix = start if whole.startswith(start) and not adds_text else shared.rstrip(" ")
+        if whole.startswith(start) and not adds_text:
+            prefix = start
+        elif start.split() == shared.split():
+            prefix, whole = start, start + whole[len(shared) :]
+        else:
+            prefix = shared.rstrip(" ")
         end = _shared_beginning(whole[::-1], other[::-1])[::-1]
         scored = whole[len(prefix) : len(whole) - (len(end) - len(end.rstrip()))]
         if len(whole) - len(end) <= len(prefix):
@@ -153,6 +160,19 @@ def _shared_beginning(one: str, other: str) -> str:
 def render(processor: Any, messages: Sequence[Message], response: str, n_images: int) -> tuple[str, str]:
     """Prefix and response text of one conversation; see `ChatRenderer.render`."""
     return ChatRenderer(processor).render(messages, response, n_images)
+
+
+def laid_out(processor: Any, prompt: str) -> str:
+    """A rendered prompt as its processor lays it out before it expands images; most leave it as it is.
+
+    PaliGemma's puts BOS behind the images and a line break behind the prompt. It refuses a prompt without an image,
+    which is laid out here as with one, less that one.
+    """
+    token = processor.image_token
+    count = prompt.count(token)
+    shown = [[Image.new("RGB", (1, 1))] * max(1, count)]
+    _, texts, *_ = processor.prepare_inputs_layout(images=shown, text=[prompt if count else token + prompt])
+    return texts[0] if count else texts[0].replace(token, "", 1)
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:

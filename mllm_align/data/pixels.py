@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from PIL import Image
@@ -47,22 +50,56 @@ class ImageEncoder:
     ) -> None:
         self.processor = processor
         self.image_keys = tuple(image_keys)
+        self.tells_several = "batch_num_images" in self.image_keys
         options = pixel_options(processor, min_pixels, max_pixels)
         self.options = {"images_kwargs": options} if options else {}
+        self.facts = processor_facts(processor) | {"options": options, "outputs": self.image_keys}
+        text = json.dumps(self.facts, sort_keys=True, default=str)
+        self.fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def __call__(self, image: Image.Image) -> EncodedImage:
-        """Process an upright RGB image."""
+    def image_id(self, key: str) -> str:
+        """A key of an image (by its `image_key`) and of everything that decides what is made of it."""
+        return hashlib.blake2b(f"{self.fingerprint}|{key}".encode(), digest_size=16).hexdigest()
+
+    def variant(self, key: str, several: bool) -> str:
+        """The key of an image as it is processed alone in its prompt, or as one of several."""
+        return f"{key}|several" if several and self.tells_several else key
+
+    def __call__(self, image: Image.Image, several: bool = False) -> EncodedImage:
+        """Process an upright RGB image.
+
+        Args:
+            image: The image.
+            several: Whether it is one of several in its prompt. Processors that return `batch_num_images` treat it
+                differently then (LLaVA-OneVision cuts no tiles); they are shown it twice, and half is kept.
+        """
+        twice = several and self.tells_several
         out = self.processor(
-            text=[self.processor.image_token],
-            images=[image],
+            text=[self.processor.image_token * (2 if twice else 1)],
+            images=[[image, image]] if twice else [image],
             return_tensors="pt",
             add_special_tokens=False,
             return_text_replacement_offsets=True,
             **self.options,
         )
         replaced = out["text_replacement_offsets"][0]
-        tensors = {key: out[key] for key in self.image_keys if key in out}
+        tensors = {key: out[key][:1] if twice else out[key] for key in self.image_keys if key in out}
         return EncodedImage(tensors, replaced[0]["replacement"], image.size)
+
+
+def processor_facts(processor: Any) -> dict[str, Any]:
+    """What decides the tensors and the placeholders of an image, beside the image: classes, settings, version."""
+    settings = {name: value for name, value in processor.to_dict().items() if name != "chat_template"}
+    image_processor = processor.image_processor
+    return {
+        "processor": type(processor).__name__,
+        "image_processor": type(image_processor).__name__,
+        "image_token": processor.image_token,
+        "settings": settings | {"image_processor": image_processor.to_dict()},
+        # What the processor tells its image processor at each call, over that one's own settings.
+        "images_kwargs": dict(getattr(processor, "images_kwargs", {})),
+        "transformers": version("transformers"),
+    }
 
 
 def pixel_options(processor: Any, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:

@@ -59,8 +59,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     special = [*SPECIAL_TOKENS.values(), IMAGE_TOKEN]
     ids = {word: index for index, word in enumerate([*special, *vocabulary()])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL_TOKENS["unk_token"]))
-    tokenizer.normalizer = normalizers.Lowercase()  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         extra_special_tokens={"image_token": IMAGE_TOKEN},

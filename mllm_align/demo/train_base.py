@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -64,7 +65,8 @@ def train_base(
     if min(vision_steps, language_steps) < 1:
         raise ValueError(f"vision_steps {vision_steps} and language_steps {language_steps} must be at least 1")
     processor = build_processor(SMALL)
-    model = build_model(processor, SMALL, seed).to(device).train()
+    model: Any = build_model(processor, SMALL, seed)
+    model.to(device).train()
     started = time.perf_counter()
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -10,14 +10,34 @@ from typing import Any
 from torch import nn
 
 from mllm_align.families.base import SCOPES, EncodedImages, Family, inner
+from mllm_align.families.gemma3 import GEMMA3
 from mllm_align.families.idefics3 import IDEFICS3, SMOLVLM
+from mllm_align.families.internvl import INTERNVL
 from mllm_align.families.llava import LLAVA
 from mllm_align.families.llava_next import LLAVA_NEXT
+from mllm_align.families.llava_onevision import LLAVA_ONEVISION
+from mllm_align.families.paligemma import PALIGEMMA
+from mllm_align.families.pixtral import MISTRAL3, PIXTRAL
 from mllm_align.families.qwen2_vl import QWEN2_5_VL, QWEN2_VL
+from mllm_align.families.qwen3_vl import QWEN3_VL
 
 __all__ = ["FAMILIES", "SCOPES", "EncodedImages", "Family", "check_model", "family_of", "inner", "unwrap"]
 
-FAMILIES: tuple[Family, ...] = (LLAVA, LLAVA_NEXT, QWEN2_VL, QWEN2_5_VL, IDEFICS3, SMOLVLM)
+FAMILIES: tuple[Family, ...] = (
+    LLAVA,
+    LLAVA_NEXT,
+    LLAVA_ONEVISION,
+    QWEN2_VL,
+    QWEN2_5_VL,
+    QWEN3_VL,
+    INTERNVL,
+    IDEFICS3,
+    SMOLVLM,
+    PIXTRAL,
+    MISTRAL3,
+    PALIGEMMA,
+    GEMMA3,
+)
 
 
 def unwrap(model: Any) -> Any:
@@ -41,10 +61,13 @@ def family_of(model_or_config: Any) -> Family:
     """
     config = getattr(unwrap(model_or_config), "config", model_or_config)
     model_type = getattr(config, "model_type", None)
-    for family in FAMILIES:
-        if model_type in family.model_types:
-            return family
-    known = ", ".join(sorted(model_type for family in FAMILIES for model_type in family.model_types))
+    vision_type = getattr(getattr(config, "vision_config", None), "model_type", None)
+    fitting = [
+        family for family in FAMILIES if model_type in family.model_types and family.vision_type in (None, vision_type)
+    ]
+    if fitting:
+        return max(fitting, key=lambda family: family.vision_type is not None)
+    known = ", ".join(sorted({model_type for family in FAMILIES for model_type in family.model_types}))
     raise ValueError(
         f"model type {model_type!r} is not a vision-language family that mllm_align knows ({known}). "
         "Use one of these, or add a row in mllm_align/families/."
@@ -72,7 +95,8 @@ def check_model(model: Any, processor: Any) -> Family:
     own = getattr(processor, "image_token_id", None)
     if own is None and token is not None:
         own = processor.tokenizer.convert_tokens_to_ids(token)
-    if own is not None and own != image_token:
+    # Gemma3's processor is given another token than the one that it makes of an image.
+    if own is not None and image_token not in (own, *(getattr(processor, "image_token_ids", None) or ())):
         raise ValueError(
             f"the processor marks images with token id {own}, the model expects {image_token}: "
             "load both from the same checkpoint"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -15,9 +15,27 @@ SCOPES = ("language", "projector", "vision")
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """The LLM-ready tokens of the distinct images of a batch: per image (T_i, d)."""
+    """What the language model reads of the distinct images of a batch.
+
+    Attributes:
+        tokens: Per image (T_i, d), the LLM-ready tokens.
+        deepstack: Per image, for each of the decoder's first layers, (T_i, d) that is added there; empty for families
+            without it.
+    """
 
     tokens: tuple[Tensor, ...]
+    deepstack: tuple[tuple[Tensor, ...], ...] = ()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every tensor, in a fixed order."""
+        return (*self.tokens, *(layer for image in self.deepstack for layer in image))
+
+    def replaced(self, tensors: Sequence[Tensor]) -> EncodedImages:
+        """The same layout with other tensors, in the order of `tensors`."""
+        given = iter(tensors)
+        tokens = tuple(next(given) for _ in self.tokens)
+        return EncodedImages(tokens, tuple(tuple(next(given) for _ in image) for image in self.deepstack))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +47,23 @@ class Family:
     Attributes:
         name: Name used in messages and tables.
         model_types: Values of `config.model_type` that belong here.
+        vision_type: Value of `config.vision_config.model_type`, where it takes that, too, to tell families apart.
         language_model: The text decoder without its head.
         tower: The vision encoder.
         projector: The module between the two; may lie inside the tower.
         image_keys: Processor outputs that hold pixels or describe images, cut per image.
         token_keys: Processor outputs beside `input_ids` with one entry per prompt token.
+        window_ends_blocks: Whether a sliding layer's window holds inside a two-way block, too.
+        response_values: What those outputs hold for a response's tokens, where it is not 0.
         packs: Whether several responses may share one prefix under a block mask.
         unpacked_reason: Why not, where `packs` is False.
+        image_tokens: What an image becomes, for tables.
+        untested: What of the family could not be tested offline, for tables.
     """
 
     name: str
     model_types: tuple[str, ...]
+    vision_type: str | None = None
     language_model: str = "model.language_model"
     tower: str = "model.vision_tower"
     projector: str = "model.multi_modal_projector"
@@ -47,6 +71,10 @@ class Family:
     token_keys: tuple[str, ...] = ()
     packs: bool = True
     unpacked_reason: str = ""
+    image_tokens: str = ""
+    untested: str = ""
+    window_ends_blocks: bool = True
+    response_values: Mapping[str, int] = field(default_factory=dict)
 
     position_rows: ClassVar[int] = 1
 
@@ -64,15 +92,16 @@ class Family:
             images: Per image the processor's tensors.
         """
         joined = self.join_images(images)
-        tower = self.module(model, self.tower)
+        tower: Any = self.module(model, self.tower)
         floats = {key: value.is_floating_point() for key, value in joined.items()}
         joined = {key: value.to(tower.device, tower.dtype if floats[key] else None) for key, value in joined.items()}
         output = inner(model).get_image_features(**joined, return_dict=True)
-        return EncodedImages(tuple(self.split_tokens(output, images)))
+        layers = getattr(output, "deepstack_features", None) or ()
+        return EncodedImages(tuple(self.split_tokens(output, images)), tuple(zip(*layers, strict=True)))
 
     def split_tokens(self, output: BaseModelOutputWithPooling, images: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
         """`pooler_output` cut per image; a family whose entries are not images overrides it."""
-        return list(output.pooler_output)
+        return list(image_entries(output))
 
     def mm_outputs(self, encoded: EncodedImages, order: Sequence[int]) -> dict[str, BaseModelOutputWithPooling]:
         """What `forward` and `generate` take as `mm_encoder_outputs`, for placeholders that appear in `order`."""
@@ -91,6 +120,23 @@ class Family:
         """(k, P) position ids of one prefix; a response after it continues at the maximum + 1."""
         return torch.arange(input_ids.numel(), device=input_ids.device).unsqueeze(0)
 
+    def two_way_blocks(self, input_ids: Tensor, extras: Mapping[str, Tensor]) -> Tensor | None:
+        """(P,) the block of each prefix token: tokens of one block (>= 0) see each other both ways, -1 sees backwards.
+
+        None where attention is causal throughout.
+        """
+        return None
+
+    def hidden_states(self, model: nn.Module, *, attention_mask: Any, **inputs: Any) -> Tensor:
+        """(G, T, d) last hidden states, by the model's own forward without its head.
+
+        Args:
+            model: The unwrapped Hugging Face model.
+            attention_mask: One for all layers, or one per kind of layer (`config.layer_types`).
+            **inputs: `input_ids`, `position_ids`, the family's `token_keys`; `mm_encoder_outputs` if there are images.
+        """
+        return inner(model)(attention_mask=attention_mask, use_cache=False, **inputs).last_hidden_state
+
     def logits(self, model: nn.Module, hidden: Tensor) -> Tensor:
         """(N, V) logits of hidden states (N, d), as the model's own head computes them."""
         return model.get_output_embeddings()(hidden)  # type: ignore[operator]
@@ -101,6 +147,10 @@ class Family:
     def module(model: nn.Module, path: str) -> nn.Module:
         """The submodule at a dotted path."""
         return model.get_submodule(path)
+
+    def projectors(self, model: nn.Module) -> list[str]:
+        """Paths of all modules between the vision encoder and the decoder, for PEFT's `modules_to_save`."""
+        return [self.projector]
 
     def vision_modules(self, model: nn.Module) -> list[nn.Module]:
         """Tower and projector."""
@@ -128,6 +178,11 @@ class Family:
             if name == path or name.startswith(f"{path}."):
                 return scope
         return None
+
+
+def image_entries(output: BaseModelOutputWithPooling) -> Any:
+    """`pooler_output`: for images one tensor or a sequence of them, whatever its annotation says."""
+    return output.pooler_output
 
 
 def inner(model: nn.Module) -> Any:

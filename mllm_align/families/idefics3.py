@@ -24,7 +24,7 @@ class Idefics(Family):
         return {key: pad_tiles([image[key] for image in images]) for key in self.image_keys if key in images[0]}
 
 
-def _row(name: str, model_type: str) -> Idefics:
+def _row(name: str, model_type: str, untested: str = "") -> Idefics:
     return Idefics(
         name=name,
         model_types=(model_type,),
@@ -32,8 +32,10 @@ def _row(name: str, model_type: str) -> Idefics:
         tower="model.vision_model",
         projector="model.connector",
         image_keys=("pixel_values", "pixel_attention_mask"),
+        image_tokens="square tiles row by row, each with its place in words, then a global view",
+        untested=untested,
     )
 
 
 IDEFICS3 = _row("Idefics3", "idefics3")
-SMOLVLM = _row("SmolVLM", "smolvlm")
+SMOLVLM = _row("SmolVLM", "smolvlm", "the stock processor with its video half (torchvision, num2words)")

@@ -26,7 +26,7 @@ class Llava(Family):
         depth = config.vision_config.num_hidden_layers
         # Of the tower's depth + 1 hidden states, number i is the output of layer i - 1.
         used = max(layer % (depth + 1) for layer in ([layers] if isinstance(layers, int) else layers))
-        layer_of = re.compile(rf"{re.escape(self.tower)}\..*\.layers\.(\d+)\.")
+        layer_of = re.compile(rf"{re.escape(self.tower)}\..*\.layers?\.(\d+)\.")
 
         def is_read(name: str) -> bool:
             found = layer_of.match(name)
@@ -35,4 +35,4 @@ class Llava(Family):
         return [name for name in super().lora_targets(model, scopes) if is_read(name)]
 
 
-LLAVA = Llava(name="LLaVA-1.5", model_types=("llava",))
+LLAVA = Llava(name="LLaVA-1.5", model_types=("llava",), image_tokens="one per patch of one square view")

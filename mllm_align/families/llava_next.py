@@ -32,4 +32,5 @@ LLAVA_NEXT = LlavaNext(
     name="LLaVA-NeXT",
     model_types=("llava_next",),
     image_keys=("pixel_values", "image_sizes"),
+    image_tokens="base view, tiles without their padding, a newline per row",
 )

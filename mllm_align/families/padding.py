@@ -1,4 +1,4 @@
-"""Images of different numbers of tiles in one tensor."""
+"""Images of different numbers of tiles, or of different sizes, in one tensor."""
 
 from __future__ import annotations
 
@@ -23,4 +23,12 @@ def pad_tiles(images: Sequence[Tensor]) -> Tensor:
     behind_tiles = [0, 0] * len(next(iter(shapes)))
     return torch.cat(
         [functional.pad(image, (*behind_tiles, 0, longest - image.shape[1])) for image in images],
+    )
+
+
+def pad_sides(images: Sequence[Tensor]) -> Tensor:
+    """(n, 3, max h, max w) from n tensors (1, 3, h, w), padded with zeros below and on the right."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (-2, -1))
+    return torch.cat(
+        [functional.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images]
     )

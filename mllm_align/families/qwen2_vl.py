@@ -42,6 +42,8 @@ QWEN2_VL = QwenVL(
     projector="model.visual.merger",
     image_keys=("pixel_values", "image_grid_thw"),
     token_keys=("mm_token_type_ids",),
+    image_tokens="by size (`min_pixels` to `max_pixels`), one per 2 x 2 patches",
+    untested="the stock processor with its video half (torchvision)",
 )
 QWEN2_5_VL = QwenVL(
     name="Qwen2.5-VL",
@@ -50,4 +52,6 @@ QWEN2_5_VL = QwenVL(
     projector="model.visual.merger",
     image_keys=("pixel_values", "image_grid_thw"),
     token_keys=("mm_token_type_ids",),
+    image_tokens="by size (`min_pixels` to `max_pixels`), one per 2 x 2 patches",
+    untested="the stock processor with its video half (torchvision)",
 )

@@ -24,7 +24,8 @@ def lora_config(model: nn.Module, arguments: ModelArguments) -> LoraConfig:
     family = family_of(hf)
     for scope in arguments.lora_scope:
         if not family.lora_targets(hf, [scope]):
-            raise ValueError(f"lora_scope {scope!r} names no linear layer of {family.name}")
+            whole = "; train_projector trains it whole" if scope == "projector" else ""
+            raise ValueError(f"lora_scope {scope!r} names no linear layer of {family.name}{whole}")
     targets = family.lora_targets(hf, arguments.lora_scope)
     if not targets:
         raise ValueError("lora_scope is empty: name at least one of language, projector, vision")
@@ -34,13 +35,13 @@ def lora_config(model: nn.Module, arguments: ModelArguments) -> LoraConfig:
         lora_alpha=arguments.lora_alpha,
         lora_dropout=arguments.lora_dropout,
         target_modules=targets,
-        modules_to_save=[family.projector] if arguments.train_projector else None,
+        modules_to_save=family.projectors(hf) if arguments.train_projector else None,
     )
 
 
 def attach_lora(model: nn.Module, arguments: ModelArguments) -> PeftModel:
     """A new adapter on `model`; its update starts at zero."""
-    return get_peft_model(model, lora_config(model, arguments)).eval()  # type: ignore[arg-type, return-value]
+    return get_peft_model(model, lora_config(model, arguments)).eval()
 
 
 def load_adapter(
@@ -71,7 +72,7 @@ def load_adapter(
             model.load_adapter(folder, name, is_trainable=trainable)
             loaded: Any = model
         else:
-            loaded = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=trainable)  # type: ignore
+            loaded = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=trainable)
     except (RuntimeError, ValueError) as error:
         detail = "; ".join(line.strip() for line in str(error).splitlines()[:2])
         raise ValueError(

@@ -112,7 +112,8 @@ def _base_model(name: str, config: Any, arguments: ModelArguments, device: torch
     if arguments.attn_implementation is not None:
         kwargs["attn_implementation"] = arguments.attn_implementation
     if not arguments.load_in_4bit:
-        return AutoModelForImageTextToText.from_pretrained(name, config=config, **kwargs).to(device)
+        model: Any = AutoModelForImageTextToText.from_pretrained(name, config=config, **kwargs)
+        return model.to(device)
     kwargs["quantization_config"] = _quantization(config, arguments, device)
     kwargs["device_map"] = {"": device}
     model = AutoModelForImageTextToText.from_pretrained(name, config=config, **kwargs)
@@ -144,10 +145,10 @@ def settle_4bit_on_cpu(model: nn.Module) -> None:
     Raises:
         ValueError: If a layer is too narrow for the 4-bit CPU kernels.
     """
-    import bitsandbytes
+    from bitsandbytes.nn.modules import Linear4bit
 
     for name, module in model.named_modules():
-        if not isinstance(module, bitsandbytes.nn.Linear4bit):
+        if not isinstance(module, Linear4bit):
             continue
         if module.in_features < SMALLEST_4BIT_WIDTH:
             raise ValueError(

@@ -134,5 +134,5 @@ class DPO:
             "logps/chosen": policy.logps[CHOSEN][rows].detach(),
             "logps/rejected": policy.logps[REJECTED][rows].detach(),
         }
-        count = torch.tensor(rows.numel(), device=rows.device)
+        count = torch.full((), rows.numel(), device=rows.device)
         return Outcome((Term("dpo", 1.0, losses.sum(), count),), metrics)

@@ -29,7 +29,7 @@ def next_token_loss(logps: Tensor, num_tokens: Tensor) -> tuple[Tensor, Tensor]:
         >>> (total / count).item()
         2.0
     """
-    return -upcast(logps)[num_tokens > 0].sum(), num_tokens.sum()
+    return -torch.where(num_tokens > 0, upcast(logps), 0.0).sum(), num_tokens.sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +88,9 @@ class NextToken:
         for view in views:
             logps, num_tokens = policy.logps[view], policy.num_tokens[view]
             sums.append(next_token_loss(logps, num_tokens))
-            has = num_tokens > 0
-            metrics[f"nll/{view}"] = -upcast(logps.detach())[has] / num_tokens[has]
+            rows = policy.rows_with((view,))
+            metrics[f"nll/{view}"] = -upcast(logps.detach())[rows] / num_tokens[rows]
         tokens = torch.stack([policy.num_tokens[view] for view in views]).sum(dim=0)
-        metrics["tokens"] = tokens[tokens > 0].float()
+        metrics["tokens"] = tokens[policy.rows_with(views, any_of=True)].float()
         total, count = (torch.stack(parts).sum() for parts in zip(*sums, strict=True))
         return Outcome((Term("next_token", 1.0, total, count),), metrics)

@@ -22,8 +22,7 @@ def check_measured(signals: Signals, views: Sequence[View]) -> None:
 def rows_with(signals: Signals, views: Sequence[View]) -> Tensor:
     """(N,) int64: indices of the rows that have every one of `views`; ValueError if one was not measured."""
     check_measured(signals, views)
-    has_all = torch.stack([signals.has(view) for view in views]).all(dim=0)
-    return has_all.nonzero().flatten()
+    return signals.rows_with(views)
 
 
 def upcast(values: Tensor) -> Tensor:
@@ -49,10 +48,21 @@ def log_ratios(policy: Signals, reference: Signals | None, views: Sequence[View]
     if reference is None:
         raise ValueError("this objective compares with a frozen reference: measure one and pass its Signals")
     check_measured(reference, views)
-    scored = torch.stack([policy.num_tokens[view][rows] for view in views])
-    if not torch.equal(scored, torch.stack([reference.num_tokens[view][rows] for view in views])):
+    if not _same_tokens(policy, reference, views, rows):
         raise ValueError("policy and reference scored different numbers of tokens: measure both on the same batch")
     return {view: upcast(policy.logps[view][rows]) - upcast(reference.logps[view][rows]).detach() for view in views}
+
+
+def _same_tokens(policy: Signals, reference: Signals, views: Sequence[View], rows: Tensor) -> bool:
+    sides = (policy.host_num_tokens, reference.host_num_tokens)
+    if all(view in side for side in sides for view in views):
+        # Rows that are kept have all the views under the policy.
+        own, other = (list(zip(*(side[view] for view in views), strict=True)) for side in sides)
+        return len(own) == len(other) and all(
+            left == right for left, right in zip(own, other, strict=True) if all(left)
+        )
+    scored, compared = (torch.stack([side.num_tokens[view][rows] for view in views]) for side in (policy, reference))
+    return torch.equal(scored, compared)
 
 
 def check_positive(owner: str, **numbers: float) -> None:

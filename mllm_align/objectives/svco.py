@@ -131,7 +131,7 @@ class SVCO:
         metrics = self._metrics(chosen, rejected)
         for view in self.needs.views:
             metrics[f"logps/{view}"] = policy.logps[view][rows].detach()
-        count = torch.tensor(rows.numel(), device=rows.device)
+        count = torch.full((), rows.numel(), device=rows.device)
         return Outcome((Term("svco", 1.0, losses.sum(), count),), metrics)
 
     def _metrics(self, chosen: ByImage, rejected: ByImage) -> dict[str, Tensor]:

@@ -169,14 +169,15 @@ def _signals_of(part: Part, policy: Signals, reference: Signals | None) -> tuple
     frozen = _declared(reference or Signals({}, {}), needs) if needs.reference else None
     if part.sources is not None:
         rows = _rows_of(part, own)
-        own = own.select(rows)
-        frozen = frozen.select(rows) if frozen is not None else None
+        if len(rows) < _num_rows(own):
+            own = own.select(rows)
+            frozen = frozen.select(rows) if frozen is not None else None
     zeros = partial(_zeros, policy, _num_rows(own))
     own = _with_absent(own, needs, zeros)
     if frozen is None:
         return own, None
     for view in own.num_tokens:
-        if view not in frozen.num_tokens and own.has(view).any():
+        if view not in frozen.num_tokens and own.rows_with((view,)).numel():
             raise ValueError(f"Weighted: part {part.name!r} compares with a reference, which lacks {view}: measure it")
     return own, _with_absent(frozen, needs, zeros)
 
@@ -189,6 +190,8 @@ def _declared(signals: Signals, needs: Needs) -> Signals:
         token_logps=_only(signals.token_logps, views) if needs.tokens else {},
         features=_only(signals.features, [feature.name for feature in needs.features]),
         sources=signals.sources,
+        host_num_tokens=_only(signals.host_num_tokens, views),
+        host_feature_rows=_only(signals.host_feature_rows, [feature.name for feature in needs.features]),
     )
 
 
@@ -213,8 +216,9 @@ def _rows_of(part: Part, signals: Signals) -> list[int]:
 
 def _zeros(measured: Signals, num_rows: int) -> Tensor:
     """(num_rows,) zeros on the graph of what was measured, so that a loss made of them alone can go backward."""
-    logps = next(iter(measured.logps.values()), None)
-    return torch.zeros(num_rows) if logps is None else logps.new_zeros(num_rows) + logps[:0].sum()
+    found = [*measured.logps.values(), *(ragged.values for ragged in measured.features.values())]
+    # Where nothing was measured at all, nothing says on which device.
+    return found[0].new_zeros(num_rows) + found[0][:0].sum() if found else torch.zeros(num_rows)
 
 
 def _with_absent(signals: Signals, needs: Needs, make_zeros: Callable[[], Tensor]) -> Signals:
@@ -229,4 +233,5 @@ def _with_absent(signals: Signals, needs: Needs, make_zeros: Callable[[], Tensor
         logps={**signals.logps, **dict.fromkeys(absent, zeros)},
         num_tokens={**signals.num_tokens, **dict.fromkeys(absent, torch.zeros_like(zeros, dtype=torch.long))},
         token_logps={**signals.token_logps, **(dict.fromkeys(absent, no_tokens) if needs.tokens else {})},
+        host_num_tokens={**signals.host_num_tokens, **dict.fromkeys(absent, (0,) * zeros.numel())},
     )

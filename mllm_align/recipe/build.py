@@ -46,9 +46,9 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False, resume: bool = False)
     arguments = build_arguments(recipe, overwrite=overwrite)
     # The trainer asks the same, but only after minutes of loading.
     if resume:
-        last_complete_checkpoint(arguments.output_dir or "")
+        last_complete_checkpoint(arguments.output_folder)
     else:
-        claim_output_dir(arguments.output_dir or "", overwrite=overwrite, main_process=False)
+        claim_output_dir(arguments.output_folder, overwrite=overwrite, main_process=False)
     trainer = build_trainer(recipe, overwrite=overwrite)
     trainer.train(resume_from_checkpoint=True if resume else None)
     trainer.save_model()

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sized
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
 
-from mllm_align.contract import needs_for
+from mllm_align.contract import Batch, needs_for
 from mllm_align.families import Family, family_of, unwrap
-from mllm_align.signals import FrozenCopy
 from mllm_align.signals.limits import can_share_prefixes
 from mllm_align.trainers import AlignTrainer
+from mllm_align.trainers.heads import trained_parameters
+from mllm_align.trainers.memory import GIB, MemoryEstimate, Switches, run_of
+from mllm_align.trainers.planner import Decision, gigabytes
 from mllm_align.trainers.window import count_tokens
-
-SAMPLE_ROWS = 64
-# Bytes that one token leaves in one decoder layer for the backward pass, per unit of width, in 16 bits and without
-# the attention matrix (Korthikanti et al., 2022, https://arxiv.org/abs/2205.05198, section 4.1); with checkpointing,
-# the layer's input alone and one layer at work. Vision towers are left out.
-ACTIVATION_BYTES = 34
-CHECKPOINT_BYTES = 2
-# Two moments in the parameter's own precision (Adam); optimisers with "8bit" in their name keep a byte each.
-MOMENTS = 2
 
 
 @dataclass(frozen=True)
@@ -38,8 +31,9 @@ class Plan:
         packing: How prompts are shared, or why not.
         tokens_per_step: Tokens that the policy reads in one optimiser step, estimated from the first rows.
         steps: Optimiser steps; None for a stream without an end.
-        memory: Estimated bytes by purpose: weights, gradients and moments are counted, activations and logits a
-            rule of thumb at the mean length of a row.
+        memory: Estimated bytes at the peak of a step, for the longest of the sampled rows.
+        decisions: What was changed to fit `memory_budget`.
+        budget: Bytes that the run may take, or that the device has; None where neither is known.
     """
 
     views: dict[str, list[str]]
@@ -49,7 +43,9 @@ class Plan:
     packing: str
     tokens_per_step: int
     steps: int | None
-    memory: dict[str, int]
+    memory: MemoryEstimate
+    decisions: tuple[Decision, ...] = ()
+    budget: int | None = None
 
     def __str__(self) -> str:
         """A page for the terminal."""
@@ -63,17 +59,22 @@ class Plan:
         lines.append(f"Prompts: {self.packing}")
         lines.append(f"Tokens per step: about {self.tokens_per_step:,}")
         lines.append(f"Steps: {self.steps if self.steps is not None else 'until the stream ends'}")
-        lines.append(f"Memory per device: about {_gigabytes(sum(self.memory.values()))}")
-        lines += [f"  {purpose}: {_gigabytes(size)}" for purpose, size in self.memory.items()]
-        lines.append(
-            "  (activations and logits by a rule of thumb at the mean length of a row; the vision tower left out)"
-        )
+        of = f" of {gigabytes(self.budget)}" if self.budget is not None else ""
+        lines.append(f"Memory per device: about {gigabytes(self.memory.total)}{of}")
+        lines += [f"  {purpose}: {gigabytes(size)}" for purpose, size in self.memory.parts.items()]
+        if self.budget is not None and self.memory.total > self.budget:
+            lines.append(
+                "  that is more than there is: set memory_budget, and switches that save memory are turned on"
+            )
+        if self.decisions:
+            lines.append("Changed to fit memory_budget")
+            lines += [f"  {decision}" for decision in self.decisions]
         return "\n".join(lines)
 
 
 def plan_of(trainer: AlignTrainer) -> Plan:
     """The plan of a built trainer."""
-    model: Any = trainer.model
+    args, model = trainer.args, trainer.model
     hf = unwrap(model)
     family = family_of(hf)
     needs = {source: needs_for(trainer.objective, source) for source in trainer.source_rows}
@@ -81,15 +82,13 @@ def plan_of(trainer: AlignTrainer) -> Plan:
     by_layer: Counter[str] = Counter()
     for name, parameter in trained.items():
         by_layer[_layer(name, family)] += parameter.numel()
-    if isinstance(trainer.objective, torch.nn.Module):
-        heads = {f"objective.{name}": p for name, p in trainer.objective.named_parameters() if p.requires_grad}
-        trained |= heads
-        by_layer["objective"] = sum(p.numel() for p in heads.values())
+    by_layer["objective"] = sum(p.numel() for p in trained_parameters(trainer.objective))
     shared, reason = can_share_prefixes(family, hf)
-    if trainer.args.packing == "off":
+    if args.packing == "off":
         shared, reason = False, "packing is off"
-    tokens = _tokens_per_micro_batch(trainer)
-    window = trainer.args.gradient_accumulation_steps * trainer.args.world_size
+    run = run_of(args, model, trainer.objective, trainer.reference, trainer.data_collator, trainer.train_dataset)
+    tokens = _tokens_per_micro_batch(trainer, run.work.batch)
+    window = args.gradient_accumulation_steps * args.world_size
     return Plan(
         views={
             source: [*map(str, n.views), *(f"{view} where there" for view in n.optional)]
@@ -101,7 +100,9 @@ def plan_of(trainer: AlignTrainer) -> Plan:
         packing="shared by the responses to them" if shared else f"one sequence per view ({reason})",
         tokens_per_step=tokens * window,
         steps=_steps(trainer, window),
-        memory=_memory(trainer, list(trained.values()), tokens),
+        memory=run.estimate(Switches.of(args)),
+        decisions=trainer.decisions,
+        budget=_device_memory(trainer) if args.memory_budget is None else int(args.memory_budget * GIB),
     )
 
 
@@ -119,49 +120,28 @@ def _size(parameter: Any) -> int:
     return state.shape.numel() if state is not None else parameter.numel()
 
 
-def _tokens_per_micro_batch(trainer: AlignTrainer) -> int:
-    """Mean over the first rows of each source, in the shares that sources have."""
-    dataset: Any = trainer.train_dataset
-    size = trainer.args.per_device_train_batch_size
-    if hasattr(dataset, "__len__"):
-        step = max(1, len(dataset) // SAMPLE_ROWS)
-        rows = [dataset[index] for index in range(0, len(dataset), step)][:SAMPLE_ROWS]
-    else:
-        rows = list(islice(iter(dataset), SAMPLE_ROWS))
-    batch = trainer.data_collator(rows)["batch"]  # type: ignore[operator]
-    return round(count_tokens(batch) / max(len(batch), 1) * size)
+def _tokens_per_micro_batch(trainer: AlignTrainer, batch: Batch) -> int:
+    """Mean over the sampled rows."""
+    rows = count_tokens(batch) / max(len(batch), 1) * trainer.args.per_device_train_batch_size
+    return trainer.args.max_tokens_per_batch or round(rows)
 
 
 def _steps(trainer: AlignTrainer, window: int) -> int | None:
     if trainer.args.max_steps > 0:
         return trainer.args.max_steps
-    if not hasattr(trainer.train_dataset, "__len__"):
+    if not isinstance(trainer.train_dataset, Sized):
         return None
-    per_epoch = -(-len(trainer.train_dataset) // (trainer.args.per_device_train_batch_size * window))  # type: ignore[arg-type]
+    if trainer.args.max_tokens_per_batch is not None:
+        per_epoch = -(-len(trainer.get_train_dataloader()) // trainer.args.gradient_accumulation_steps)
+    else:
+        per_epoch = -(-len(trainer.train_dataset) // (trainer.args.per_device_train_batch_size * window))
     return round(per_epoch * trainer.args.num_train_epochs)
 
 
-def _memory(trainer: AlignTrainer, trained: list[torch.nn.Parameter], tokens: int) -> dict[str, int]:
-    model: Any = trainer.model
-    text = unwrap(model).config.get_text_config()
-    width, layers = text.hidden_size, text.num_hidden_layers
-    per_token = (
-        (CHECKPOINT_BYTES * layers + ACTIVATION_BYTES)
-        if trainer.args.activation_checkpointing
-        else (ACTIVATION_BYTES * layers)
-    )
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    moment = 1 if "8bit" in str(getattr(trainer.args.optim, "value", trainer.args.optim)) else None
-    found = {
-        "weights": weights,
-        "reference": weights if isinstance(trainer.reference, FrozenCopy) else 0,
-        "gradients": sum(p.numel() * p.element_size() for p in trained),
-        "optimiser": sum(p.numel() * MOMENTS * (moment or p.element_size()) for p in trained),
-        "activations": tokens * width * per_token,
-        "logits": 2 * 4 * min(trainer.args.logits_chunk_size, tokens) * text.vocab_size,
-    }
-    return {purpose: size for purpose, size in found.items() if size}
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 2**30:.2f} GB" if size > 2**27 else f"{size / 2**20:.1f} MB"
+def _device_memory(trainer: AlignTrainer) -> int | None:
+    """Bytes of the device that this process has or could have; None where it is not a CUDA device."""
+    device = torch.device(trainer.args.device)
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device)

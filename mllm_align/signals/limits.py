@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from mllm_align.families import Family
+from mllm_align.signals.attention import SHARED_PREFIX
 
-MASKABLE = ("sdpa", "eager")
+FULL, SLIDING = "full_attention", "sliding_attention"
+MASKABLE = ("sdpa", "eager", "flex_attention", SHARED_PREFIX)
 
 
 def can_share_prefixes(family: Family, model: Any) -> tuple[bool, str]:
@@ -16,20 +18,20 @@ def can_share_prefixes(family: Family, model: Any) -> tuple[bool, str]:
     text = model.config.get_text_config()
     backend = text._attn_implementation
     if backend not in MASKABLE:
-        return False, f"attention back end {backend!r} takes no block mask; sdpa and eager do"
-    layers = set(getattr(text, "layer_types", None) or ())
-    if layers - {"full_attention", "sliding_attention"}:
-        return False, "layers with a recurrent state would leak one response into the next"
-    if len(layers) > 1:
-        return False, "layers with different windows need a mask each"
+        return False, f"attention back end {backend!r} takes no block mask; sdpa, flex_attention and eager do"
+    kinds = set(getattr(text, "layer_types", None) or ())
+    if kinds - {FULL, SLIDING}:
+        return False, "layers with a recurrent state or chunked attention would leak one response into the next"
     return True, ""
 
 
-def attention_window(model: Any) -> int | None:
-    """Tokens that one token sees, where every layer slides; None where attention is full."""
+def layer_windows(model: Any) -> dict[str, int | None]:
+    """Per kind of decoder layer how many tokens back one sees; None for all of them."""
     text = model.config.get_text_config()
     window = getattr(text, "sliding_window", None)
-    layers = set(getattr(text, "layer_types", None) or ())
-    if window is None or layers == {"full_attention"} or not getattr(text, "use_sliding_window", True):
-        return None
-    return int(window)
+    if not getattr(text, "use_sliding_window", True):
+        window = None
+    kinds = tuple(dict.fromkeys(getattr(text, "layer_types", None) or ()))
+    if not kinds:
+        kinds = (FULL,) if window is None else (SLIDING,)
+    return {kind: int(window) if kind == SLIDING and window is not None else None for kind in kinds}

@@ -1,4 +1,4 @@
-"""Responses after one prompt share its prefix: one sequence, a block mask, positions that restart.
+"""Responses after one prompt share its prefix: one sequence, positions that restart.
 
 A pack is `prefix + response A + response B + ...`; a response sees the prefix and itself. The last token of a
 response is predicted but predicts nothing, so it is left out of the input.
@@ -6,7 +6,7 @@ response is predicted but predicts nothing, so it is left out of the input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from mllm_align.contract import Batch
 from mllm_align.families import Family
-
-PADDING = -1
+from mllm_align.signals.masks import ONE_WAY, PADDING, Visibility
 
 
 class Pack(NamedTuple):
@@ -34,24 +33,27 @@ class PackedInputs:
 
     Attributes:
         input_ids: (G, T).
-        attention_mask: (G, T) where every pack has one branch, else additive (G, 1, T, T).
+        visible: Who sees whom.
+        causal: Whether every pack has one branch, so that no token must be hidden from a later one of its pack.
         position_ids: (G, T), or (k, G, T) for families with several rows of positions.
         extras: Per-token inputs of the family, (G, T).
         images: Indices of the images in the order of their placeholders.
-        sequence, position: (N,) where in the (G, T) grid each scored token is predicted.
+        sequence: (N,) the pack in which each scored token is predicted.
+        position: (N,) where in the pack.
         targets: (N,) the scored token ids.
-        branch: (N,) the batch's branch index of each scored token.
+        branch: (N,) the batch's branch index of each scored token, on the host.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
+    visible: Visibility
+    causal: bool
     position_ids: Tensor
     extras: dict[str, Tensor]
     images: tuple[int, ...]
     sequence: Tensor
     position: Tensor
     targets: Tensor
-    branch: Tensor
+    branch: np.ndarray
 
 
 def plan_packs(batch: Batch, branches: Sequence[int], shared: bool) -> list[Pack]:
@@ -90,80 +92,79 @@ def group_packs(packs: Sequence[Pack], least_fill: float, max_tokens: int | None
     return groups
 
 
-def build_inputs(
-    batch: Batch, packs: Sequence[Pack], family: Family, model: Any, *, dtype: torch.dtype, window: int | None = None
-) -> PackedInputs:
+def send(array: np.ndarray, device: Any) -> Tensor:
+    """An array as a tensor on a device; from page-locked memory, because no other copy goes without waiting."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def build_inputs(batch: Batch, packs: Sequence[Pack], family: Family, model: Any) -> PackedInputs:
     """The tensors of one group of packs.
 
     Args:
         batch: The batch, its token ids on the host.
         packs: The packs of the group.
-        family: The model's family, asked for prefix positions.
+        family: The model's family, asked for positions and blocks of the prefix.
         model: The unwrapped Hugging Face model.
-        dtype: Type of the additive mask.
-        window: Sliding window of the model's attention in tokens, or None.
     """
     rows = [_layout(batch, pack, family, model) for pack in packs]
     device = model.device
+    size = max(len(row.input_ids) for row in rows)
+
+    def move(array: np.ndarray) -> Tensor:
+        return send(array, device)
 
     def pad(pieces: Sequence[np.ndarray], value: int) -> Tensor:
-        longest = max(piece.shape[-1] for piece in pieces)
-        grid = np.full((len(pieces), *pieces[0].shape[:-1], longest), value, dtype=np.int64)
+        grid = np.full((len(pieces), *pieces[0].shape[:-1], size), value, dtype=np.int64)
         for row, piece in zip(grid, pieces, strict=True):
             row[..., : piece.shape[-1]] = piece
-        return torch.from_numpy(grid).to(device, non_blocking=True)
+        return move(grid)
 
-    def join(pieces: Sequence[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(pieces)).to(device, non_blocking=True)
-
-    segment = pad([row.segment for row in rows], PADDING)
     positions = pad([row.positions for row in rows], 0).transpose(0, 1)
-    if any(len(pack.branches) > 1 for pack in packs):
-        mask = block_mask(segment, pad([row.order for row in rows], 0), dtype, window)
-    else:
-        mask = (segment != PADDING).long()
+    has_blocks = any(row.block is not None for row in rows)
     return PackedInputs(
         input_ids=pad([row.input_ids for row in rows], 0),
-        attention_mask=mask,
+        visible=Visibility(
+            segment=pad([row.segment for row in rows], PADDING),
+            order=pad([row.order for row in rows], 0),
+            block=pad([_blocks(row) for row in rows], ONE_WAY) if has_blocks else None,
+            plain=min(size if row.plain is None else row.plain for row in rows),
+            window_ends_blocks=family.window_ends_blocks,
+        ),
+        causal=all(len(pack.branches) == 1 for pack in packs),
         position_ids=positions[0] if len(positions) == 1 else positions,
-        extras={key: pad([row.extras[key] for row in rows], 0) for key in rows[0].extras},
+        extras={
+            key: pad([row.extras[key] for row in rows], family.response_values.get(key, 0)) for key in rows[0].extras
+        },
         images=tuple(image for pack in packs for image in batch.prefixes[pack.prefix].images),
-        sequence=join([np.full_like(row.predictor, number) for number, row in enumerate(rows)]),
-        position=join([row.predictor for row in rows]),
-        targets=join([batch.branches[index].token_ids.numpy() for pack in packs for index in pack.branches]),
-        branch=join([row.branch for row in rows]),
+        sequence=move(np.concatenate([np.full_like(row.predictor, number) for number, row in enumerate(rows)])),
+        position=move(np.concatenate([row.predictor for row in rows])),
+        targets=move(
+            np.concatenate([batch.branches[index].token_ids.numpy() for pack in packs for index in pack.branches])
+        ),
+        branch=np.concatenate([row.branch for row in rows]),
     )
-
-
-def block_mask(segment: Tensor, order: Tensor, dtype: torch.dtype, window: int | None = None) -> Tensor:
-    """(G, 1, T, T) additive mask: a token sees the prefix and its own branch up to itself.
-
-    Args:
-        segment: (G, T) 0 for the prefix, 1.. for branches, -1 for padding.
-        order: (G, T) distance in tokens from the start of prefix + own branch; a window counts in it, because the
-            index in the pack counts other branches too.
-        dtype: Floating type of the mask.
-        window: How many tokens back a token sees, or None.
-    """
-    index = torch.arange(segment.shape[1], device=segment.device)
-    query, key = segment.unsqueeze(2), segment.unsqueeze(1)
-    sees = (index.unsqueeze(0) <= index.unsqueeze(1)) & ((key == 0) | (key == query))
-    if window is not None:
-        sees = sees & (order.unsqueeze(2) - order.unsqueeze(1) < window)
-    # Softmax over a row without a single allowed entry is undefined, so every token, padding too, sees itself.
-    sees = sees | torch.eye(len(index), dtype=torch.bool, device=segment.device)
-    mask = torch.zeros(sees.shape, dtype=dtype, device=segment.device)
-    return mask.masked_fill(~sees, torch.finfo(dtype).min).unsqueeze(1)
 
 
 class _Layout(NamedTuple):
     input_ids: np.ndarray  # (L,)
     segment: np.ndarray  # (L,)
     order: np.ndarray  # (L,)
+    block: np.ndarray | None  # (P,)
+    plain: int | None  # first tokens that see just what lies before them; None where all of the pack do
     positions: np.ndarray  # (k, L)
-    extras: dict[str, np.ndarray]  # (L,) each
+    extras: Mapping[str, np.ndarray]  # (L,) each
     predictor: np.ndarray  # (N,)
     branch: np.ndarray  # (N,)
+
+
+def _blocks(row: _Layout) -> np.ndarray:
+    block = np.full(len(row.input_ids), ONE_WAY)
+    if row.block is not None:
+        block[: len(row.block)] = row.block
+    return block
 
 
 def _layout(batch: Batch, pack: Pack, family: Family, model: Any) -> _Layout:
@@ -185,12 +186,22 @@ def _layout(batch: Batch, pack: Pack, family: Family, model: Any) -> _Layout:
         owner.append(np.full(len(tokens), index))
         offset += len(steps)
     tail = np.concatenate(steps_of)
+    blocks = family.two_way_blocks(prefix.input_ids, prefix.extras)
+    two_way = None if blocks is None or bool((blocks == ONE_WAY).all()) else blocks.numpy()
+    plain = None if len(pack.branches) == 1 else size
+    if two_way is not None:
+        plain = int(np.argmax(two_way != ONE_WAY))
     return _Layout(
         input_ids=np.concatenate(ids),
         segment=np.concatenate(segment),
         order=np.concatenate([np.arange(size), size + tail]),
+        block=two_way,
+        plain=plain,
         positions=np.concatenate([start, np.broadcast_to(after + tail, (len(start), len(tail)))], axis=1),
-        extras={key: np.pad(value.numpy(), (0, len(tail))) for key, value in prefix.extras.items()},
+        extras={
+            key: np.pad(value.numpy(), (0, len(tail)), constant_values=family.response_values.get(key, 0))
+            for key, value in prefix.extras.items()
+        },
         predictor=np.concatenate(predictor),
         branch=np.concatenate(owner),
     )

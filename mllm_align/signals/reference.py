@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import nn
@@ -78,9 +78,15 @@ class NamedAdapter:
 
 @dataclass(frozen=True)
 class FrozenCopy:
-    """Another model of the same family, held in memory (full fine-tuning)."""
+    """Another model of the same family, held in memory (full fine-tuning).
+
+    Attributes:
+        model: The copy.
+        sees_alike: Whether its vision side is known to be the policy's, by the policy's identity; filled on first use.
+    """
 
     model: nn.Module
+    sees_alike: dict[int, bool] = field(default_factory=dict, compare=False, repr=False)
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[nn.Module]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
+from torch import Tensor, nn
 
-from mllm_align.families import Family
+from mllm_align.families import Family, unwrap
+from mllm_align.signals.reference import FrozenCopy
 
 
 def is_trained(module: nn.Module) -> bool:
@@ -21,51 +22,92 @@ def is_trained(module: nn.Module) -> bool:
     return any(isinstance(part, BaseTunerLayer | AuxiliaryTrainingWrapper) for part in module.modules())
 
 
+def trained_image_parameters(family: Family, model: Any) -> list[str]:
+    """Names of what trains and image tokens hang on: everything but the decoder and its head.
+
+    More than tower and projector: LLaVA-NeXT's newline is a parameter of its own.
+    """
+    head = {id(parameter) for parameter in model.get_output_embeddings().parameters()}
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and family.scope_of(name) != "language" and id(parameter) not in head
+    ]
+
+
 def features_are_shared(family: Family, model: nn.Module) -> bool:
     """Whether policy and reference read the very same image tokens."""
-    return not any(is_trained(module) for module in family.vision_modules(model))
+    adapted = any(is_trained(module) for module in family.vision_modules(model))
+    return not adapted and not trained_image_parameters(family, model)
+
+
+def reads_the_same_tokens(family: Family, model: nn.Module, reference: Any) -> bool:
+    """Whether a reference may be given the image tokens of the policy: nothing in them trains, and a copy's own vision
+    weights are the policy's (compared once)."""
+    if not features_are_shared(family, model):
+        return False
+    if not isinstance(reference, FrozenCopy):
+        return True
+    if id(model) not in reference.sees_alike:
+        other = unwrap(reference.model)
+        reference.sees_alike[id(model)] = _equal_weights(
+            _vision_weights(family, model), _vision_weights(family, other)
+        )
+    return reference.sees_alike[id(model)]
+
+
+def _vision_weights(family: Family, model: nn.Module) -> dict[str, Tensor]:
+    scopes = ("projector", "vision")
+    return {name: value for name, value in model.state_dict().items() if family.scope_of(name) in scopes}
+
+
+def _equal_weights(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(
+        value.shape == right[name].shape and bool(torch.equal(value, right[name].to(value.device)))
+        for name, value in left.items()
+    )
 
 
 @contextmanager
-def frozen_tower_once(family: Family, model: nn.Module) -> Iterator[None]:
-    """Inside, a frozen tower runs once for equal inputs, without a graph; its output is handed out again.
+def frozen_tower_once(family: Family, model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Inside, a frozen tower runs once, without a graph; after `again()` its outputs are handed out in the same order.
 
     Where the projector trains, policy and reference need image tokens of their own, but the tower before it is the
     same for both. A tower that holds the projector (Qwen), or that trains, runs each time.
+
+    Yields:
+        `again`, to be called before the same images are encoded once more.
     """
     tower = family.module(model, family.tower)
     if is_trained(tower):
-        yield
+        yield lambda: None
         return
-    original = tower.forward
-    seen: list[tuple[Any, Any, Any]] = []
+    original, own = tower.forward, tower.__dict__.get("forward")
+    outputs: list[Any] = []
+    calls = [0]
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        for old_args, old_kwargs, output in seen:
-            if _same(args, old_args) and _same(kwargs, old_kwargs):
-                return _copy(output)
-        with torch.no_grad():
-            output = original(*args, **kwargs)
-        seen.append((args, kwargs, output))
-        return _copy(output)
+        number = calls[0]
+        calls[0] += 1
+        if number == len(outputs):
+            with torch.no_grad():
+                outputs.append(original(*args, **kwargs))
+        return _copy(outputs[number])
+
+    def again() -> None:
+        calls[0] = 0
 
     tower.forward = forward
     try:
-        yield
+        yield again
     finally:
-        del tower.forward
+        # What another library put in its place (to move inputs between devices) is put back.
+        if own is None:
+            del tower.forward
+        else:
+            tower.forward = own
 
 
 def _copy(output: Any) -> Any:
     """A new container for the same tensors: callers write their own results into what the tower returned."""
     return type(output)(**output) if hasattr(output, "keys") else output
-
-
-def _same(new: Any, old: Any) -> bool:
-    if isinstance(new, torch.Tensor) and isinstance(old, torch.Tensor):
-        return new is old or (new.shape == old.shape and bool(torch.equal(new, old)))
-    if isinstance(new, tuple | list):
-        return isinstance(old, type(new)) and len(new) == len(old) and all(map(_same, new, old))
-    if isinstance(new, dict):
-        return isinstance(old, dict) and new.keys() == old.keys() and all(_same(new[key], old[key]) for key in new)
-    return bool(new is old or new == old)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ SETTINGS = (
     "bf16",
     "fp16",
     "packing",
+    "max_tokens_per_batch",
 )
 
 
@@ -47,6 +48,7 @@ class CardFacts:
         steps: Steps done.
         log: The log's entries.
         recipe: The recipe as text.
+        decisions: What was changed to fit a memory budget, one sentence each.
     """
 
     base_model: str
@@ -59,6 +61,7 @@ class CardFacts:
     steps: int = 0
     log: Iterable[Mapping[str, Any]] = ()
     recipe: str | None = None
+    decisions: Sequence[str] = ()
 
 
 def describe_objective(objective: Any) -> list[str]:
@@ -89,6 +92,9 @@ def model_card(facts: CardFacts) -> str:
         _table("Last logged", _last_logged(facts.log)),
         _table("Versions", [("python", platform.python_version()), *_versions()]),
     ]
+    if facts.decisions:
+        changed = "\n".join(f"- {decision}" for decision in facts.decisions)
+        sections.append(f"## Changed to fit {facts.settings.memory_budget:g} GB\n\n{changed}\n")
     if facts.recipe:
         sections.append(f"## Recipe\n\n```yaml\n{facts.recipe.strip()}\n```\n")
     return "\n".join(section for section in sections if section)
@@ -140,7 +146,8 @@ def _settings(facts: CardFacts) -> list[tuple[str, Any]]:
     unused = "max_steps" if facts.settings.max_steps < 0 else "num_train_epochs"
     values = [(name, getattr(facts.settings, name)) for name in SETTINGS if name != unused]
     shown = [(name, getattr(value, "value", value)) for name, value in values if value is not None]
-    return [("rows per step", facts.batch_size), ("steps done", facts.steps), *shown]
+    by_rows = [] if facts.settings.max_tokens_per_batch else [("rows per step", facts.batch_size)]
+    return [*by_rows, ("steps done", facts.steps), *shown]
 
 
 def _last_logged(log: Iterable[Mapping[str, Any]]) -> list[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import TrainingArguments
 
 OVERFLOW = ("error", "drop", "truncate")
 PACKING = ("auto", "off")
+MOST_WORKERS = 4
 
 
 @dataclass
@@ -28,6 +30,21 @@ class AlignConfig(TrainingArguments):
         head_learning_rate: Learning rate of the objective's own parameters; None for `learning_rate`.
         packing: "auto" shares prompts between responses where the model allows it, "off" scores row by row.
         logits_chunk_size: Response positions whose logits exist at one time.
+        max_tokens_per_forward: Padded tokens of one forward pass at the most; a batch with more is run in several.
+        max_tokens_per_batch: Fill batches up to this many tokens (prompts that are shared count once, padding
+            counted) with rows of similar length, in place of `per_device_train_batch_size` rows; None for off.
+        cache_gradients: Measure first, then run each group of sequences again, one at a time, with the gradients of
+            the objective with respect to what was measured: any batch fits, for one more forward pass.
+        recompute_without_image: Keep no activations of sequences without an image; they are run again in the backward
+            pass, which costs little where they are the short ones.
+        precompute_ref_log_probs: Score the data under the reference once, before training, and keep the result on
+            disk for every later epoch and run.
+        precompute_ref_batch_size: Rows scored at one time then; None for the evaluation batch size.
+        cache_image_features: Keep on disk what the frozen vision tower makes of each image.
+        cache_pixels: Keep on disk what the processor makes of each image.
+        cache_dir: Where all of that is kept; None for `~/.cache/mllm_align`, or `$MLLM_ALIGN_CACHE`.
+        memory_budget: Gigabytes of device memory that the run may take: switches that save memory are turned on
+            until its estimate fits, and the log says which and why. None leaves all as they are.
         disable_dropout: Set every dropout rate to zero, so that policy and reference differ by what was learned alone.
         check_data: Read every row of a map-style dataset once before training and refuse what cannot be trained on.
         model_init_kwargs: Fields of `ModelArguments`, where the trainer is given a model's name.
@@ -38,7 +55,7 @@ class AlignConfig(TrainingArguments):
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or below 1 a share of all steps."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-    bf16: bool | None = field(  # type: ignore[assignment]
+    bf16: bool | None = field(
         default=None, metadata={"help": "bfloat16 autocast; on by default where the GPU has it."}
     )
     gradient_checkpointing: bool | None = field(
@@ -47,6 +64,18 @@ class AlignConfig(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: rows are read by column."})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Not needed: every trained parameter takes part on every rank."}
+    )
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that collate; by default none on a CPU, up to 4 beside a GPU."}
+    )
+    dataloader_persistent_workers: bool | None = field(
+        default=None, metadata={"help": "Keep them from epoch to epoch; on by default where there are any."}
+    )
+    dataloader_pin_memory: bool | None = field(
+        default=None, metadata={"help": "Pixels in page-locked memory; on by default beside a GPU."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Looking at every loss would wait for the device; the log tells the truth."}
     )
 
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Allow an output folder that is not empty."})
@@ -58,7 +87,17 @@ class AlignConfig(TrainingArguments):
     mixer_learning_rate: float | None = field(default=None, metadata={"help": "Of mixers."})
     head_learning_rate: float | None = field(default=None, metadata={"help": "Of the objective's parameters."})
     packing: str = field(default="auto", metadata={"help": "auto or off."})
-    logits_chunk_size: int = field(default=1024, metadata={"help": "Positions of logits held at one time."})
+    logits_chunk_size: int = field(default=256, metadata={"help": "Positions of logits held at one time."})
+    max_tokens_per_forward: int | None = field(default=None, metadata={"help": "Padded tokens of one forward pass."})
+    max_tokens_per_batch: int | None = field(default=None, metadata={"help": "Fill batches by tokens, not by rows."})
+    cache_gradients: bool = field(default=False, metadata={"help": "Gradients group by group, for any batch size."})
+    recompute_without_image: bool = field(default=False, metadata={"help": "Run views without image twice."})
+    precompute_ref_log_probs: bool = field(default=False, metadata={"help": "Score the reference once, on disk."})
+    precompute_ref_batch_size: int | None = field(default=None, metadata={"help": "Rows scored at one time then."})
+    cache_image_features: bool = field(default=False, metadata={"help": "Keep the frozen tower's output on disk."})
+    cache_pixels: bool = field(default=False, metadata={"help": "Keep processed images on disk."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where caches are kept."})
+    memory_budget: float | None = field(default=None, metadata={"help": "Gigabytes the run may take."})
     disable_dropout: bool = field(default=True, metadata={"help": "Set all dropout rates to zero."})
     check_data: bool = field(default=True, metadata={"help": "Check every row before training."})
     model_init_kwargs: dict | None = field(default=None, metadata={"help": "Fields of ModelArguments."})
@@ -82,11 +121,33 @@ class AlignConfig(TrainingArguments):
         if self.data_seed is None:
             # Else the order of rows would hang on whatever seeded torch last, and a resumed run might see another.
             self.data_seed = self.seed
+        self._choose_workers(on_gpu)
         super().__post_init__()
         accelerator: Any = self.accelerator_config
         if accelerator.dispatch_batches is None:
             accelerator.dispatch_batches = False
+        if self.dataloader_pin_memory:
+            accelerator.non_blocking = True
         self._check_choices()
+
+    @property
+    def output_folder(self) -> str:
+        """`output_dir`, which is never None once the settings are built."""
+        assert self.output_dir is not None
+        return self.output_dir
+
+    def _choose_workers(self, on_gpu: bool) -> None:
+        self.workers_by_default = self.dataloader_num_workers is None
+        if self.dataloader_num_workers is None:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            self.dataloader_num_workers = max(1, min(MOST_WORKERS, share)) if on_gpu else 0
+        if self.dataloader_persistent_workers is None:
+            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        if self.dataloader_prefetch_factor is None and self.dataloader_num_workers > 0:
+            self.dataloader_prefetch_factor = 2
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = on_gpu
 
     def _check_choices(self) -> None:
         if self.on_overflow not in OVERFLOW:
@@ -95,10 +156,22 @@ class AlignConfig(TrainingArguments):
             raise ValueError(f"packing {self.packing!r} is none of {', '.join(PACKING)}")
         if self.logits_chunk_size < 1:
             raise ValueError(f"logits_chunk_size must be at least 1, not {self.logits_chunk_size}")
+        budget = self.memory_budget
+        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0):
+            raise ValueError(f"memory_budget is a number of gigabytes above 0, not {budget!r}")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be off: it would drop the images and responses")
         accelerator: Any = self.accelerator_config
         if accelerator.dispatch_batches:
             raise ValueError("dispatch_batches must be off: it would cut batches in the middle of their rows")
-        if self.torch_compile:
-            raise ValueError("torch_compile must be off: the measuring calls parts of the model, not its forward")
+        for name in ("max_tokens_per_forward", "max_tokens_per_batch"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name} must be at least 1 or None, not {limit}")
+        if self.cache_gradients and (self.fsdp or self.deepspeed):
+            raise ValueError(
+                "cache_gradients sends gradients back pass by pass, which fsdp and deepspeed do not see: use one "
+                "whole model per device, or leave it out"
+            )
+        if self.max_tokens_per_batch is not None and self.dataloader_drop_last:
+            raise ValueError("dataloader_drop_last must be off with max_tokens_per_batch, which uses every row")

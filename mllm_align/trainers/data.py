@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from mllm_align.contract import Objective
 from mllm_align.data.check import check_dataset
 from mllm_align.data.collator import AlignCollator
+from mllm_align.data.lengths import LengthRecorder
 from mllm_align.data.loading import undecoded
 from mllm_align.data.mixing import mix_sources
 from mllm_align.data.schema import DEFAULT_SOURCE, DataError
@@ -46,7 +47,14 @@ def rows_per_source(dataset: Any) -> dict[str, int | None]:
 
 
 def refuse_bad_data(
-    objective: Objective, collator: AlignCollator, train: Any, evaluation: Any, *, check_rows: bool, progress: bool
+    objective: Objective,
+    collator: AlignCollator,
+    train: Any,
+    evaluation: Any,
+    *,
+    check_rows: bool,
+    progress: bool,
+    lengths: LengthRecorder | None = None,
 ) -> None:
     """Refuses data that the objective cannot use.
 
@@ -57,6 +65,7 @@ def refuse_bad_data(
         evaluation: Evaluation data after `label_sources`, or None.
         check_rows: Whether to read the rows themselves.
         progress: Whether to show a progress bar.
+        lengths: Is shown every training row on the main process; then the training data is read in any case.
 
     Raises:
         ValueError: If a source and the objective do not know each other.
@@ -66,10 +75,10 @@ def refuse_bad_data(
     if train is not None and (None not in sources.values() or hasattr(train, "parts")):
         check_sources(objective, list(sources))
     found = ""
-    if check_rows and PartialState().is_main_process:
+    if (check_rows or lengths is not None) and PartialState().is_main_process:
         try:
-            for name, dataset in _named(train, evaluation):
-                _check(name, dataset, collator, progress)
+            for name, dataset in named_datasets(train, evaluation if check_rows else None):
+                _check(name, dataset, collator, progress, lengths if dataset is train else None)
         except DataError as error:
             found = str(error)
     message = broadcast_object_list([found])[0]
@@ -77,7 +86,8 @@ def refuse_bad_data(
         raise DataError(message)
 
 
-def _named(train: Any, evaluation: Any) -> Iterator[tuple[str, Any]]:
+def named_datasets(train: Any, evaluation: Any) -> Iterator[tuple[str, Any]]:
+    """Every dataset of a run with the name that messages use."""
     if train is not None:
         yield "train_dataset", train
     parts = evaluation if isinstance(evaluation, Mapping) else {"": evaluation}
@@ -86,8 +96,8 @@ def _named(train: Any, evaluation: Any) -> Iterator[tuple[str, Any]]:
             yield f"eval_dataset[{name!r}]" if name else "eval_dataset", dataset
 
 
-def _check(name: str, dataset: Any, collator: AlignCollator, progress: bool) -> None:
+def _check(name: str, dataset: Any, collator: AlignCollator, progress: bool, lengths: LengthRecorder | None) -> None:
     try:
-        check_dataset(dataset, collator, progress=progress)
+        check_dataset(dataset, collator, progress=progress, observe=lengths.add if lengths is not None else None)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error

@@ -21,14 +21,14 @@ def check_trainable(model: nn.Module) -> None:
         )
 
 
-def check_gradients(outcome: Outcome, model: nn.Module, checked: set[str]) -> None:
+def check_gradients(outcome: Outcome, ends: Iterable[Tensor], checked: set[str]) -> None:
     """Refuses a term whose gradient reaches no parameter of the model.
 
     Looks at the structure of the graph, so it costs no backward pass. A term is looked at when it first has rows.
 
     Args:
         outcome: Of a training batch, with its graph.
-        model: The policy.
+        ends: Where gradients must arrive: the policy's trained parameters, or what was measured of it.
         checked: Names of terms already found in order; updated.
 
     Raises:
@@ -37,7 +37,7 @@ def check_gradients(outcome: Outcome, model: nn.Module, checked: set[str]) -> No
     fresh = [term for term in outcome.terms if term.name not in checked and term.weight and float(term.count) > 0]
     if not fresh:
         return
-    backbone = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    backbone = {id(end) for end in ends if end.requires_grad}
     for term in fresh:
         if not reaches(term.sum, backbone):
             raise ValueError(

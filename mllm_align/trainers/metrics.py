@@ -17,13 +17,13 @@ class Averages:
     def __init__(self) -> None:
         """Without entries."""
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor | float] = {}
 
     def add(self, name: str, total: Tensor, count: Tensor | float) -> None:
         """Adds a sum over `count` entries."""
         # float64: a sum over an evaluation set must not depend on how it was cut into batches.
         total = total.detach().double()
-        weight = torch.as_tensor(count, dtype=torch.float64, device=total.device)
+        weight = count if isinstance(count, int | float) else count.detach().double()
         if name in self._sums:
             total = total + self._sums[name]
             weight = weight + self._counts[name]
@@ -52,10 +52,11 @@ class Averages:
         own = {}
         if names:
             device = self._sums[names[0]].device
-            pairs = torch.stack(
-                [torch.stack([self._sums[name], self._counts[name]]).to(device) for name in names]
+            sums = torch.stack([self._sums[name].to(device) for name in names]).tolist()
+            counts = torch.stack(
+                [torch.as_tensor(self._counts[name], dtype=torch.float64, device=device) for name in names]
             ).tolist()
-            own = dict(zip(names, map(tuple, pairs), strict=True))
+            own = dict(zip(names, zip(sums, counts, strict=True), strict=True))
         merged: dict[str, tuple[float, float]] = {}
         for rank in gather_object([own]):
             for name, (total, count) in rank.items():

@@ -23,6 +23,21 @@ def part_of(name: str, family: Family) -> str:
     return PROJECTOR if family.scope_of(name) == "projector" else BASE
 
 
+def learning_rates_by_part(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    family: Family,
+    objective: nn.Module | None,
+    args: Any,
+) -> None:
+    """Gives every part of the model, and the objective's own parameters, the learning rate that `args` has for it."""
+    parts = {id(parameter): part_of(name, family) for name, parameter in named_parameters}
+    split_groups(optimizer, parts, {PROJECTOR: args.projector_learning_rate, MIXER: args.mixer_learning_rate})
+    if objective is not None:
+        rate = args.learning_rate if args.head_learning_rate is None else args.head_learning_rate
+        add_heads(optimizer, objective.named_parameters(), rate, args.weight_decay)
+
+
 def split_groups(
     optimizer: torch.optim.Optimizer, parts: Mapping[int, str], learning_rates: Mapping[str, float | None]
 ) -> None:

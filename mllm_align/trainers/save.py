@@ -40,11 +40,12 @@ def write_card(trainer: AlignTrainer, folder: str) -> None:
         sources=trainer.source_rows,
         settings=args,
         batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        adapter=model.peft_config[model.active_adapter] if isinstance(model, PeftModel) else None,
+        adapter=model.active_peft_config if isinstance(model, PeftModel) else None,
         quantization=_quantization(quantization),
         steps=trainer.state.global_step,
         log=trainer.state.log_history,
         recipe=trainer.recipe,
+        decisions=tuple(map(str, trainer.decisions)),
     )
     (Path(folder) / CARD_FILE).write_text(model_card(facts), encoding="utf-8")
 

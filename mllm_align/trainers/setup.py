@@ -16,6 +16,7 @@ from mllm_align.families import check_model, family_of, unwrap
 from mllm_align.models import ModelArguments, load_model, load_processor
 from mllm_align.models.adapters import adapter_parameters, is_quantized
 from mllm_align.signals import AdaptersOff, FrozenCopy, NamedAdapter, Reference
+from mllm_align.signals.limits import can_share_prefixes
 
 logger = logging.getLogger(__name__)
 
@@ -40,19 +41,6 @@ class NeedsOfSources:
                 "source, or give a part for it"
             )
         return needs
-
-
-def check_measurable(objective: Objective) -> None:
-    """Refuses an objective that declares features: the engine measures log-probabilities so far.
-
-    Raises:
-        ValueError: Naming the feature.
-    """
-    if objective.needs.features:
-        raise ValueError(
-            f"the objective declares feature {objective.needs.features[0].name!r}; the engine measures the "
-            "log-probabilities of views, features are not there yet"
-        )
 
 
 def check_sources(objective: Objective, sources: Sequence[str], *, complete: bool = True) -> None:
@@ -117,16 +105,17 @@ def apply_peft(model: Any, peft_config: PeftConfig | None) -> Any:
     config: Any = copy.deepcopy(peft_config)
     if hasattr(config, "target_modules") and config.target_modules is None:
         config.target_modules = family_of(model).lora_targets(model, ["language"])
+    # Read here: PEFT shortens the names in the configuration that it is given.
+    targets = getattr(config, "target_modules", None)
     wrapped: Any = get_peft_model(model, config)
-    _warn_of_vision(wrapped, config)
+    _warn_of_vision(wrapped, targets)
     return wrapped
 
 
-def _warn_of_vision(model: PeftModel, config: Any) -> None:
+def _warn_of_vision(model: PeftModel, targets: Any) -> None:
     """Short names such as q_proj hit the vision tower too, which few users mean."""
     family = family_of(model)
     full_names = {name for name, _ in model.get_base_model().named_modules()}
-    targets = getattr(config, "target_modules", None)
     if isinstance(targets, list | set) and set(targets) <= full_names:
         return
     hits = {
@@ -143,34 +132,59 @@ def _warn_of_vision(model: PeftModel, config: Any) -> None:
         )
 
 
-def resolve_reference(model: Any, objective: Objective, ref_model: Any) -> Reference | None:
+def warn_of_unshared_prompts(model: Any, packing: str) -> None:
+    """Tells why every view will be a sequence of its own, where the model's attention leaves no choice."""
+    shared, reason = can_share_prefixes(family_of(model), unwrap(model))
+    if packing == "auto" and not shared:
+        logger.warning(
+            "prompts are read once per view, not once per image and prompt: %s. Images are still encoded once", reason
+        )
+
+
+def resolve_reference(model: Any, objective: Objective, ref_model: Any, *, once: bool = False) -> Reference | None:
     """The reference that the objective is to be given, or None where it wants none.
 
     Args:
         model: The policy.
         objective: Its needs decide.
         ref_model: A model, a `Reference`, or None: adapters off where the model has adapters, else a frozen copy.
+        once: Whether it is scored once, before training; then it may be the adapter that trains, as it is at first.
 
     Raises:
-        ValueError: If switching adapters off would leave trained parameters on.
+        ValueError: If the reference would move with the policy, does not fit it, or is not there.
     """
     if not objective.needs.reference:
         return None
-    if isinstance(ref_model, AdaptersOff | NamedAdapter | FrozenCopy):
-        return ref_model
-    if ref_model is not None:
-        check_same_vocabulary(model, ref_model)
-        return frozen(ref_model)
-    if isinstance(model, PeftModel):
-        own = adapter_parameters(model)
-        stray = [name for name, p in model.named_parameters() if p.requires_grad and name not in own]
-        if stray:
+    has_adapters = isinstance(model, PeftModel)
+    if ref_model is None and not has_adapters:
+        return frozen(copy.deepcopy(model))
+    if ref_model is None or isinstance(ref_model, AdaptersOff | NamedAdapter):
+        if not has_adapters:
+            raise ValueError("this reference needs a model with adapters: pass peft_config, or a model as ref_model")
+        _check_fixed(model, ref_model.name if isinstance(ref_model, NamedAdapter) else None, once)
+        return ref_model or AdaptersOff()
+    other = ref_model.model if isinstance(ref_model, FrozenCopy) else ref_model
+    check_same_vocabulary(model, other)
+    copied = frozen(other)
+    return ref_model if isinstance(ref_model, FrozenCopy) else copied
+
+
+def _check_fixed(model: Any, adapter: str | None, once: bool) -> None:
+    """Refuses a reference on the policy's own base (with another adapter, or None) of which something trains."""
+    if adapter is not None and adapter not in model.peft_config:
+        raise ValueError(f"no adapter {adapter!r} to use as reference; loaded: {', '.join(model.peft_config)}")
+    if adapter in model.active_adapters and not once:
+        raise ValueError(
+            f"adapter {adapter!r} is the one that trains, so the reference would move with it: set "
+            "precompute_ref_log_probs=True, and it is scored as it is at first"
+        )
+    own = adapter_parameters(model)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and (name not in own or (adapter in name.split(".") and not once)):
             raise ValueError(
-                f"{stray[0]} trains but is no part of an adapter, so the reference would move with it: put its module "
-                "in modules_to_save, freeze it, or pass ref_model"
+                f"{name} trains but is part of the reference too, which would move with it: put its module in "
+                "modules_to_save, freeze it, or pass another ref_model"
             )
-        return AdaptersOff()
-    return frozen(copy.deepcopy(model))
 
 
 def frozen(model: nn.Module) -> FrozenCopy:

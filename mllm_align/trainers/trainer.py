@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -20,15 +20,22 @@ from mllm_align.data.collator import AlignCollator
 from mllm_align.families import family_of, unwrap
 from mllm_align.models.adapters import disable_dropout
 from mllm_align.models.identity import base_probe
-from mllm_align.signals import EngineOptions, measure
-from mllm_align.trainers import checkpoint, heads, setup
+from mllm_align.signals import EngineOptions, Reference, measure
+from mllm_align.signals.cached_reference import CachedReference
+from mllm_align.signals.features import check_features, scored_views
+from mllm_align.trainers import caches, checkpoint, heads, loader, setup
+from mllm_align.trainers.compile import compile_layers, not_the_whole
 from mllm_align.trainers.config import AlignConfig
-from mllm_align.trainers.data import join_sources, label_sources, refuse_bad_data, rows_per_source
+from mllm_align.trainers.data import join_sources, label_sources, named_datasets, refuse_bad_data, rows_per_source
+from mllm_align.trainers.gradient_cache import cached_step
 from mllm_align.trainers.guard import check_gradients, check_trainable
 from mllm_align.trainers.metrics import Averages, means, weighted_loss
-from mllm_align.trainers.optimizer import MIXER, PROJECTOR, add_heads, learning_rates_of, part_of, split_groups
+from mllm_align.trainers.optimizer import learning_rates_by_part, learning_rates_of
+from mllm_align.trainers.planner import plan_memory
+from mllm_align.trainers.precompute import ReferenceScorer
 from mllm_align.trainers.redirect import inside_forward, touch
 from mllm_align.trainers.save import save_beside_model, write_card
+from mllm_align.trainers.throughput import TokenRate
 from mllm_align.trainers.window import Window, plan_window, zero_signals
 
 logger = logging.getLogger(__name__)
@@ -69,6 +76,8 @@ class AlignTrainer(Trainer):
     """
 
     args: AlignConfig
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | None
     # The loss is normalised over the whole accumulation window here.
     loss_is_scaled_for_ga = True
     _tag_names = ("mllm-align",)
@@ -90,7 +99,7 @@ class AlignTrainer(Trainer):
     ) -> None:
         """Puts the parts together and checks that they fit; see the class."""
         args = args or AlignConfig("runs/align")
-        setup.check_measurable(objective)
+        check_features(objective.needs.features)
         if args.n_gpu > 1:
             logger.warning("one process uses one GPU; start with torchrun or accelerate launch to use all of them")
             args._n_gpu = 1
@@ -99,13 +108,16 @@ class AlignTrainer(Trainer):
         self.base_probe = base_probe(loaded)
         policy = setup.apply_peft(loaded, peft_config)
         check_trainable(policy)
+        setup.warn_of_unshared_prompts(policy, args.packing)
         if args.disable_dropout:
             disable_dropout(policy)
         self.objective = objective
         module = heads.as_module(objective)
         if module is not None:
             module.to(args.device)
-        self.reference = setup.resolve_reference(policy, objective, ref_model)
+        self.reference: Reference | CachedReference | None = setup.resolve_reference(
+            policy, objective, ref_model, once=args.precompute_ref_log_probs
+        )
         if isinstance(self.reference, setup.FrozenCopy):
             self.reference.model.to(args.device)
         needs = setup.NeedsOfSources(objective)
@@ -119,37 +131,62 @@ class AlignTrainer(Trainer):
             on_overflow=args.on_overflow,  # type: ignore[arg-type]
             min_pixels=args.min_pixels,
             max_pixels=args.max_pixels,
+            pixel_cache=caches.pixel_folder(args),
         )
-        train_dataset, eval_dataset = join_sources(train_dataset), label_sources(eval_dataset)
+        train, evaluation = join_sources(train_dataset), label_sources(eval_dataset)
+        recorder = loader.length_recorder(args, collator, train)
         refuse_bad_data(
             objective,
             collator,
-            train_dataset,
-            eval_dataset,
+            train,
+            evaluation,
             check_rows=args.check_data,
             progress=not args.disable_tqdm,
+            lengths=recorder,
         )
-        self.source_rows = rows_per_source(train_dataset)
+        self.decisions = plan_memory(args, policy, objective, self.reference, collator, train)
+        self._precomputes = caches.check_precompute(args, objective, train, evaluation)
+        self._scorer: ReferenceScorer | None = None
+        self.source_rows = rows_per_source(train)
         self.recipe = recipe
-        self.options = EngineOptions(packing=args.packing, logits_chunk_size=args.logits_chunk_size)
+        self.options = EngineOptions(
+            packing=args.packing,
+            logits_chunk_size=args.logits_chunk_size,
+            max_tokens_per_forward=args.max_tokens_per_forward,
+            recompute_without_image=args.recompute_without_image,
+            feature_cache=caches.feature_cache(args, policy),
+        )
+        self._sampler = loader.budget_sampler(args, recorder, train, policy, self.options)
         self._window = Window()
         self._averages, self._eval_averages = Averages(), Averages()
         self._weights: dict[str, float] = {}
-        self._checked_terms: set[str] = set()
+        self.checked_terms: set[str] = set()
         self._owns_output_dir = False
-        self._clock: tuple[float, int] | None = None
+        self._rate = TokenRate()
         super().__init__(
             model=policy,
             args=args,
             data_collator=collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,  # type: ignore[arg-type]
+            train_dataset=train,
+            eval_dataset=evaluation,
             processing_class=processor,
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+        if args.torch_compile:
+            frozen = self.reference.model if isinstance(self.reference, setup.FrozenCopy) else None
+            for part in filter(None, (policy, frozen)):
+                compile_layers(part, args.torch_compile_backend or "inductor", args.torch_compile_mode)
+        checkpointing = args.activation_checkpointing_kwargs if args.activation_checkpointing else None
+        if isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
             policy.enable_input_require_grads()
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        return not_the_whole(super()._build_accelerator_args(**kwargs))
+
+    def get_train_dataloader(self) -> Any:
+        """Batches by tokens where `max_tokens_per_batch` asks for it, else as `transformers` makes them."""
+        return loader.train_loader(self, self._sampler, super().get_train_dataloader)
 
     # -- the loss ----------------------------------------------------------------------------------------------
 
@@ -157,27 +194,31 @@ class AlignTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], None]:
         """The micro-batches of one optimiser step; what their terms are divided by is settled here."""
-        if self._clock is None:
-            self._clock = (time.monotonic(), self.state.num_input_tokens_seen)
+        self._rate.start(self.state.num_input_tokens_seen)
         samples = []
         for _ in range(num_batches):
             try:
                 samples.append(next(epoch_iterator))
             except StopIteration:
                 break
-        self._window = plan_window(self.objective, [sample["batch"] for sample in samples])
+        width = unwrap(self.model).config.get_text_config().hidden_size
+        self._window = plan_window(self.objective, [sample["batch"] for sample in samples], width)
         self.state.num_input_tokens_seen += self._window.tokens
         for parameter in heads.trained_parameters(self.objective):
             parameter.grad = None
         return samples, None
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return {"batch": inputs["batch"].to(self.args.device)}
+        return {"batch": inputs["batch"].to(self.args.device, non_blocking=True)}
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass; the objective's own gradients are averaged over ranks with the model's."""
         with heads.mode(self.objective, training=True):
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            if self.args.cache_gradients:
+                model.train()
+                loss = cached_step(self, model, self._prepare_inputs(inputs)["batch"])
+            else:
+                loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients and self.args.world_size > 1:
             heads.average_gradients(self.objective, self.args.world_size)
         return loss
@@ -193,26 +234,39 @@ class AlignTrainer(Trainer):
         batch: Batch = inputs["batch"]
         outcome, policy, zero = inside_forward(model, lambda: self._measure(batch))
         if zero is not None:
-            check_gradients(outcome, self.model, self._checked_terms)
-        self._averages.add_outcome(outcome, len(batch))
-        self._averages.add_logps(policy, outcome)
-        loss = self._window.loss(outcome) * self.args.world_size
+            check_gradients(outcome, self.model.parameters(), self.checked_terms)
+        self.count(outcome, policy, len(batch))
+        loss = self.share_of(outcome)
         # Every rank must use every trained parameter, whatever its rows hold: DDP waits for all of them.
         if zero is not None and (self.args.world_size > 1 or not loss.requires_grad):
             loss = loss + zero
         return (loss, outcome) if return_outputs else loss
 
+    def count(self, outcome: Outcome, policy: Signals, num_rows: int) -> None:
+        """Adds a training batch to what is logged next."""
+        self._averages.add_outcome(outcome, num_rows)
+        self._averages.add_logps(policy, outcome)
+
+    def share_of(self, outcome: Outcome) -> Tensor:
+        """0-d: a batch's part of the loss of the window, times the number of ranks, over which DDP averages."""
+        return self._window.loss(outcome) * self.args.world_size
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """What is measured of a batch, and how."""
+        needs = self.objective.needs
+        scored = scored_views(needs)
+        return {"tokens": needs.tokens, "features": needs.features, "scored": scored, "options": self.options}
+
     def _measure(self, batch: Batch) -> tuple[Outcome, Signals, Tensor | None]:
         """Everything of a step that touches the model or the objective; and, in training, a zero on all parameters."""
         zero = touch(p for p in self.model.parameters() if p.requires_grad) if torch.is_grad_enabled() else None
-        if not batch.branches:
+        if batch.is_idle:
             nothing = zero_signals(batch, device=self.args.device)
             return Outcome(()), nothing, zero
         needs = self.objective.needs
         with self.accelerator.autocast():
-            policy, reference = measure(
-                self.model, batch, reference=self.reference, tokens=needs.tokens, options=self.options
-            )
+            policy, reference = measure(self.model, batch, reference=self.reference, **self.wanted)
         return self.objective(policy, reference if needs.reference else None), policy, zero
 
     # -- the optimiser -----------------------------------------------------------------------------------------
@@ -222,19 +276,8 @@ class AlignTrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
-        family = family_of(self.model)
-        parts = {id(p): part_of(name, family) for name, p in (model or self.model).named_parameters()}
-        rates = {PROJECTOR: self.args.projector_learning_rate, MIXER: self.args.mixer_learning_rate}
-        split_groups(optimizer, parts, rates)
-        module = heads.as_module(self.objective)
-        if module is not None:
-            rate = self.args.head_learning_rate
-            add_heads(
-                optimizer,
-                module.named_parameters(),
-                self.args.learning_rate if rate is None else rate,
-                self.args.weight_decay,
-            )
+        named = (model or self.model).named_parameters()
+        learning_rates_by_part(optimizer, named, family_of(self.model), heads.as_module(self.objective), self.args)
         return optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -258,10 +301,10 @@ class AlignTrainer(Trainer):
         """
         resume = resume_from_checkpoint or self.args.resume_from_checkpoint
         if resume:
-            resume = checkpoint.last_complete_checkpoint(self.args.output_dir) if resume is True else str(resume)
+            resume = checkpoint.last_complete_checkpoint(self.args.output_folder) if resume is True else str(resume)
         elif not self._owns_output_dir:
             checkpoint.claim_output_dir(
-                self.args.output_dir,
+                self.args.output_folder,
                 overwrite=self.args.overwrite_output_dir,
                 main_process=self.is_world_process_zero(),
             )
@@ -269,9 +312,23 @@ class AlignTrainer(Trainer):
         self._owns_output_dir = True
         if self.args.world_size > 1:
             heads.share(self.objective)
+        for name, dataset in named_datasets(self.train_dataset, self.eval_dataset):
+            self._precompute(dataset, name)
+        if self._scorer is not None:
+            self._scorer.let_go()
         self._averages.reset()
-        self._clock = None
+        self._rate.reset()
         return super().train(resume_from_checkpoint=resume or None, **kwargs)
+
+    def _precompute(self, dataset: Any, name: str) -> None:
+        """Scores a dataset under the reference, once; from then on the reference is what is on disk."""
+        if not self._precomputes:
+            return
+        if self._scorer is None:
+            live: Any = self.reference
+            self.reference = caches.cached_reference(self.args, live, self.model)
+            self._scorer = ReferenceScorer(self, live, self.reference)
+        self._scorer.score(dataset, name)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -285,24 +342,22 @@ class AlignTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            save_beside_model(self, output_dir or self.args.output_dir)
+            save_beside_model(self, output_dir or self.args.output_folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes the model card; what it says comes from the run itself."""
         if self.is_world_process_zero():
-            write_card(self, self.args.output_dir)
+            write_card(self, self.args.output_folder)
 
     # -- the log -----------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to a training line: every term and metric (means over rows since the last line), tokens, rates."""
-        if "loss" in logs and "learning_rate" in logs:
+        if "loss" in logs and "learning_rate" in logs and self.optimizer is not None:
             logs.update(means(self._averages.totals()))
             self._averages.reset()
-            now, seen = time.monotonic(), self.state.num_input_tokens_seen
-            then, before = self._clock or (now, seen)
-            self._clock = (now, seen)
-            logs |= {"num_tokens": seen, "tokens_per_second": round((seen - before) / max(now - then, 1e-9), 1)}
+            seen = self.state.num_input_tokens_seen
+            logs |= {"num_tokens": seen, "tokens_per_second": self._rate.read(seen)}
             rates = learning_rates_of(self.optimizer)
             logs.update({f"learning_rate/{part}": rate for part, rate in rates.items()})
         super().log(logs, start_time)
@@ -313,13 +368,9 @@ class AlignTrainer(Trainer):
     # -- evaluation --------------------------------------------------------------------------------------------
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """A loader that shows every row once: ranks may get unequal numbers of batches, none is filled up."""
-        even = self.accelerator.even_batches
-        self.accelerator.even_batches = False
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.accelerator.even_batches = even
+        """A loader that shows every row once; see `loader.eval_loader`."""
+        make = functools.partial(super().get_eval_dataloader, eval_dataset)
+        return loader.eval_loader(self, self.eval_dataset if eval_dataset is None else eval_dataset, make)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -333,10 +384,13 @@ class AlignTrainer(Trainer):
         self._weights.update({term.name: term.weight for term in outcome.terms})
         return None, None, None
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
         """Adds the loss and every metric over all rows of all ranks."""
+        self._precompute(dataloader.dataset, metric_key_prefix)
         self._eval_averages.reset()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         totals = self._eval_averages.totals()
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means(totals).items()}
         metrics[f"{metric_key_prefix}_loss"] = weighted_loss(totals, self._weights)

@@ -6,15 +6,20 @@ before anything is measured.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
-from accelerate.utils import gather_object
+import torch.distributed as dist
 from torch import Tensor
 
-from mllm_align.contract import Batch, Objective, Outcome, Ragged, Signals
+from mllm_align.contract import Batch, Feature, Objective, Outcome, Ragged, Signals, View
+from mllm_align.signals.features import rows_with_images, scored_views, text_view
+from mllm_align.signals.packing import send
 from mllm_align.trainers.heads import as_module, mode
 
 
@@ -49,24 +54,45 @@ class Window:
         return torch.stack(shares).sum() if shares else torch.zeros(())
 
 
-def plan_window(objective: Objective, batches: Iterable[Batch]) -> Window:
-    """The normalisers of some micro-batches, summed over all ranks (a collective: every rank must call it)."""
+def plan_window(objective: Objective, batches: Iterable[Batch], width: int = 1) -> Window:
+    """The normalisers of some micro-batches, summed over all ranks (a collective: every rank must call it).
+
+    Args:
+        objective: Its terms.
+        batches: The micro-batches of this rank.
+        width: Of features.
+    """
     counts: dict[str, float] = defaultdict(float)
     tokens = rows = 0
     for batch in batches:
-        for name, count in term_counts(objective, batch).items():
+        for name, count in term_counts(objective, batch, width).items():
             counts[name] += count
         tokens += count_tokens(batch)
         rows += len(batch)
     total: dict[str, float] = defaultdict(float)
-    ranks = gather_object([(dict(counts), tokens, rows)])
+    ranks = gather_on_host((dict(counts), tokens, rows))
     for rank_counts, _, _ in ranks:
         for name, count in rank_counts.items():
             total[name] += count
     return Window(dict(total), sum(rank[1] for rank in ranks), sum(rank[2] for rank in ranks))
 
 
-def term_counts(objective: Objective, batch: Batch) -> dict[str, float]:
+def gather_on_host(entry: Any) -> list[Any]:
+    """Every rank's entry (a collective); no rank waits for its device."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [entry]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, entry, group=_host_group(dist.group.WORLD))
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _host_group(world: Any) -> Any:
+    """All ranks, over a back end that sends from host memory: NCCL sends objects through the GPU."""
+    return world if "gloo" in str(dist.get_backend_config(world)) else dist.new_group(backend="gloo")
+
+
+def term_counts(objective: Objective, batch: Batch, width: int = 1) -> dict[str, float]:
     """Per term name its count on one batch, by asking the objective with zeros in place of every measured value.
 
     An objective that is a module is asked in evaluation mode, so that a queue it keeps is not filled with zeros.
@@ -74,13 +100,15 @@ def term_counts(objective: Objective, batch: Batch) -> dict[str, float]:
     Raises:
         ValueError: If two terms have the same name.
     """
-    if not batch.branches:
+    if batch.is_idle:
         return {}
     module = as_module(objective)
     own = next(module.parameters(), None) if module is not None else None
-    zeros = zero_signals(batch, objective.needs.tokens, device=own.device if own is not None else "cpu")
+    device = own.device if own is not None else "cpu"
+    needs = objective.needs
+    zeros = zero_signals(batch, needs.tokens, device, needs.features, width, scored_views(needs))
     with torch.no_grad(), torch.random.fork_rng(enabled=module is not None), mode(objective, training=False):
-        outcome = objective(zeros, zeros if objective.needs.reference else None)
+        outcome = objective(zeros, zeros if needs.reference else None)
     counts: dict[str, float] = {}
     for term in outcome.terms:
         if term.name in counts:
@@ -89,15 +117,28 @@ def term_counts(objective: Objective, batch: Batch) -> dict[str, float]:
     return counts
 
 
-def zero_signals(batch: Batch, tokens: bool = False, device: torch.device | str = "cpu") -> Signals:
-    """What measuring `batch` would give, with every log-probability zero.
+def zero_signals(
+    batch: Batch,
+    tokens: bool = False,
+    device: torch.device | str = "cpu",
+    features: Sequence[Feature] = (),
+    width: int = 1,
+    scored: Collection[View] | None = None,
+) -> Signals:
+    """What measuring `batch` would give, with every value zero.
 
     Args:
         batch: Only its shapes are read.
         tokens: Whether per-token log-probabilities are there.
         device: Of the signals.
+        features: Features that are there.
+        width: Of the features.
+        scored: Views whose log-probabilities are there; None for all.
     """
-    counts = {view: batch.num_tokens(view).to(device) for view in batch.views}
+    told = {view: batch.num_tokens(view) for view in batch.views}
+    host = {view: count if scored is None or view in scored else count * 0 for view, count in told.items()}
+    found = _zero_features(batch, features, width, device)
+    counts = {view: count.to(device) for view, count in host.items()}
     ragged = {}
     if tokens:
         for view, count in counts.items():
@@ -107,8 +148,27 @@ def zero_signals(batch: Batch, tokens: bool = False, device: torch.device | str 
         logps={view: torch.zeros(len(batch), device=device) for view in counts},
         num_tokens=counts,
         token_logps=ragged,
+        features={name: ragged for name, (ragged, _) in found.items()},
         sources=batch.sources,
+        host_num_tokens={view: tuple(count.tolist()) for view, count in host.items()},
+        host_feature_rows={name: tuple(rows) for name, (_, rows) in found.items()},
     )
+
+
+def _zero_features(
+    batch: Batch, features: Sequence[Feature], width: int, device: torch.device | str
+) -> dict[str, tuple[Ragged, list[int]]]:
+    found = {}
+    for feature in features:
+        view = text_view(feature)
+        if view is not None:
+            rows = [branch.row for branch in batch.branches if branch.view == view]
+        else:
+            rows = rows_with_images(batch, feature.column)
+        if rows:
+            values = torch.zeros(len(rows), width, device=device)
+            found[feature.name] = Ragged(values, send(np.array(rows), device)), rows
+    return found
 
 
 def count_tokens(batch: Batch) -> int:

@@ -63,8 +63,8 @@ def test_lengths_are_those_of_the_batches(family_name: str, pictures: list[Image
     model, processor = tiny(family_name)
     family = family_of(model)
     collate = AlignCollator(processor, needs_for, family.image_keys, family.token_keys)
-    for image in pictures:
-        row = {"image": image, "prompt": "What is it?", "chosen": "red"}
+    for shown in ([pictures[0]], [pictures[1]], [pictures[2]], pictures[:2], pictures):
+        row = {"images": shown, "prompt": "What is it?", "chosen": "red"}
         batch = collate([row])["batch"]
         longest = batch.prefixes[0].input_ids.numel() + batch.branches[0].token_ids.numel()
         assert check_dataset([row], collate, progress=False).longest == longest
@@ -157,9 +157,9 @@ def test_images_that_the_processor_refuses(pictures: list[Image.Image]) -> None:
 
 def test_a_processor_with_ways_of_its_own_is_refused(rows: list[dict[str, Any]]) -> None:
     class Odd(type(make_processor())):
-        def prepare_inputs_layout(self, images=None, text=None, **kwargs):
-            images, text, *rest = super().prepare_inputs_layout(images=images, text=text, **kwargs)
-            return images, [f"{each} odd" for each in text], *rest
+        def get_text_with_replacements(self, text, *args, **kwargs):
+            text, offsets = super().get_text_with_replacements(text, *args, **kwargs)
+            return [f"{each} odd" for each in text], offsets
 
     base = make_processor()
     odd = Odd(

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import mllm_align.data.collator as collator_module
+from batches import processed
 from chat import make_processor
 from mllm_align.contract import Batch, Needs, View
 from mllm_align.data.collator import AlignCollator
@@ -71,10 +72,10 @@ def test_prefixes_are_what_the_processor_makes(family_name: str, count: int, pic
         content = [{"type": "image"} for _ in images] + [{"type": "text", "text": "What is it?"}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         bos = processor.tokenizer.bos_token
-        own = processor(
-            text=[text],
-            images=images or None,
-            return_tensors="pt",
+        own = processed(
+            processor,
+            text,
+            [images] if images else [],
             add_special_tokens=bos is None or not text.startswith(bos),
         )
         assert prefix.input_ids.tolist() == own["input_ids"][0].tolist()
@@ -82,13 +83,35 @@ def test_prefixes_are_what_the_processor_makes(family_name: str, count: int, pic
         for key in family.token_keys:
             assert prefix.extras[key].tolist() == own[key][0].tolist()
         for image, place in zip(images, prefix.images, strict=True):
-            alone = processor(text=[processor.image_token], images=[image], return_tensors="pt")
+            # LLaVA-OneVision cuts an image into tiles only where it is alone: another one beside it tells.
+            tells = "batch_num_images" in family.image_keys and len(images) > 1
+            shown_with = [image, pictures[3]] if tells else [image]
+            alone = processor(text=[processor.image_token * len(shown_with)], images=[shown_with], return_tensors="pt")
             assert set(batch.images[place]) == set(family.image_keys)
             for key in family.image_keys:
-                torch.testing.assert_close(batch.images[place][key], alone[key], rtol=0, atol=0)
+                expected = alone[key][:1] if tells else alone[key]
+                torch.testing.assert_close(batch.images[place][key], expected, rtol=0, atol=0)
         response = processor.tokenizer.decode(branch.token_ids)
         assert response.strip().startswith("red" if branch.view.response == "chosen" else "blue")
         assert branch.token_ids[-1] == processor.tokenizer.eos_token_id
+
+
+def test_an_image_alone_and_one_of_several_are_two_where_the_processor_says_so(pictures: list[Image.Image]) -> None:
+    for family_name, distinct in (("llava_next", 2), ("llava_onevision", 3)):
+        model, processor = tiny(family_name)
+        family = family_of(model)
+        collate = AlignCollator(processor, needs_of(Needs(views=(OWN,))), family.image_keys)
+        row = {"prompt": "What is it?", "chosen": "red"}
+        rows = [row | {"image": pictures[0]}, row | {"images": pictures[:2]}, row | {"images": pictures[1::-1]}]
+        batch = collate(rows)["batch"]
+        assert len(batch.images) == len(set(batch.image_ids)) == distinct
+        alone, both, reversed_ = (prefix.images for prefix in batch.prefixes)
+        assert both == reversed_[::-1]
+        assert (alone[0] in both) == (distinct == 2)
+        tokens = family.encode_images(model, batch.images).tokens
+        for prefix in batch.prefixes:
+            placeholders = (prefix.input_ids == model.config.image_token_id).sum()
+            assert sum(len(tokens[place]) for place in prefix.images) == placeholders
 
 
 def test_views_share_images_and_prefixes_within_a_row() -> None:

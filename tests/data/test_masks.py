@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from chat import TEMPLATES, TOKENIZERS, make_processor, make_tokenizer
 from mllm_align.data.errors import DataError
 from mllm_align.data.masks import ChatRenderer, leading_ids, plain_ids, render, response_ids
+from tiny import tiny
 
 
 def ask(text: str = "What is it?", images: int = 1, system: str | None = None) -> list:
@@ -67,6 +68,16 @@ def test_only_the_last_turn_is_the_response() -> None:
     prefix, scored = render(make_processor("qwen3"), turns, "Yes.", 1)
     assert prefix.count("Yes.") == 1
     assert scored == "Yes.<|im_end|>"
+
+
+def test_white_space_is_that_of_the_generation_prompt() -> None:
+    _, processor = tiny("llava_onevision")
+    written = processor.apply_chat_template([*ask(), {"role": "assistant", "content": ask("red", 0)[0]["content"]}])
+    assert written.endswith("<|im_start|>assistant \nred<|im_end|>")
+    start = processor.apply_chat_template(ask(), add_generation_prompt=True)
+    assert start.endswith("<|im_start|>assistant\n")
+    for response in ("red", "a", "assistant", "<|im_start|>assistant"):
+        assert render(processor, ask(), response, 1) == (start, f"{response}<|im_end|>")
 
 
 def test_an_own_think_block_of_the_response_is_scored() -> None:

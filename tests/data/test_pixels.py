@@ -46,3 +46,24 @@ def test_bounds_that_cannot_be() -> None:
     ):
         pixel_options(tiny("qwen2_vl")[1], 20000, None)
     assert pixel_options(make_processor(), None, None) == {}
+
+
+def test_one_of_several_images_is_processed_as_in_its_prompt() -> None:
+    keys = ("pixel_values", "image_sizes", "batch_num_images")
+    _, processor = tiny("llava_onevision")
+    encoder = ImageEncoder(processor, keys)
+    images = [Image.effect_noise(size, 50).convert("RGB") for size in ((90, 50), (40, 100), (64, 64))]
+    text = processor.image_token
+    whole = processor(text=[text * 3], images=[images], return_tensors="pt", return_text_replacement_offsets=True)
+    for number, image in enumerate(images):
+        found = encoder(image, several=True)
+        for key in ("pixel_values", "image_sizes"):
+            assert found.tensors[key].equal(whole[key][number : number + 1])
+        assert found.expansion == whole["text_replacement_offsets"][0][number]["replacement"] == text * 17
+        alone = encoder(image)
+        assert alone.tensors["pixel_values"].shape[1] > found.tensors["pixel_values"].shape[1] == 1
+        assert (int(alone.tensors["batch_num_images"]), int(found.tensors["batch_num_images"])) == (1, 2)
+    assert encoder.variant("a", True) != encoder.variant("a", False) == "a"
+    other = ImageEncoder(tiny("llava_next")[1], keys[:2])
+    assert other.variant("a", True) == "a"
+    assert other(images[0], several=True).tensors["pixel_values"].equal(other(images[0]).tensors["pixel_values"])

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from batches import processed
 from mllm_align_eval.engine import ModelEngine, Request
 from tiny import FAMILIES, tiny
 
@@ -21,7 +22,7 @@ def plain_inputs(processor, request):
     tokenizer = processor.tokenizer
     if tokenizer.bos_token and tokenizer("").input_ids == [tokenizer.bos_token_id]:
         text = text.removeprefix(tokenizer.bos_token)
-    return processor(text=text, images=list(request.images) or None, return_tensors="pt")
+    return processed(processor, text, request.images)
 
 
 @pytest.mark.parametrize("with_image", [True, False])

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.models.pixtral import image_processing_pil_pixtral
 
 from batches import prompt_inputs
 from mllm_align.families.image_only import IMAGE_ONLY, load_processor
 from tiny import FAMILIES, save_tiny, tiny
+
+STOCK = {
+    "qwen2_vl": "Qwen2VLProcessor",
+    "qwen2_5_vl": "Qwen2_5_VLProcessor",
+    "qwen3_vl": "Qwen3VLProcessor",
+    "qwen3_vl_moe": "Qwen3VLProcessor",
+    "internvl": "InternVLProcessor",
+    "llava_onevision": "LlavaOnevisionProcessor",
+    "mistral3": "PixtralProcessor",
+    "pixtral": "PixtralProcessor",
+    "smolvlm": "SmolVLMProcessor",
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -31,8 +46,33 @@ def test_a_saved_processor_reads_pictures_as_before(name: str, tmp_path: Path, p
 def test_it_is_saved_under_the_stock_name(name: str, tmp_path: Path) -> None:
     _, processor = tiny(name)
     processor.save_pretrained(tmp_path)
-    stock = IMAGE_ONLY[name].__mro__[1].__name__
-    assert json.loads((tmp_path / "processor_config.json").read_text())["processor_class"] == stock
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    assert saved["processor_class"] == IMAGE_ONLY[name].__name__ == STOCK[name]
+
+
+@pytest.mark.parametrize("name", ["pixtral", "mistral3"])
+def test_pixtral_does_as_the_stock_class(name: str, pictures: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    package = "transformers.models.pixtral"
+    # The stock module needs of torchvision's image processor no more than a function that the PIL one has as well.
+    monkeypatch.setitem(sys.modules, f"{package}.image_processing_pixtral", image_processing_pil_pixtral)
+    stock_class = importlib.import_module(f"{package}.processing_pixtral").PixtralProcessor
+    monkeypatch.delitem(sys.modules, f"{package}.processing_pixtral")
+    _, ours = tiny(name)
+    stock = stock_class(
+        ours.image_processor,
+        ours.tokenizer,
+        ours.patch_size,
+        ours.spatial_merge_size,
+        chat_template=ours.chat_template,
+    )
+    for shown in ([], pictures[:1], pictures):
+        expected = prompt_inputs(stock, "Which is red?", shown)
+        found = prompt_inputs(ours, "Which is red?", shown)
+        assert set(found) == set(expected)
+        assert all(found[key].equal(value) for key, value in expected.items())
+    assert ours.to_dict() == stock.to_dict()
+    assert set(ours.model_input_names) == set(stock.model_input_names)
+    assert ours.create_mm_token_type_ids([[1, ours.image_break_token_id]]) == [[0, 1]]
 
 
 def test_smolvlm_expands_as_idefics3_does(pictures: list[Any]) -> None:

@@ -21,6 +21,15 @@ MODEL_TYPES = {
     "qwen2_5_vl": "Qwen2.5-VL",
     "idefics3": "Idefics3",
     "smolvlm": "SmolVLM",
+    "llava_onevision": "LLaVA-OneVision",
+    "internvl": "InternVL",
+    "qwen3_vl": "Qwen3-VL",
+    "qwen3_vl_moe": "Qwen3-VL",
+    "pixtral": "Pixtral",
+    "mistral3": "Mistral3",
+    "paligemma": "PaliGemma",
+    "paligemma2": "PaliGemma",
+    "gemma3": "Gemma3",
 }
 
 
@@ -32,7 +41,7 @@ def test_a_model_and_its_processor_are_accepted(name: str) -> None:
 
 
 def test_model_types_and_names_are_unique() -> None:
-    types = [model_type for family in ROWS for model_type in family.model_types]
+    types = [(model_type, family.vision_type) for family in ROWS for model_type in family.model_types]
     assert len(types) == len(set(types))
     assert len({family.name for family in ROWS}) == len(ROWS)
 

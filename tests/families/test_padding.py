@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mllm_align.families.padding import pad_tiles
+from mllm_align.families.padding import pad_sides, pad_tiles
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (4, 4)])
@@ -29,3 +29,13 @@ def test_what_is_not_one_image_per_tensor_is_refused() -> None:
         pad_tiles([torch.zeros(2, 3, 3, 4, 4)])
     with pytest.raises(ValueError, match="tiles of one size"):
         pad_tiles([torch.zeros(1, 3, 3, 4, 4), torch.zeros(1, 3, 3, 8, 8)])
+
+
+def test_zeros_come_below_and_on_the_right() -> None:
+    images = [torch.rand(1, 3, height, width) + 1 for height, width in ((2, 5), (4, 1))]
+    padded = pad_sides(images)
+    assert padded.shape == (2, 3, 4, 5)
+    for row, image in enumerate(images):
+        height, width = image.shape[2:]
+        assert torch.equal(padded[row, :, :height, :width], image[0])
+        assert padded[row].count_nonzero() == image.numel()

@@ -12,7 +12,7 @@ from mllm_align.families import family_of
 from tiny import tiny
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_positions_by_hand(name: str, pictures: list[Any]) -> None:
     model, processor = tiny(name)
     inputs = prompt_inputs(processor, "Which?", pictures[:2])
@@ -35,7 +35,7 @@ def test_positions_by_hand(name: str, pictures: list[Any]) -> None:
     assert positions.T.tolist() == expected
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_without_an_image_all_rows_count_tokens(name: str) -> None:
     model, _ = tiny(name)
     positions = family_of(model).prefix_positions(model, torch.arange(5), [], {})

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mllm_align.contract import Needs, Outcome, Signals, Term, View, needs_for
+from mllm_align.contract import Needs, Outcome, Ragged, Signals, Term, View, needs_for
 from mllm_align.objectives import DPO, SVCO, NextToken, Weighted
 from mllm_align.objectives.weighted import class_to_name
 
@@ -259,3 +259,13 @@ def test_repr_tells_what_is_summed() -> None:
     text = repr(Weighted((DPO(), 1.0, "pairs"), (NextToken(), 0.5)))
     assert "dpo: weight 1.0, sources pairs" in text
     assert "next_token: weight 0.5, every source" in text
+
+
+def test_a_part_without_rows_is_on_the_device_of_what_was_measured() -> None:
+    """Where a batch has images alone, no log-probability says which device that is."""
+    values = torch.zeros(1, 4, device="meta", requires_grad=True)
+    policy = Signals({}, {}, features={"a": Ragged(values, torch.zeros(1, device="meta"))}, sources=("pictures",))
+    outcome = Weighted((NextToken(), 1.0), (DPO(), 1.0))(policy, policy)
+    for term in outcome.terms:
+        assert term.sum.device.type == term.count.device.type == "meta"
+        assert term.sum.requires_grad

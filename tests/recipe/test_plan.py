@@ -1,9 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from mllm_align.objectives import DPO, SVCO, NextToken, Weighted
 from mllm_align.recipe import build_trainer, load_recipe, packaged_recipes, plan_of
+from mllm_align.trainers.memory import GIB
+from mllm_align.trainers.planner import gigabytes
 from runs import ANSWERS, Headed, make_trainer, pair_rows, picture
 from tiny import save_tiny
 
@@ -104,18 +107,23 @@ def test_figures_of_a_plan_by_hand(tmp_path):
         "language v_proj": 4 * (width + heads) * layers,
     }
     trained = sum(plan.trainable.values())
-    assert plan.memory["weights"] == 4 * plan.parameters
-    assert plan.memory["gradients"] == 4 * trained
-    assert plan.memory["optimiser"] == 8 * trained
-    assert "reference" not in plan.memory
-    assert plan.memory["activations"] > 0
+    memory = plan.memory.parts
+    assert memory["weights"] == 4 * plan.parameters
+    assert memory["gradients"] == 4 * trained
+    assert memory["optimiser"] == 8 * trained
+    assert "reference" not in memory
+    assert all(f"  {purpose}: {gigabytes(size)}" in str(plan) for purpose, size in memory.items())
+    assert f"about {gigabytes(sum(memory.values()))}\n" in str(plan)
+    assert plan.budget is None
 
 
 def test_a_frozen_copy_and_a_lean_optimiser_show_in_the_memory(tmp_path):
     trainer = make_trainer(tmp_path, DPO(), pair_rows(2), adapter=None, optim="adamw_8bit")
     plan = plan_of(trainer)
-    assert plan.memory["reference"] == plan.memory["weights"] == plan.memory["gradients"]
-    assert plan.memory["optimiser"] == 2 * plan.parameters
+    memory = plan.memory.parts
+    assert memory["reference"] == memory["weights"] == memory["gradients"]
+    small = sum(p.numel() for p in trainer.model.parameters() if p.numel() < 4096)
+    assert memory["optimiser"] == 2 * (plan.parameters + 3 * small)
     assert {"vision fc1", "projector linear_1", "language q_proj", "other lm_head"} <= set(plan.trainable)
 
 
@@ -133,3 +141,28 @@ def test_optional_views_are_marked(tmp_path):
 def test_parameters_of_the_objective_are_counted(tmp_path):
     plan = plan_of(make_trainer(tmp_path, Headed(), pair_rows(2)))
     assert plan.trainable["objective"] == 5
+
+
+def test_what_was_changed_to_fit_a_budget_is_on_the_page(tmp_path):
+    settings = {"per_device_train_batch_size": 8}
+    budget = plan_of(make_trainer(tmp_path / "a", DPO(), pair_rows(8), **settings)).memory.total / 2 / GIB
+    trainer = make_trainer(tmp_path / "b", DPO(), pair_rows(8), memory_budget=budget, **settings)
+    plan = plan_of(trainer)
+    assert plan.decisions == trainer.decisions != ()
+    assert plan.memory.total <= plan.budget == int(budget * GIB)
+    assert all(f"  {decision}" in str(plan) for decision in plan.decisions)
+    assert f" of {gigabytes(plan.budget)}" in str(plan)
+
+
+def test_a_run_that_does_not_fit_the_device_is_told_of_the_switch(tmp_path):
+    plan = plan_of(make_trainer(tmp_path, DPO(), pair_rows(2)))
+    assert "set memory_budget" not in str(replace(plan, budget=plan.memory.total))
+    assert "set memory_budget" in str(replace(plan, budget=plan.memory.total - 1))
+
+
+def test_batches_by_tokens_show_in_tokens_and_steps(tmp_path):
+    settings = {"max_tokens_per_batch": 300, "check_data": True, "max_steps": -1, "num_train_epochs": 2.0}
+    trainer = make_trainer(tmp_path, DPO(), pair_rows(8), **settings)
+    plan = plan_of(trainer)
+    assert plan.tokens_per_step == 300
+    assert plan.steps == 2 * len(trainer.get_train_dataloader())

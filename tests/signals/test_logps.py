@@ -10,14 +10,15 @@ import torch
 from mllm_align.signals.logps import sum_by, token_logps
 
 
+@pytest.mark.parametrize("trains", [False, True])
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_values_and_gradients_do_not_depend_on_the_chunk(chunk: int) -> None:
+def test_values_and_gradients_do_not_depend_on_the_chunk(chunk: int, trains: bool) -> None:
     hidden = torch.randn(10, 6, requires_grad=True)
-    head = torch.nn.Linear(6, 17)
+    head = torch.nn.Linear(6, 17).requires_grad_(trains)
     targets = torch.randint(17, (10,))
     rows_seen: list[int] = []
     head.register_forward_pre_hook(lambda module, args: rows_seen.append(len(args[0])))
-    found = token_logps(head, hidden, targets, chunk)
+    found = token_logps(head, hidden, targets, chunk, head_trains=trains)
     (found * torch.arange(10)).sum().backward()
     assert max(rows_seen) <= chunk
     weight, bias = head.weight.double().tolist(), head.bias.double().tolist()
@@ -26,10 +27,21 @@ def test_values_and_gradients_do_not_depend_on_the_chunk(chunk: int) -> None:
         logits = [sum(w * x for w, x in zip(weight[v], state, strict=True)) + bias[v] for v in range(17)]
         expected = logits[targets[row]] - math.log(sum(math.exp(z) for z in logits))
         assert found[row].item() == pytest.approx(expected, abs=1e-5)
-    gradient = hidden.grad.clone()
-    hidden.grad = None
+    gradient, of_weight = hidden.grad.clone(), None if head.weight.grad is None else head.weight.grad.clone()
+    hidden.grad = head.weight.grad = None
     (torch.log_softmax(head(hidden), -1)[torch.arange(10), targets] * torch.arange(10)).sum().backward()
     torch.testing.assert_close(gradient, hidden.grad, atol=1e-5, rtol=0)
+    assert (of_weight is not None) == trains
+    if trains:
+        torch.testing.assert_close(of_weight, head.weight.grad, atol=1e-5, rtol=0)
+
+
+def test_a_frozen_head_keeps_no_logits_for_the_backward_pass() -> None:
+    hidden = torch.randn(50, 8, requires_grad=True)
+    head = torch.nn.Linear(8, 1000).requires_grad_(False)
+    found = token_logps(head, hidden, torch.randint(1000, (50,)), 16, head_trains=False)
+    kept = found.grad_fn.saved_tensors
+    assert [tuple(tensor.shape) for tensor in kept] == [(50, 8)]
 
 
 def test_half_precision_logits_are_normalised_in_float32() -> None:

@@ -58,7 +58,7 @@ def test_logps_equal_the_plain_model(family: str, packing: str, pictures: list[A
 
 @BOTH
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_equal_the_plain_model(family: str, packing: str, checkpointing: bool, pictures: list[Any]) -> None:
     model, processor = tiny(family)
     peft = with_lora(model, projector=True).train()
@@ -100,12 +100,12 @@ def count_towers(model: Any) -> list[int]:
     family = family_of(model)
     calls: list[int] = []
     tower = family.module(unwrap(model), family.tower)
-    layers = [m for n, m in tower.named_modules() if n.endswith("layers.0") or n.endswith("blocks.0")]
+    layers = [m for n, m in tower.named_modules() if n.endswith(("layers.0", "layer.0", "blocks.0"))]
     layers[0].register_forward_hook(lambda module, args, output: calls.append(1))
     return calls
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl", "smolvlm"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_one_vision_pass_serves_all_views_of_policy_and_reference(family: str, pictures: list[Any]) -> None:
     model, processor = tiny(family)
     peft = with_lora(model, projector=False)

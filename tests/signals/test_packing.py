@@ -1,10 +1,9 @@
-"""The block mask and the plan of packs against slow loops."""
+"""The plan of packs and their tensors against slow loops."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,23 +11,8 @@ from hypothesis import strategies as st
 from batches import make_batch
 from mllm_align.contract import Batch, Branch, Prefix, View
 from mllm_align.families import family_of
-from mllm_align.signals.packing import Pack, block_mask, build_inputs, group_packs, plan_packs
+from mllm_align.signals.packing import Pack, build_inputs, group_packs, plan_packs
 from tiny import tiny
-
-SEGMENTS = [0, 0, 0, 1, 1, 2, 2, 2, -1, -1]
-ORDER = [0, 1, 2, 3, 4, 3, 4, 5, 0, 0]
-
-
-@pytest.mark.parametrize("window", [None, 1, 3])
-def test_block_mask_is_what_a_loop_says(window: int | None) -> None:
-    mask = block_mask(torch.tensor([SEGMENTS]), torch.tensor([ORDER]), torch.float32, window)[0, 0]
-    for i, (query, here) in enumerate(zip(SEGMENTS, ORDER, strict=True)):
-        for j, (key, there) in enumerate(zip(SEGMENTS, ORDER, strict=True)):
-            if query == -1:
-                continue  # what padding sees is never read, as long as it sees something
-            sees = j <= i and key in (0, query) and (window is None or here - there < window)
-            assert (mask[i, j] == 0) == sees, (i, j)
-    assert (mask == 0).any(dim=1).all()
 
 
 def toy_batch(lengths: list[list[int]]) -> Batch:
@@ -76,7 +60,7 @@ def test_each_target_is_predicted_by_the_token_before_it() -> None:
     model, _ = tiny("llava")
     batch = toy_batch([[3, 1, 2], [4]])
     packs = plan_packs(batch, range(4), shared=True)
-    inputs = build_inputs(batch, packs, family_of(model), model, dtype=torch.float32)
+    inputs = build_inputs(batch, packs, family_of(model), model)
     found = list(zip(inputs.sequence.tolist(), inputs.position.tolist(), inputs.targets.tolist(), strict=True))
     assert found == [
         (0, 3, 0), (0, 4, 1), (0, 5, 2),
@@ -88,10 +72,12 @@ def test_each_target_is_predicted_by_the_token_before_it() -> None:
     assert inputs.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 4, 0], [0, 1, 2, 3, 4, 5, 6, 7]]
 
 
-def test_packs_of_one_branch_keep_the_plain_mask(pictures: list[Any]) -> None:
+def test_packs_of_one_branch_need_no_mask(pictures: list[Any]) -> None:
     model, processor = tiny("llava")
     batch = make_batch(model, processor, pictures[:2], [((0,), (3,)), ((1,), (5,))])
-    packs = plan_packs(batch, range(2), shared=True)
-    inputs = build_inputs(batch, packs, family_of(model), model, dtype=torch.float32)
-    assert inputs.attention_mask.dim() == 2
-    assert inputs.attention_mask.sum(1).tolist() == [pack.length for pack in packs]
+    inputs = build_inputs(batch, plan_packs(batch, range(2), shared=True), family_of(model), model)
+    assert inputs.visible.plain == inputs.input_ids.shape[1]
+    batch = make_batch(model, processor, pictures[:2], [((0,), (3,)), ((1,), (5, 2))])
+    packs = plan_packs(batch, range(3), shared=True)
+    inputs = build_inputs(batch, packs, family_of(model), model)
+    assert inputs.visible.plain == batch.prefixes[1].input_ids.numel()

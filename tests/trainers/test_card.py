@@ -70,3 +70,10 @@ def test_the_text(tmp_path: Path) -> None:
         assert told in card, told
     for hidden in ("runtime", "note", "num_train_epochs"):
         assert hidden not in card, hidden
+
+
+def test_batches_by_tokens_have_no_number_of_rows(tmp_path: Path) -> None:
+    card = model_card(facts(tmp_path, settings=config(tmp_path, max_tokens_per_batch=4096)))
+    assert "| max_tokens_per_batch | 4096 |" in card
+    assert "rows per step" not in card
+    assert "| rows per step | 8 |" in model_card(facts(tmp_path))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,24 @@ def test_defaults_on_a_machine_without_a_gpu(tmp_path: Path) -> None:
     assert config.disable_dropout
     assert config.report_to == []
     assert config.data_seed == config.seed
+    assert (config.dataloader_num_workers, config.dataloader_persistent_workers) == (0, False)
+    assert config.dataloader_pin_memory is False
+
+
+def test_workers_stay_between_epochs(tmp_path: Path) -> None:
+    config = AlignConfig(str(tmp_path), use_cpu=True, dataloader_num_workers=2)
+    assert (config.dataloader_persistent_workers, config.dataloader_prefetch_factor) == (True, 2)
+
+
+def test_defaults_beside_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = AlignConfig(str(tmp_path), use_cpu=True)
+    config.dataloader_num_workers = config.dataloader_persistent_workers = config.dataloader_pin_memory = None
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    config._choose_workers(on_gpu=True)
+    assert (config.dataloader_num_workers, config.dataloader_persistent_workers) == (3, True)
+    assert config.dataloader_prefetch_factor == 2
+    assert config.dataloader_pin_memory
 
 
 @pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
@@ -35,7 +54,8 @@ def test_both_names_of_checkpointing(tmp_path: Path, name: str) -> None:
         ({"logits_chunk_size": 0}, "logits_chunk_size must be at least 1"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be off"),
         ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches must be off"),
-        ({"torch_compile": True}, "torch_compile must be off"),
+        ({"max_tokens_per_batch": 0}, "max_tokens_per_batch must be at least 1"),
+        ({"max_tokens_per_batch": 9, "dataloader_drop_last": True}, "dataloader_drop_last must be off"),
     ],
 )
 def test_settings_that_cannot_work(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
@@ -46,3 +66,12 @@ def test_settings_that_cannot_work(tmp_path: Path, settings: dict[str, Any], mes
 def test_batches_are_never_dispatched_whatever_else_is_set(tmp_path: Path) -> None:
     config = AlignConfig(str(tmp_path), use_cpu=True, accelerator_config={"even_batches": False})
     assert config.accelerator_config.dispatch_batches is False
+
+
+@pytest.mark.parametrize("spread", [{"fsdp": True}, {"deepspeed": {"zero_optimization": {"stage": 2}}}], ids=str)
+def test_cached_gradients_want_a_whole_model(tmp_path: Path, spread: dict[str, Any]) -> None:
+    args = AlignConfig(str(tmp_path), use_cpu=True, cache_gradients=True)
+    for name, value in spread.items():
+        setattr(args, name, value)
+    with pytest.raises(ValueError, match=r"cache_gradients .* one whole model per device"):
+        args._check_choices()

@@ -40,18 +40,18 @@ def test_refusals_tell_why(model: nn.Module) -> None:
         (head(torch.ones(1, 1)).sum(), "objective's own parameters or in parts that are frozen"),
     ):
         with pytest.raises(ValueError, match=f"'term' reaches no parameter.*{reason}"):
-            check_gradients(outcome(value), model, set())
+            check_gradients(outcome(value), model.parameters(), set())
 
 
 def test_terms_are_looked_at_when_they_first_have_rows(model: nn.Module) -> None:
     checked: set[str] = set()
     idle = torch.zeros(())
-    check_gradients(outcome(idle, count=0.0), model, checked)
-    check_gradients(outcome(idle, weight=0.0), model, checked)
+    check_gradients(outcome(idle, count=0.0), model.parameters(), checked)
+    check_gradients(outcome(idle, weight=0.0), model.parameters(), checked)
     assert checked == set()
-    check_gradients(outcome(head := model(torch.ones(1, 2)).sum()), model, checked)
+    check_gradients(outcome(head := model(torch.ones(1, 2)).sum()), model.parameters(), checked)
     assert checked == {"term"}
-    check_gradients(outcome(head.detach()), model, checked)
+    check_gradients(outcome(head.detach()), model.parameters(), checked)
 
 
 def test_a_model_of_which_nothing_trains(model: nn.Module) -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from mllm_align.contract import Feature, Needs
 from mllm_align.families import family_of
 from mllm_align.objectives.dpo import DPO
 from mllm_align.objectives.next_token import NextToken
@@ -17,10 +16,10 @@ from mllm_align.signals import AdaptersOff, FrozenCopy, NamedAdapter
 from mllm_align.trainers.setup import (
     NeedsOfSources,
     apply_peft,
-    check_measurable,
     check_sources,
     resolve_model,
     resolve_reference,
+    warn_of_unshared_prompts,
 )
 from runs import lora
 from tiny import save_tiny, tiny
@@ -56,6 +55,13 @@ def test_short_names_that_hit_the_tower_are_told(
     assert ("also match the vision tower" in caplog.text) == warned
 
 
+def test_full_names_in_the_tower_are_meant(caplog: pytest.LogCaptureFixture) -> None:
+    model, _ = tiny("llava")
+    with caplog.at_level(logging.WARNING, logger="mllm_align.trainers.setup"):
+        apply_peft(model, lora(model, lora_scope=["language", "vision"]))
+    assert "also match the vision tower" not in caplog.text
+
+
 def test_adapters_where_they_cannot_be() -> None:
     model, _ = tiny("llava", quantized=True)
     with pytest.raises(ValueError, match="quantised model trains through adapters alone"):
@@ -77,19 +83,52 @@ def test_references() -> None:
     assert all(p.requires_grad for p in model.parameters())
     other, _ = tiny("llava", seed=1)
     assert resolve_reference(model, DPO(), other).model is other
-    named = NamedAdapter("old")
-    assert resolve_reference(model, DPO(), named) is named
-    adapted = get_peft_model(model, lora(model))
+    copied = FrozenCopy(tiny("llava", seed=2)[0].train())
+    assert resolve_reference(model, DPO(), copied) is copied
+    assert not copied.model.training
+    assert not any(p.requires_grad for p in copied.model.parameters())
+    settings = lora(model)
+    adapted = get_peft_model(model, settings)
     assert resolve_reference(adapted, DPO(), None) == AdaptersOff()
+    adapted.add_adapter("old", settings)
+    adapted.set_adapter("default")
+    named = NamedAdapter("old")
+    assert resolve_reference(adapted, DPO(), named) is named
 
 
 def test_a_reference_that_would_move() -> None:
     model, _ = tiny("llava")
-    adapted = get_peft_model(model, lora(model, train_projector=True))
+    settings = lora(model, train_projector=True)
+    adapted = get_peft_model(model, settings)
     assert resolve_reference(adapted, DPO(), None) == AdaptersOff()
     model.get_submodule("lm_head").requires_grad_(True)
-    with pytest.raises(ValueError, match=r"lm_head.weight trains but is no part of an adapter"):
-        resolve_reference(adapted, DPO(), None)
+    adapted.add_adapter("old", settings)
+    adapted.set_adapter("default")
+    model.get_submodule("lm_head").requires_grad_(True)
+    for given in (None, AdaptersOff(), NamedAdapter("old")):
+        with pytest.raises(ValueError, match=r"lm_head.weight trains but is part of the reference too"):
+            resolve_reference(adapted, DPO(), given)
+    model.get_submodule("lm_head").requires_grad_(False)
+    for name, parameter in adapted.named_parameters():
+        parameter.requires_grad_("lora_" in name or "modules_to_save.default" in name)
+    with pytest.raises(ValueError, match=r"\.old\.weight trains but is part of the reference too"):
+        resolve_reference(adapted, DPO(), NamedAdapter("old"))
+    assert resolve_reference(adapted, DPO(), None) == AdaptersOff()
+
+
+def test_a_reference_that_is_not_there() -> None:
+    model, _ = tiny("llava")
+    for given in (AdaptersOff(), NamedAdapter("old")):
+        with pytest.raises(ValueError, match="needs a model with adapters"):
+            resolve_reference(model, DPO(), given)
+    adapted = get_peft_model(model, lora(model))
+    with pytest.raises(ValueError, match="no adapter 'old' to use as reference; loaded: default"):
+        resolve_reference(adapted, DPO(), NamedAdapter("old"))
+    with pytest.raises(ValueError, match="adapter 'default' is the one that trains"):
+        resolve_reference(adapted, DPO(), NamedAdapter("default"))
+    assert resolve_reference(adapted, DPO(), NamedAdapter("default"), once=True) == NamedAdapter("default")
+    with pytest.raises(ValueError, match="ref_model does not fit"):
+        resolve_reference(adapted, DPO(), FrozenCopy(tiny("qwen2_vl")[0]))
 
 
 def test_a_reference_of_another_kind() -> None:
@@ -123,9 +162,13 @@ def test_models_and_processors_that_do_not_fit() -> None:
             resolve_model(given, processing_class, kwargs, cpu)
 
 
-def test_an_objective_with_features_is_refused_by_name() -> None:
-    class Wanting:
-        needs = Needs(views=DPO.needs.views, features=(Feature("objects", "projector", "image"),))
-
-    with pytest.raises(ValueError, match="feature 'objects'"):
-        check_measurable(Wanting())
+def test_back_ends_that_cannot_share_prompts_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    model, _ = tiny("llava")
+    warn_of_unshared_prompts(model, "auto")
+    assert not caplog.records
+    model.config.text_config._attn_implementation = "flash_attention_2"
+    warn_of_unshared_prompts(model, "off")
+    assert not caplog.records
+    warn_of_unshared_prompts(model, "auto")
+    assert "flash_attention_2" in caplog.text
+    assert "sdpa" in caplog.text

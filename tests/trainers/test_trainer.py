@@ -44,7 +44,8 @@ def test_accumulation_is_the_big_batch(tmp_path: Path) -> None:
     small = make_trainer(tmp_path / "small", mixture(), SOURCES, gradient_accumulation_steps=3, **once)
     assert_same(gradients(small), whole, 1e-5)
     for name in ("loss", "loss/svco", "loss/next_token", "svco/margins/attend"):
-        assert logged(small, name) == pytest.approx(logged(big, name), rel=1e-5), name
+        # A margin is a small difference of sums of some thirty nats.
+        assert logged(small, name) == pytest.approx(logged(big, name), rel=1e-5, abs=1e-5), name
 
 
 def test_loss_is_the_formula_on_the_whole_window(tmp_path: Path) -> None:

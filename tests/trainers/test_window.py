@@ -7,12 +7,17 @@ import torch
 
 from batches import make_batch
 from mllm_align.contract import Batch, Branch, Needs, Outcome, Prefix, Signals, Term, View
+from mllm_align.data.collator import AlignCollator
+from mllm_align.families import family_of
+from mllm_align.objectives.info_nce import InfoNCE
 from mllm_align.objectives.next_token import NextToken
 from mllm_align.objectives.svco import SVCO
 from mllm_align.objectives.weighted import Weighted
 from mllm_align.signals import measure
-from mllm_align.trainers.window import Window, count_tokens, plan_window, term_counts, zero_signals
-from runs import OWN, Headed
+from mllm_align.signals.features import scored_views
+from mllm_align.trainers import window
+from mllm_align.trainers.window import Window, count_tokens, gather_on_host, plan_window, term_counts, zero_signals
+from runs import OWN, Headed, pair_rows
 from tiny import tiny
 
 
@@ -105,3 +110,37 @@ def test_an_empty_batch_counts_nothing() -> None:
     assert term_counts(NextToken(), empty) == {}
     assert count_tokens(empty) == 0
     assert Window().loss(Outcome(())) == 0
+
+
+def test_what_ranks_tell_each_other_stays_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL would send it through the GPU, so a group over gloo is made, once."""
+    assert gather_on_host({"rows": 3}) == [{"rows": 3}]
+    made: list[str] = []
+    monkeypatch.setattr(window.dist, "get_backend_config", lambda world: world)
+    monkeypatch.setattr(window.dist, "new_group", lambda backend: made.append(backend) or "hosts")
+    window._host_group.cache_clear()
+    assert window._host_group("cpu:gloo,cuda:nccl") == "cpu:gloo,cuda:nccl"
+    assert [window._host_group("cuda:nccl") for _ in range(2)] == ["hosts", "hosts"]
+    assert made == ["gloo"]
+    window._host_group.cache_clear()
+
+
+def test_zero_signals_of_features_have_the_shape_of_measured_ones() -> None:
+    """A response that is read for a feature alone has no tokens, under either."""
+    objective = Weighted((InfoNCE(), 1.0), (NextToken(matched=False), 1.0))
+    model, processor = tiny("llava")
+    family, needs = family_of(model), objective.needs
+    collator = AlignCollator(processor, objective.needs_for, family.image_keys, family.token_keys)
+    batch = collator(pair_rows(2) + pair_rows(1, images=False))["batch"]
+    scored = scored_views(needs)
+    with torch.no_grad():
+        measured, _ = measure(model, batch, features=needs.features, scored=scored)
+    zeros = zero_signals(batch, features=needs.features, width=64, scored=scored)
+    assert zeros.host_num_tokens == measured.host_num_tokens
+    assert zeros.host_num_tokens[View(None, "chosen")][:2] == (0, 0)
+    for view in batch.views:
+        assert torch.equal(zeros.num_tokens[view], measured.num_tokens[view])
+    assert dict(zeros.host_feature_rows) == dict(measured.host_feature_rows)
+    for name, ragged in measured.features.items():
+        assert zeros.features[name].values.shape == ragged.values.shape
+        assert torch.equal(zeros.features[name].row, ragged.row)

@@ -1,0 +1,37 @@
+"""Gemma3: each image sees itself both ways; most layers slide. LoRA's projector scope is empty.
+
+The projector is an RMS norm and a bare matrix, no linear layer: it is trained whole (`modules_to_save`) or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mllm_align.families.tiles import Tiled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma3(Tiled):
+    """Per image `pixel_values` (1 + crops, 3, h, w): there are crops where the processor pans and scans.
+
+    `token_type_ids` are 1 at image tokens, 0 elsewhere.
+    """
+
+    def two_way_blocks(self, input_ids: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
+        """(P,) every unbroken run of image tokens is a block."""
+        is_image = extras["token_type_ids"] == 1
+        begins = is_image & ~pad(is_image, (1, 0))[:-1]
+        return (begins.cumsum(0) - 1).masked_fill(~is_image, -1)
+
+
+GEMMA3 = Gemma3(
+    name="Gemma3",
+    model_types=("gemma3",),
+    token_keys=("token_type_ids",),
+    image_tokens="`mm_tokens_per_image` pooled patches of one square view, `<start_of_image>` and `<end_of_image>` "
+    "around, which see each other both ways; the same of each crop with `do_pan_and_scan`",
+)

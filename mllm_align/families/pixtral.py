@@ -1,0 +1,43 @@
+"""Models with a Pixtral tower: Mistral3, and LLaVA's class as Pixtral-12B uses it. Images keep size and shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mllm_align.families.llava import Llava
+from mllm_align.families.padding import pad_sides
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixtral(Llava):
+    """Per image `pixel_values` (1, 3, h, w) and `image_sizes` (1, 2), its height and width once resized."""
+
+    def join_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Images padded to the highest and widest; the tower cuts the padding off by the sizes."""
+        return {
+            "pixel_values": pad_sides([image["pixel_values"] for image in images]),
+            "image_sizes": torch.cat([image["image_sizes"] for image in images]),
+        }
+
+
+_PROCESSOR = "the stock processor as it is loaded (torchvision)"
+
+PIXTRAL = Pixtral(
+    name="Pixtral",
+    model_types=("llava",),
+    vision_type="pixtral",
+    image_keys=("pixel_values", "image_sizes"),
+    image_tokens="by size, one per patch, `[IMG_BREAK]` after each row, `[IMG_END]` after the last",
+    untested=_PROCESSOR,
+)
+MISTRAL3 = Pixtral(
+    name="Mistral3",
+    model_types=("mistral3",),
+    image_keys=("pixel_values", "image_sizes"),
+    image_tokens="by size, one per 2 x 2 patches, `[IMG_BREAK]` after each row, `[IMG_END]` after the last",
+    untested=_PROCESSOR,
+)

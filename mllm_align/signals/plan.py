@@ -1,0 +1,145 @@
+"""What is run for a batch, settled on the host first: groups of packs, their masks, and where values go."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mllm_align.contract import Batch, Feature, View
+from mllm_align.families import Family
+from mllm_align.signals.attention import SHARED_PREFIX, use_shared_prefix_attention
+from mllm_align.signals.features import Pool, pools_of
+from mllm_align.signals.limits import can_share_prefixes, layer_windows
+from mllm_align.signals.masks import attention_masks
+from mllm_align.signals.options import EngineOptions
+from mllm_align.signals.packing import PackedInputs, build_inputs, group_packs, plan_packs, send
+
+
+@dataclass(frozen=True)
+class Group:
+    """Packs of one forward pass; built once for policy and reference.
+
+    Attributes:
+        inputs: Their tensors.
+        mask: What is passed as `attention_mask`.
+        referenced: Whether the reference scores them too.
+        scored: (M,) which of the predicted tokens are wanted as log-probabilities; None for all. The others are read
+            for a feature alone.
+        scored_branch: (M,) the batch's branch index of each, on the host.
+        pools: Features of their hidden states.
+    """
+
+    inputs: PackedInputs
+    mask: Any
+    referenced: bool
+    scored: Tensor | None
+    scored_branch: np.ndarray
+    pools: tuple[Pool, ...] = ()
+
+
+class Where(NamedTuple):
+    """Of one view, (N,) each: which of the measured token values are its own, by row and position, and their rows."""
+
+    index: Tensor
+    row: Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the token values of some groups, put one behind another, belong.
+
+    Attributes:
+        views: Per view of the batch its tokens; empty where none of the groups has it.
+        num_tokens: Per view (B,), tokens of each row.
+        host_num_tokens: The same on the host.
+    """
+
+    views: dict[View, Where]
+    num_tokens: dict[View, Tensor]
+    host_num_tokens: dict[View, tuple[int, ...]]
+
+
+def plan_groups(
+    family: Family,
+    model: Any,
+    batch: Batch,
+    options: EngineOptions,
+    *,
+    reference: bool,
+    features: Sequence[Feature] = (),
+    scored: Collection[View] | None = None,
+) -> list[Group]:
+    """The groups that measure a batch: rows that the reference scores too are kept apart from rows that it does not.
+
+    Args:
+        family: Of the model.
+        model: The unwrapped Hugging Face model.
+        batch: Its token ids on the host.
+        options: Engine settings.
+        reference: Whether there is a reference.
+        features: Those of text are pooled from the views they name.
+        scored: Views whose log-probabilities are wanted; None for all.
+    """
+    without_square = use_shared_prefix_attention(family, model)
+    shared = options.packing == "auto" and can_share_prefixes(family, model)[0]
+    groups = []
+    for referenced in (True, False):
+        branches = [
+            index
+            for index, branch in enumerate(batch.branches)
+            if (reference and batch.reference_rows[branch.row]) == referenced
+        ]
+        packs = plan_packs(batch, branches, shared)
+        for members in group_packs(packs, options.least_fill, options.max_tokens_per_forward):
+            inputs = build_inputs(batch, members, family, model)
+            mask = _mask(model, inputs, shared, without_square)
+            which, branch = _scored(batch, inputs, scored)
+            groups.append(Group(inputs, mask, referenced, which, branch, pools_of(batch, inputs, features)))
+    return groups
+
+
+def _scored(batch: Batch, inputs: PackedInputs, views: Collection[View] | None) -> tuple[Tensor | None, np.ndarray]:
+    wanted = [views is None or branch.view in views for branch in batch.branches]
+    keep = np.array(wanted, dtype=bool)[inputs.branch]
+    if keep.all():
+        return None, inputs.branch
+    return send(np.flatnonzero(keep), inputs.targets.device), inputs.branch[keep]
+
+
+def _mask(model: Any, inputs: PackedInputs, shared: bool, without_square: bool) -> Any:
+    windows = layer_windows(model)
+    unmasked = without_square and inputs.visible.plain == inputs.input_ids.shape[1]
+    unmasked = unmasked and all(window is None for window in windows.values())
+    if not shared and not unmasked:
+        return (inputs.visible.segment >= 0).long()
+    text = model.config.get_text_config()
+    backend = "shared_prefix" if text._attn_implementation == SHARED_PREFIX else text._attn_implementation
+    kind = model.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+    return attention_masks(inputs.visible, backend, windows, dtype)
+
+
+def layout_of(batch: Batch, groups: Sequence[Group], device: Any) -> Layout:
+    """Where the token values of `groups` belong; all on the host, so that nothing waits for the device."""
+    nothing = np.zeros(0, dtype=np.int64)
+    owner = np.concatenate([nothing, *(group.scored_branch for group in groups)])
+    order = np.argsort(owner, kind="stable")
+    counts = np.bincount(owner, minlength=len(batch.branches))
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    views, num_tokens, host_num_tokens = {}, {}, {}
+    for view in batch.views:
+        members = [index for index, branch in enumerate(batch.branches) if branch.view == view]
+        members.sort(key=lambda index: batch.branches[index].row)
+        pieces = [order[starts[member] : starts[member + 1]] for member in members]
+        rows = [np.full(len(p), batch.branches[m].row) for m, p in zip(members, pieces, strict=True)]
+        row = np.concatenate([nothing, *rows])
+        views[view] = Where(send(np.concatenate([nothing, *pieces]), device), send(row, device))
+        total = np.bincount(row, minlength=len(batch))
+        host_num_tokens[view] = tuple(total.tolist())
+        num_tokens[view] = send(total, device)
+    return Layout(views, num_tokens, host_num_tokens)

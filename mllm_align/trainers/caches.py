@@ -1,0 +1,98 @@
+"""The caches of a run: which settings can work together, where they are, what they belong to."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mllm_align.contract import Objective
+from mllm_align.data.tensor_files import TensorFiles
+from mllm_align.models.fingerprint import Fingerprint, base_fingerprint, reference_fingerprint
+from mllm_align.signals import Reference
+from mllm_align.signals.cached_reference import CachedReference
+from mllm_align.signals.feature_cache import FeatureCache, check_frozen_vision
+from mllm_align.signals.store import LogpStore
+from mllm_align.trainers.config import AlignConfig
+from mllm_align.trainers.data import named_datasets
+
+logger = logging.getLogger(__name__)
+
+REFERENCE = "Log-probabilities of responses under one reference model. Safe to delete: they are computed again."
+FEATURES = "Image tokens as one model's vision side makes them, one file each. Safe to delete: they are made again."
+
+
+def cache_root(args: AlignConfig) -> Path:
+    """The folder of all caches: `cache_dir`, else `$MLLM_ALIGN_CACHE`, else `~/.cache/mllm_align`."""
+    return Path(args.cache_dir or os.environ.get("MLLM_ALIGN_CACHE") or "~/.cache/mllm_align").expanduser()
+
+
+def pixel_folder(args: AlignConfig) -> Path | None:
+    """Where processed images are kept, or None."""
+    return cache_root(args) / "pixels" if args.cache_pixels else None
+
+
+def feature_cache(args: AlignConfig, policy: nn.Module) -> FeatureCache | None:
+    """The cache of image tokens, where one is asked for.
+
+    Raises:
+        ValueError: If the vision side trains.
+    """
+    if not args.cache_image_features:
+        return None
+    check_frozen_vision(policy)
+    return FeatureCache(
+        _files(args, "features", FEATURES, base_fingerprint(policy, precision(args), vision_only=True))
+    )
+
+
+def cached_reference(args: AlignConfig, reference: Reference, policy: nn.Module) -> CachedReference:
+    """What is known already of a reference; `trainers.precompute` adds to it.
+
+    Raises:
+        ValueError: If it cannot be told what the reference is.
+    """
+    fingerprint = reference_fingerprint(reference, policy, precision(args))
+    return CachedReference(LogpStore(_files(args, "reference", REFERENCE, fingerprint)))
+
+
+def check_precompute(args: AlignConfig, objective: Objective, train: Any, evaluation: Any) -> bool:
+    """Whether the reference is to be computed once before training.
+
+    Args:
+        args: Settings of the run.
+        objective: It may want no reference at all, which is a warning.
+        train: Training data, or None.
+        evaluation: Evaluation data, a dict of several, or None.
+
+    Raises:
+        ValueError: If data is streamed, or the batch size is out of range.
+    """
+    if not args.precompute_ref_log_probs:
+        return False
+    if not objective.needs.reference:
+        logger.warning("precompute_ref_log_probs has no effect: the objective wants no reference")
+        return False
+    size = args.precompute_ref_batch_size
+    if size is not None and size < 1:
+        raise ValueError(f"precompute_ref_batch_size must be at least 1 or None, not {size}")
+    for name, dataset in named_datasets(train, evaluation):
+        if not hasattr(dataset, "__len__"):
+            raise ValueError(
+                f"precompute_ref_log_probs reads the data once before training, but {name} is a stream, which need "
+                "not give the same rows again: load it without streaming, or set precompute_ref_log_probs=False"
+            )
+    return True
+
+
+def precision(args: AlignConfig) -> str:
+    """The autocast of the run, by accelerate's name."""
+    return "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+
+
+def _files(args: AlignConfig, kind: str, what: str, fingerprint: Fingerprint) -> TensorFiles:
+    about = {"what": what, "model": fingerprint.name, **fingerprint.facts}
+    return TensorFiles(cache_root(args) / kind / fingerprint.digest, about)

@@ -1,0 +1,49 @@
+"""`torch.compile` of the decoder's layers, one by one and in place: names of parameters stay as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.utils import TorchDynamoPlugin
+from torch import nn
+
+from mllm_align.families import family_of, unwrap
+
+# Per layer code: policy and reference, with and without gradients, packed and plain masks.
+LEAST_RECOMPILES = 64
+
+
+def compile_layers(model: nn.Module, backend: str, mode: str | None = None) -> int:
+    """Compiles every layer of a model's language model, for any number of sequences of any length.
+
+    The layers are nearly all of a step's work and look alike, so what is compiled for one serves the others. The model
+    as a whole cannot be compiled: measuring calls parts of it.
+
+    Args:
+        model: The policy or a frozen copy; adapters, quantised layers and activation checkpointing stay what they are.
+        backend: Of `torch.compile`.
+        mode: Of `torch.compile`.
+
+    Returns:
+        How many layers there are.
+
+    Raises:
+        ValueError: If there is no such backend.
+    """
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        raise ValueError(f"torch_compile_backend {backend!r} is none of {', '.join(known)}")
+    hf = unwrap(model)
+    family = family_of(hf)
+    layers: Any = family.module(hf, f"{family.language_model}.layers")
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, LEAST_RECOMPILES)
+    for layer in layers:
+        layer.compile(backend=backend, mode=mode, dynamic=True)
+    return len(layers)
+
+
+def not_the_whole(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of an `Accelerator` that leave the model as it is."""
+    return arguments | {"dynamo_plugin": TorchDynamoPlugin(backend="no")}  # type: ignore[arg-type]

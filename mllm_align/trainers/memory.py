@@ -1,0 +1,323 @@
+"""How much device memory a run takes, by purpose, from shapes alone: nothing is run on the device for it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from mllm_align.contract import Objective
+from mllm_align.families import Family, family_of, unwrap
+from mllm_align.signals import AdaptersOff, CachedReference, EngineOptions, FrozenCopy, NamedAdapter
+from mllm_align.signals.attention import SHARED_PREFIX
+from mllm_align.signals.limits import layer_windows
+from mllm_align.trainers.activations import FLOAT, PLAIN, Precision, Stack, linears_of, stack_of
+from mllm_align.trainers.config import AlignConfig
+from mllm_align.trainers.heads import trained_parameters
+from mllm_align.trainers.workload import GroupShape, ImageShape, Workload, sample_workload
+
+GIB = 2**30
+# Of a chunk of logits, float32 and alive together: the log-softmax, its gradient, and the gradient of the logits.
+LOGIT_BYTES = 12
+# 8-bit optimisers keep the moments of small tensors in float32 (bitsandbytes' min_8bit_size).
+SMALLEST_8BIT = 4096
+MOMENTS = {"sgd": 0, "adafactor": 0, "lomo": 0, "adalomo": 0, "lion": 1, "rmsprop": 1, "adagrad": 1, "ademamix": 3}
+# Rules of thumb, for CUDA alone: what the driver takes, and what the allocator cannot hand out in pieces that fit.
+CUDA_CONTEXT, FRAGMENTATION = GIB // 2, 0.1
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of device memory at the peak of a step.
+
+    Attributes:
+        lasting: By purpose, alive together when the backward pass begins.
+        passing: By purpose, alive one after another; only the largest counts.
+    """
+
+    lasting: dict[str, int]
+    passing: dict[str, int]
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What the total is the sum of, by purpose, without zeros."""
+        largest = max(self.passing, key=self.passing.__getitem__, default="")
+        found = self.lasting | {largest: self.passing.get(largest, 0)}
+        return {purpose: size for purpose, size in found.items() if size}
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak."""
+        return sum(self.parts.values())
+
+    @property
+    def largest(self) -> str:
+        """The purpose that takes most."""
+        return max(self.parts, key=self.parts.__getitem__, default="nothing")
+
+
+@dataclass(frozen=True)
+class Switches:
+    """The settings of `AlignConfig` that decide how much memory a given model, data and objective take."""
+
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    logits_chunk_size: int
+    activation_checkpointing: bool
+    recompute_without_image: bool
+    precompute_ref_log_probs: bool
+    cache_gradients: bool
+    max_tokens_per_forward: int | None
+    max_tokens_per_batch: int | None
+
+    @classmethod
+    def of(cls, args: AlignConfig) -> Switches:
+        """As they are set."""
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
+
+    def apply_to(self, args: AlignConfig) -> None:
+        """Sets them."""
+        for field in fields(self):
+            setattr(args, field.name, getattr(self, field.name))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What of a run does not hang on the switches: sizes of the model's parts, and sampled rows.
+
+    Attributes:
+        weights: Bytes of the model.
+        reference: Bytes of a frozen copy.
+        reference_stays: Whether the copy stays even if the reference is computed before training.
+        gradients: Bytes of gradients, and of the buckets in which ranks exchange them.
+        moments: Bytes of the optimiser's state.
+        language: The decoder's layers.
+        tower: The vision encoder's layers.
+        projector: Bytes that a trained projector keeps per image token.
+        vocabulary: Numbers per token that the head gives out.
+        cos_and_sin: Bytes of the position rotation per token.
+        windows: Of each kind of layer, how many tokens back one sees; None for all.
+        backend: Of the decoder's attention.
+        precision: Of the language model.
+        on_cuda: Whether it runs on a CUDA device.
+        work: Sampled rows.
+    """
+
+    weights: int
+    reference: int
+    reference_stays: bool
+    gradients: int
+    moments: int
+    language: Stack
+    tower: Stack
+    projector: int
+    vocabulary: int
+    cos_and_sin: int
+    windows: tuple[int | None, ...]
+    backend: str
+    precision: Precision
+    on_cuda: bool
+    work: Workload
+
+    def estimate(self, switches: Switches) -> MemoryEstimate:
+        """The bytes of the micro-batch that the longest sampled rows make.
+
+        All groups of a micro-batch are alive until its backward pass, and its images with them; with `cache_gradients`
+        one group is at a time, and then some images. Gradients count in full beside them: those of earlier
+        micro-batches of a step are there.
+        """
+        groups = self.groups(switches)
+        images = self.work.images_of(self._rows(switches))
+        kept = [self.activations(group, switches.activation_checkpointing) for group in groups]
+        # Their turn comes one by one in the backward pass.
+        again_whole = [size for size, group in zip(kept, groups, strict=True) if self._is_let_go(group, switches)]
+        activations, seen = sum(kept) - sum(again_whole), images
+        if switches.cache_gradients:
+            activations = max(kept, default=0)
+            seen = sorted(images, key=lambda image: -image.tower)[: EngineOptions().max_images_per_forward]
+        vision = self._vision(seen, switches.activation_checkpointing)
+        if switches.cache_gradients:
+            # The images' turn comes when the last group is done.
+            vision = max(0, vision - activations)
+        copies = self.reference_stays or not switches.precompute_ref_log_probs
+        lasting = {
+            "weights": self.weights,
+            "reference": self.reference if copies else 0,
+            "gradients": self.gradients,
+            "optimiser": self.moments,
+            "activations": activations,
+            "attention masks": sum(self._mask(group) for group in groups),
+            "images": sum(image.pixels + image.llm * self.language.width * self.precision.stream for image in images),
+            "vision activations": vision,
+            "signals": sum(group.scored for group in groups) * self.language.width * self.precision.compute,
+        }
+        largest = max(groups, key=lambda group: group.tokens, default=GroupShape(0, 0, 0, 0))
+        kept_now = activations + vision
+        again = self.language.largest_layer(largest.tokens, largest.length, largest.attention)
+        chunk = max((min(switches.logits_chunk_size, group.scored) for group in groups), default=0)
+        passing = {
+            "vocabulary head": chunk * self.vocabulary * LOGIT_BYTES,
+            "sequences without an image again": 0 if switches.cache_gradients else max(again_whole, default=0),
+            "a layer in the backward pass": self.language.backward_work(largest.tokens)
+            + (again if switches.activation_checkpointing and self.language.trains else 0),
+            # These two come before anything is kept.
+            "a layer without a graph": max(0, self.language.forward_work(largest.tokens) - kept_now),
+            "the vision tower at work": max(0, self.tower.forward_work(_tower_tokens(seen)) - kept_now),
+        }
+        if self.on_cuda:
+            moving = kept_now + max(passing.values())
+            lasting["driver and allocator"] = CUDA_CONTEXT + int(FRAGMENTATION * moving)
+        return MemoryEstimate(lasting, passing)
+
+    @staticmethod
+    def _is_let_go(group: GroupShape, switches: Switches) -> bool:
+        return switches.recompute_without_image and not group.reads_images
+
+    def groups(self, switches: Switches) -> list[GroupShape]:
+        """The forward passes of that micro-batch."""
+        return self.work.groups(self._rows(switches), switches.max_tokens_per_forward)
+
+    def _rows(self, switches: Switches) -> Any:
+        return self.work.longest(switches.per_device_train_batch_size, switches.max_tokens_per_batch)
+
+    def activations(self, group: GroupShape, checkpointing: bool) -> int:
+        """Bytes that autograd keeps of the decoder for one forward pass, head and masks left out."""
+        if not self.language.trains:
+            return 0
+        around = group.tokens * (FLOAT * self.language.width + self.cos_and_sin)
+        if checkpointing:
+            # The embeddings too, before images are put in: transformers has them ask for a gradient.
+            embeddings = group.tokens * self.language.width * self.precision.stream
+            return around + embeddings + self.language.entries(group.tokens)
+        return around + self.language.kept(group.tokens, group.length, group.attention)
+
+    def _mask(self, group: GroupShape) -> int:
+        """One mask per kind of layer: for the responses alone where the kernel and the window allow it."""
+        if self.backend == "flex_attention":
+            return 0
+        entries = 0
+        for window in self.windows:
+            short = self.backend in ("sdpa", SHARED_PREFIX) and (window is None or group.plain <= window)
+            entries += group.length * (group.length - group.plain if short else group.length)
+        return group.packs * entries * self.precision.compute
+
+    def _vision(self, images: Sequence[ImageShape], checkpointing: bool) -> int:
+        tokens, keys = _tower_tokens(images), max((image.tower for image in images), default=0)
+        kept = sum(image.llm for image in images) * self.projector
+        if not self.tower.trains:
+            return kept
+        if checkpointing:
+            return kept + self.tower.entries(tokens) + self.tower.largest_layer(tokens, keys, PLAIN)
+        return kept + self.tower.kept(tokens, keys, PLAIN)
+
+
+def _tower_tokens(images: Sequence[ImageShape]) -> int:
+    return sum(image.tower for image in images)
+
+
+def run_of(
+    args: AlignConfig,
+    model: Any,
+    objective: Objective,
+    reference: AdaptersOff | NamedAdapter | FrozenCopy | CachedReference | Any | None,
+    collator: Any,
+    dataset: Any,
+) -> Run:
+    """Reads the sizes off a model and the first rows off its data; nothing is computed on the device.
+
+    Args:
+        args: Settings of the run.
+        model: The policy as it will be trained.
+        objective: Its own parameters count too.
+        reference: Of the run, or None.
+        collator: Of the run.
+        dataset: Training data.
+    """
+    hf = unwrap(model)
+    family = family_of(hf)
+    autocast = 2 if args.bf16 or args.fp16 else None
+    text, vision = hf.config.get_text_config(), hf.config.vision_config
+    precision = Precision(_float_bytes(hf, hf.get_input_embeddings()), autocast)
+    trained = [p for p in model.parameters() if p.requires_grad] + trained_parameters(objective)
+    vision_trains = _trains(family, hf, family.tower) or _trains(family, hf, family.projector)
+    options = EngineOptions(packing=args.packing)
+    frozen = reference.model if isinstance(reference, FrozenCopy) else None
+    backend = text._attn_implementation or "sdpa"
+    tower_backend = getattr(vision, "_attn_implementation", None) or "sdpa"
+    return Run(
+        weights=weight_bytes(model),
+        reference=weight_bytes(frozen) if frozen is not None else 0,
+        reference_stays=bool(getattr(frozen, "is_quantized", False)),
+        gradients=sum(p.numel() * p.element_size() for p in trained) * (2 if args.world_size > 1 else 1),
+        moments=moment_bytes(trained, str(getattr(args.optim, "value", args.optim))),
+        language=stack_of(
+            family.module(hf, family.language_model),
+            precision,
+            heads=text.num_attention_heads,
+            attention=backend,
+            input_trains=vision_trains or any(p.requires_grad for p in hf.get_input_embeddings().parameters()),
+        ),
+        tower=stack_of(
+            family.module(hf, family.tower),
+            Precision(_float_bytes(hf, family.module(hf, family.tower)), autocast),
+            heads=getattr(vision, "num_attention_heads", None) or getattr(vision, "num_heads", 1),
+            attention=tower_backend,
+            input_trains=False,
+        ),
+        projector=_projector_bytes(family, hf, precision) if vision_trains else 0,
+        vocabulary=text.vocab_size,
+        cos_and_sin=2 * precision.stream * _head_size(text),
+        windows=tuple(layer_windows(hf).values()),
+        backend=backend,
+        precision=precision,
+        on_cuda=torch.device(args.device).type == "cuda",
+        work=sample_workload(model, copy.copy(collator), dataset, options, reference=reference is not None),
+    )
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters as they lie in memory: 4-bit weights packed, with their scales."""
+    total = 0
+    for parameter in model.parameters():
+        total += parameter.numel() * parameter.element_size()
+        state = getattr(parameter, "quant_state", None)
+        for scales in (state, getattr(state, "state2", None)):
+            absmax = getattr(scales, "absmax", None)
+            total += 0 if absmax is None else absmax.numel() * absmax.element_size()
+    return total
+
+
+def moment_bytes(trained: list[nn.Parameter], optimiser: str) -> int:
+    """Bytes of the optimiser's state; 0 for paged ones, which move to the host, and for factored ones."""
+    if optimiser.startswith("paged"):
+        return 0
+    count = next((count for name, count in MOMENTS.items() if optimiser.startswith(name)), 2)
+    lean = "8bit" in optimiser or optimiser == "rmsprop_bnb"
+
+    def size(parameter: nn.Parameter) -> int:
+        return (1 if parameter.numel() >= SMALLEST_8BIT else 4) if lean else parameter.element_size()
+
+    return sum(count * p.numel() * size(p) for p in trained)
+
+
+def _float_bytes(hf: Any, module: nn.Module) -> int:
+    """Bytes per number of a module's floating-point weights; packed weights do not tell."""
+    found = next((p for p in module.parameters() if p.is_floating_point()), None)
+    return (found if found is not None else torch.empty(0, dtype=hf.dtype)).element_size()
+
+
+def _trains(family: Family, hf: Any, path: str) -> bool:
+    return any(p.requires_grad for p in family.module(hf, path).parameters())
+
+
+def _projector_bytes(family: Family, hf: Any, precision: Precision) -> int:
+    """A projector's linear layers keep what they read, its activation what enters it."""
+    return sum(linear.inputs * 2 for linear in linears_of(family.module(hf, family.projector))) * precision.compute
+
+
+def _head_size(text: Any) -> int:
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -1,0 +1,70 @@
+"""Every benchmark runs as the one command that its text names, and writes the keys it promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPARED = {"speedup", "memory_ratio", "limit", "of_limit"}
+CACHED = {"speedup_cached_reference", "limit_cached_reference", "of_limit_cached_reference"}
+
+
+def run(script: str, file: Path) -> tuple[dict, str]:
+    command = [sys.executable, f"benchmarks/{script}.py", "--preset", "tiny", "--rounds", "1", "--threads", "1"]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, "--json", str(file)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(file.read_text()), done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "keys"), [("svco_step", COMPARED | CACHED), ("dpo_vs_trl", COMPARED)])
+def test_a_comparison_writes_its_ratios_by_response_length(script: str, keys: set[str], tmp_path: Path) -> None:
+    result, printed = run(script, tmp_path / "result.json")
+    for key in keys:
+        assert set(result[key]) == {"4", "9"}
+        assert all(isinstance(value, float) and value > 0 for value in result[key].values())
+    for length in ("4", "9"):
+        losses = result["loss"][length].values()
+        assert max(losses) - min(losses) < 1e-3
+        assert result["of_limit"][length] == pytest.approx(result["speedup"][length] / result["limit"][length])
+        peaks = result["peak_mb"][length]
+        assert result["memory_ratio"][length] == pytest.approx(peaks["ours"] / peaks["peer"])
+    assert f"{result['speedup']['9']:.2f}" in printed
+    assert result["command"].startswith(f"python benchmarks/{script}.py --preset tiny")
+
+
+@pytest.mark.slow
+def test_scaling_writes_a_point_per_size(tmp_path: Path) -> None:
+    result, printed = run("scaling", tmp_path / "result.json")
+    axes = result["axes"]
+    assert {axis: [point["size"][axis] for point in points] for axis, points in axes.items()} == {
+        "prompt": [8, 16],
+        "response": [6, 12],
+        "images": [0, 1, 2],
+        "views": [1, 2, 4],
+    }
+    for points in axes.values():
+        for point in points:
+            assert point["memory_ratio"] == point["peak_mb"]["shared"] / point["peak_mb"]["row_by_row"]
+            assert set(point["seconds"]) == {"shared", "row_by_row"}
+    assert len(printed.splitlines()) == 1 + 10
+
+
+@pytest.mark.slow
+def test_contrastive_memory_writes_a_point_per_number_of_rows(tmp_path: Path) -> None:
+    result, printed = run("contrastive_memory", tmp_path / "result.json")
+    assert [point["rows"] for point in result["points"]] == [2, 4]
+    for point in result["points"]:
+        assert point["memory_ratio"] == point["peak_mb"]["cached"] / point["peak_mb"]["one_graph"]
+    assert set(result["mb_per_row"]) == {"one_graph", "cached"}
+    assert "One more row" in printed

@@ -1,0 +1,104 @@
+"""InfoNCE against a loop in float64, its gradients, and rows without a partner."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from mllm_align.contract import Ragged, Signals
+from mllm_align.objectives import InfoNCE
+from mllm_align.objectives.info_nce import info_nce
+
+
+def slow(images: list[list[float]], texts: list[list[float]], scale: float) -> list[float]:
+    """The loss of every pair, all of them present."""
+
+    def unit(vector: list[float]) -> list[float]:
+        length = math.sqrt(sum(x * x for x in vector))
+        return [x / length for x in vector]
+
+    images, texts = [unit(v) for v in images], [unit(v) for v in texts]
+    cosine = [[scale * sum(a * b for a, b in zip(i, t, strict=True)) for t in texts] for i in images]
+    losses = []
+    for k in range(len(images)):
+        row = math.log(sum(math.exp(x) for x in cosine[k])) - cosine[k][k]
+        column = math.log(sum(math.exp(line[k]) for line in cosine)) - cosine[k][k]
+        losses.append((row + column) / 2)
+    return losses
+
+
+def signals(images: torch.Tensor, texts: torch.Tensor, of_image: list[int], of_text: list[int], size: int) -> Signals:
+    first, second = InfoNCE().needs.features
+    return Signals(
+        {},
+        {},
+        features={
+            first.name: Ragged(images, torch.tensor(of_image)),
+            second.name: Ragged(texts, torch.tensor(of_text)),
+        },
+        sources=("default",) * size,
+    )
+
+
+def test_loss_is_that_of_a_loop() -> None:
+    images, texts = torch.randn(4, 6), torch.randn(4, 6)
+    outcome = InfoNCE(temperature=0.2)(signals(images, texts, [0, 1, 2, 3], [0, 1, 2, 3], 4), None)
+    expected = slow(images.double().tolist(), texts.double().tolist(), 5.0)
+    assert outcome.loss.item() == pytest.approx(sum(expected) / 4, rel=1e-5)
+    assert outcome.metrics["temperature"].item() == pytest.approx(0.2, rel=1e-5)
+
+
+def test_order_does_not_count_and_rows_without_a_partner_take_no_part() -> None:
+    images, texts = torch.randn(3, 6), torch.randn(3, 6)
+    outcome = InfoNCE(temperature=0.5)(signals(images, texts, [4, 0, 2], [2, 4, 1], 5), None)
+    pairs = [images[0], images[2]], [texts[1], texts[0]]
+    expected = slow(*[[vector.double().tolist() for vector in side] for side in pairs], 2.0)
+    assert outcome.terms[0].count.item() == 2
+    assert outcome.loss.item() == pytest.approx(sum(expected) / 2, rel=1e-5)
+    nothing = InfoNCE()(Signals({}, {}, sources=("default",)), None)
+    assert nothing.terms[0].count.item() == 0
+    assert nothing.loss.item() == 0
+
+
+def test_gradients() -> None:
+    images, texts = (torch.nn.functional.normalize(torch.randn(3, 4, dtype=torch.float64), dim=1) for _ in range(2))
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    for present in ([True, True, True], [True, False, True]):
+        mask = torch.tensor(present)
+        assert torch.autograd.gradcheck(
+            lambda a, b, c, mask=mask: info_nce(a, b, mask, c)[0],
+            (images.clone().requires_grad_(), texts.clone().requires_grad_(), scale),
+        )
+
+
+def test_perfect_pairs_are_all_found() -> None:
+    own = torch.eye(3)
+    outcome = InfoNCE()(signals(own, own, [0, 1, 2], [0, 1, 2], 3), None)
+    assert outcome.metrics["accuracy/image_to_text"].tolist() == [1, 1, 1]
+    turned = InfoNCE()(signals(own, own.roll(1, 0), [0, 1, 2], [0, 1, 2], 3), None)
+    assert turned.metrics["accuracy/text_to_image"].tolist() == [0, 0, 0]
+
+
+def test_a_temperature_that_is_none() -> None:
+    with pytest.raises(ValueError, match="temperature"):
+        InfoNCE(temperature=0)
+
+
+def test_metrics_have_an_entry_per_pair() -> None:
+    """So a mean over batches is one over pairs, however many other rows a batch has."""
+    images = torch.tensor([[0.0, 0.1, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    given = signals(images, torch.eye(3).flip(0), [4, 0, 2], [2, 4, 1], 5)
+    for known in ({}, {name: tuple(ragged.row.tolist()) for name, ragged in given.features.items()}):
+        outcome = InfoNCE()(dataclasses.replace(given, host_feature_rows=known), None)
+        assert outcome.metrics["accuracy/image_to_text"].tolist() == [1.0, 0.0]
+        assert outcome.metrics["accuracy/text_to_image"].tolist() == [1.0, 1.0]
+    nothing = InfoNCE()(signals(torch.eye(2), torch.eye(2), [0, 1], [2, 3], 4), None)
+    assert nothing.metrics["accuracy/image_to_text"].numel() == 0
+
+
+def test_features_without_a_number_of_rows() -> None:
+    with pytest.raises(ValueError, match="give sources, one per row"):
+        InfoNCE()(signals(torch.eye(2), torch.eye(2), [0, 1], [0, 1], 0), None)
