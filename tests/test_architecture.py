@@ -200,7 +200,7 @@ def build_tree(root: Path, files: dict[str, str]) -> Path:
         ("mllm_align/vision/pooling.py", "from mllm_align import families, contract"),
         ("mllm_align/trainers/trainer.py", "from mllm_align.data import x\nfrom mllm_align import __version__"),
         ("mllm_align/recipe.py", "from mllm_align.trainers.trainer import AlignTrainer"),
-        ("mllm_align/cli.py", "import mllm_align_eval.runner, mllm_align.demo"),
+        ("mllm_align/cli/x.py", "import mllm_align_eval.runner, mllm_align.demo"),
         ("mllm_align/demo/arms.py", "from mllm_align_eval import runner"),
         ("mllm_align/__init__.py", "def __getattr__(name):\n    from mllm_align.trainers import trainer"),
         (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from mllm_align.data.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +57,9 @@ class TensorFiles:
         """
         if not (self.folder / ABOUT).exists():
             content = json.dumps(self.about, indent=1, default=str, ensure_ascii=False) + "\n"
-            _write(self.folder / ABOUT, content.encode())
+            write_whole(self.folder / ABOUT, content.encode())
         own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        _write(self._path(key), save(own, dict(text or {})))
+        write_whole(self._path(key), save(own, dict(text or {})))
 
     def offer(self, key: str, tensors: Mapping[str, Tensor], text: Mapping[str, str] | None = None) -> None:
         """As `put`, for what can be made again at any time: a disk that refuses is a warning, and nothing more."""
@@ -77,14 +78,3 @@ class TensorFiles:
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}{SUFFIX}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of a file or nothing: written under another name first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

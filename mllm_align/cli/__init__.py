@@ -1,0 +1,46 @@
+"""The command line, `mllm-align`: demo, train, eval run, report, recipes, export, data ..., world train-base."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from mllm_align.cli import check, evaluation, training
+from mllm_align.cli.commands import DEBUG_HELP
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, or 2 after an error that the user can mend."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # It warns of an optional kernel at every start on some CPUs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        arguments.command(arguments)
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        if arguments.debug:
+            raise
+        from rich.console import Console
+
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what was saved is kept, and --resume continues a training run", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mllm-align", description="Make a vision-language model look at the image.")
+    parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    training.add(commands)
+    evaluation.add(commands)
+    data = commands.add_parser("data", help="look at data and make it").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    for command in (check,):
+        command.add(data)
+    return parser

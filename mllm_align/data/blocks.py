@@ -1,0 +1,126 @@
+"""Long jobs over many rows: cut into blocks, shared by any number of processes, killed and started again at will."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from mllm_align.data.files import write_whole
+
+SETTINGS = "job.json"
+PROBLEM = "problem"
+
+Work = Callable[[range], Sequence[Mapping[str, Any]]]
+
+
+class BlockJob:
+    """A folder with what a job has finished: one Parquet file for each block of its rows, whole or not there.
+
+    A block is always the same rows, whoever works on it and whenever, so a job that was killed, or that goes on with
+    another number of processes, ends with the very same files. Under `accelerate launch` every process takes its
+    share of the blocks; the folder must be one that all of them see.
+
+    Args:
+        folder: Where the files are; made if it is not there.
+        settings: Everything that decides the result, as JSON can hold it.
+        num_rows: Rows of the input.
+        schema: Columns of the records that work returns. A string column "problem" is added: a record that has one
+            is a row that could not be used, and why.
+        block_size: Rows of a block: what a kill costs at the most, and what is in memory at one time.
+
+    Raises:
+        ValueError: If the folder holds what a job with other settings made; the message names the first of them.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        settings: Mapping[str, Any],
+        num_rows: int,
+        schema: pa.Schema,
+        block_size: int = 256,
+    ) -> None:
+        if block_size < 1:
+            raise ValueError(f"block_size must be at least 1, not {block_size}")
+        self.folder = Path(folder)
+        self.schema = schema if PROBLEM in schema.names else schema.append(pa.field(PROBLEM, pa.string()))
+        self.blocks = [range(start, min(start + block_size, num_rows)) for start in range(0, num_rows, block_size)]
+        self._claim({**settings, "rows": num_rows, "block_size": block_size})
+
+    def run(self, work: Work, title: str, *, progress: bool = True) -> int:
+        """Finishes every block that is not finished yet. A collective: every process must call it.
+
+        Args:
+            work: Given the row numbers of a block, returns its records (any number, also none).
+            title: For the progress bar.
+            progress: Whether to show one.
+
+        Returns:
+            How many rows this process worked on; the others were done before, or by others.
+        """
+        state = PartialState()
+        own = [number for number in range(len(self.blocks)) if number % state.num_processes == state.process_index]
+        worked = 0
+        total = sum(len(self.blocks[number]) for number in own)
+        hidden = not progress or not state.is_main_process
+        with tqdm(total=total, desc=title, unit="row", disable=hidden) as bar:
+            for number in own:
+                rows = self.blocks[number]
+                if not self._path(number).exists():
+                    self._write(number, work(rows))
+                    worked += len(rows)
+                bar.update(len(rows))
+        state.wait_for_everyone()
+        if state.is_main_process:
+            for draft in self.folder.glob(".block-*"):  # of a process that was killed
+                draft.unlink(missing_ok=True)
+        return worked
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The finished blocks in order.
+
+        Raises:
+            FileNotFoundError: If a block is not finished.
+        """
+        for number in range(len(self.blocks)):
+            if not self._path(number).exists():
+                raise FileNotFoundError(f"{self._path(number)} is not there: the job has not finished; start it again")
+            yield pq.read_table(self._path(number), schema=self.schema)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Every record in order, one at a time; those with a problem too."""
+        for table in self.tables():
+            yield from table.to_pylist()
+
+    def _claim(self, settings: dict[str, Any]) -> None:
+        content = json.loads(json.dumps(settings, sort_keys=True, default=str))
+        path = self.folder / SETTINGS
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            changed = [key for key in sorted({*before, *content}) if before.get(key) != content.get(key)]
+            if changed:
+                key = changed[0]
+                raise ValueError(
+                    f"{self.folder} holds a job with {key} {before.get(key)!r}, this one has {content.get(key)!r}: "
+                    "name another output, or remove that folder to begin anew"
+                )
+            return
+        # Every process writes the same.
+        write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
+
+    def _write(self, number: int, records: Sequence[Mapping[str, Any]]) -> None:
+        table = pa.Table.from_pylist([dict(record) for record in records], schema=self.schema)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        write_whole(self._path(number), sink.getvalue())
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"block-{number:06d}.parquet"

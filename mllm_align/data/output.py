@@ -1,0 +1,113 @@
+"""Rows that were made, written where the user asked: one file, its pictures beside it, nothing else touched."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from mllm_align.data.errors import DataError
+from mllm_align.data.files import write_whole
+from mllm_align.data.images import load_image
+from mllm_align.data.loading import IMAGE_COLUMNS
+
+SUFFIXES = (".jsonl", ".parquet")
+
+
+class RowFile:
+    """One output file of rows, which `load_rows` reads.
+
+    Images given as files stay where they are and are named by path, relative to the output's folder where they lie
+    in it; all others are saved once each in `<name>_images/`, named by their content.
+
+    Args:
+        path: The file: .jsonl or .parquet.
+        overwrite: Whether a file that is there, with another content, may be replaced.
+
+    Raises:
+        DataError: If the suffix is none of these.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        self.path = Path(path).expanduser()
+        self.overwrite = overwrite
+        if self.path.suffix not in SUFFIXES:
+            raise DataError(f"{self.path}: rows are written to {' or '.join(SUFFIXES)} files, not this")
+
+    @property
+    def work_folder(self) -> Path:
+        """Where the job that makes the rows keeps what it has finished: `<name>.work` beside the file."""
+        return self.path.with_name(f"{self.path.name}.work")
+
+    @property
+    def image_folder(self) -> Path:
+        """Where pictures are saved that are no files."""
+        return self.path.with_name(f"{self.path.stem}_images")
+
+    def refuse_other(self) -> None:
+        """To be called before a long job: refuses an output that something else has made.
+
+        Raises:
+            FileExistsError: If the file is there and its job is not.
+        """
+        if self.path.exists() and not self.overwrite and not self.work_folder.exists():
+            raise FileExistsError(f"{self.path} is there already and is kept: name another output, or --overwrite")
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> int:
+        """Writes all rows; the very same content twice is no error.
+
+        Returns:
+            How many rows there are.
+
+        Raises:
+            FileExistsError: If the file is there with another content and may not be replaced.
+        """
+        stored = [self._stored(row) for row in rows]
+        content = self._encoded(stored)
+        if self.path.exists() and not self.overwrite and self.path.read_bytes() != content:
+            raise FileExistsError(f"{self.path} is there with other rows and is kept: name another output")
+        write_whole(self.path, content)
+        return len(stored)
+
+    def _stored(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row with images as paths."""
+        new = dict(row)
+        for column in IMAGE_COLUMNS:
+            value = new.get(column)
+            if isinstance(value, list | tuple):
+                new[column] = [self._name(image) for image in value]
+            elif value is not None:
+                new[column] = self._name(value)
+        return new
+
+    def _name(self, image: Any) -> str:
+        if isinstance(image, Mapping) and image.get("bytes") is None:
+            image = image.get("path")
+        if isinstance(image, str | os.PathLike):
+            path = Path(os.path.abspath(Path(image).expanduser()))
+            folder = Path(os.path.abspath(self.path.parent))
+            return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+        pixels = image if isinstance(image, Image.Image) and image.mode == "RGB" else load_image(image)
+        digest = hashlib.blake2b(f"{pixels.size}".encode() + pixels.tobytes(), digest_size=16).hexdigest()
+        path = self.image_folder / f"{digest}.png"
+        if not path.exists():
+            sink = io.BytesIO()
+            pixels.save(sink, "PNG")
+            write_whole(path, sink.getvalue())
+        return f"{self.image_folder.name}/{path.name}"
+
+    def _encoded(self, rows: list[dict[str, Any]]) -> bytes:
+        if self.path.suffix == ".jsonl":
+            lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+            return "".join(lines).encode()
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd")
+        return sink.getvalue()
