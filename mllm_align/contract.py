@@ -57,7 +57,8 @@ class Needs:
         optional: Views that are measured only for the rows that have their columns.
         features: Tensors to extract beside the log-probabilities.
         reference: Whether the same views are also scored under the frozen reference.
-        tokens: Whether per-token log-probabilities are wanted (`Signals.token_logps`).
+        tokens: Whether per-token log-probabilities and the tokens' ids are wanted (`Signals.token_logps`,
+            `Signals.host_token_ids`).
     """
 
     views: tuple[View, ...] = ()
@@ -101,6 +102,8 @@ class Signals:
         host_num_tokens: `num_tokens` once more, on the host, where it is known there: to learn which rows have a view,
             nobody then waits for the device.
         host_feature_rows: Per feature name its `row` once more, likewise.
+        host_token_ids: Per view, only where `Needs.tokens`: of each row the ids of the response tokens scored, on the
+            host, as `token_logps` orders them; empty where the row has no such view.
     """
 
     logps: Mapping[View, Tensor]
@@ -110,6 +113,7 @@ class Signals:
     sources: tuple[str, ...] = ()
     host_num_tokens: Mapping[View, Sequence[int]] = field(default_factory=dict)
     host_feature_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    host_token_ids: Mapping[View, Sequence[Sequence[int]]] = field(default_factory=dict)
 
     def has(self, view: View) -> Tensor:
         """(B,) bool: the rows that have `view`."""
@@ -146,6 +150,7 @@ class Signals:
             sources=tuple(self.sources[row] for row in rows) if self.sources else (),
             host_num_tokens={view: tuple(own[row] for row in rows) for view, own in self.host_num_tokens.items()},
             host_feature_rows={name: tuple(new) for name, (_, new) in places.items()},
+            host_token_ids={view: tuple(own[row] for row in rows) for view, own in self.host_token_ids.items()},
         )
 
 
@@ -331,6 +336,14 @@ class Batch:
             if branch.view == view:
                 counts[branch.row] = branch.token_ids.numel()
         return counts
+
+    def token_ids(self, counts: Mapping[View, Sequence[int]]) -> dict[View, tuple[tuple[int, ...], ...]]:
+        """Per view of `counts` (B,) the ids of each row's response tokens, none where the row's count is 0."""
+        found: dict[View, list[tuple[int, ...]]] = {view: [()] * len(self) for view in counts}
+        for branch in self.branches:
+            if branch.view in found and counts[branch.view][branch.row]:
+                found[branch.view][branch.row] = tuple(branch.token_ids.tolist())
+        return {view: tuple(rows) for view, rows in found.items()}
 
     @property
     def is_idle(self) -> bool:

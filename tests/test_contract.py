@@ -69,8 +69,10 @@ def test_select_takes_rows_in_the_order_given_ragged_ones_too() -> None:
         token_logps={OWN: Ragged(torch.arange(6.0), torch.tensor([0, 1, 1, 2, 2, 2]))},
         features={"boxes": Ragged(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([2, 0, 2]))},
         sources=("a", "b", "c"),
+        host_token_ids={OWN: ((7,), (), (8, 9, 8))},
     )
     picked = signals.select([2, 0])
+    assert picked.host_token_ids == {OWN: ((8, 9, 8), (7,))}
     assert picked.logps[OWN].tolist() == [-3.0, -1.0]
     assert picked.num_tokens[OWN].tolist() == [3, 1]
     assert picked.token_logps[OWN].values.tolist() == [3.0, 4.0, 5.0, 0.0]
@@ -128,6 +130,12 @@ def test_batch_counts_the_tokens_of_each_view(batch: Batch) -> None:
     assert batch.num_tokens(OWN).tolist() == [2, 0]
     assert batch.num_tokens(NONE).tolist() == [2, 3]
     assert batch.num_tokens(OTHER).tolist() == [0, 0]
+
+
+def test_batch_tells_the_token_ids_of_the_responses_that_were_scored(batch: Batch) -> None:
+    assert batch.token_ids({OWN: (2, 0), NONE: (2, 3)}) == {OWN: ((5, 6), ()), NONE: ((5, 6), (7, 8, 9))}
+    assert batch.token_ids({NONE: (0, 3)}) == {NONE: ((), (7, 8, 9))}
+    assert batch.token_ids({OTHER: (0, 0)}) == {OTHER: ((), ())}
 
 
 def test_batch_map_reaches_every_tensor_and_leaves_the_batch_alone(batch: Batch) -> None:

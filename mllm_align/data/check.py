@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from mllm_align.data.collator import AlignCollator
 from mllm_align.data.encode import EncodedView
-from mllm_align.data.images import image_key, load_image
+from mllm_align.data.images import MadeImage, image_key, load_image
 from mllm_align.data.loading import undecoded
 from mllm_align.data.masks import laid_out
 from mllm_align.data.schema import DataError, Row, parse_row
@@ -68,15 +68,19 @@ class _LengthMeter:
 
     def expand(self, value: Any, where: str, several: bool) -> tuple[str, str]:
         key = image_key(value, where)
-        if key not in self.sizes:
-            self.sizes[key] = load_image(value, where).size
-        size = self.sizes[key]
+        sized_as = value.sized_as if isinstance(value, MadeImage) else value
+        size = self._size(key if sized_as is value else image_key(sized_as, where), sized_as, where)
         if (size, several) not in self.expansions:
             try:
                 self.expansions[size, several] = self.collator.images(Image.new("RGB", size), several).expansion
             except ValueError as error:
                 raise DataError(f"{where}: the processor refuses {size[0]} x {size[1]} pixels: {error}") from error
         return key, self.expansions[size, several]
+
+    def _size(self, key: str, value: Any, where: str) -> tuple[int, int]:
+        if key not in self.sizes:
+            self.sizes[key] = load_image(value, where).size
+        return self.sizes[key]
 
 
 def check_dataset(
@@ -119,6 +123,10 @@ def check_dataset(
             observe(row, views)
         if row.images and not compared:
             _compare_with_processor(row, collator)
+            # The others are only measured, which for most means to look at what they are made of.
+            for image in row.contrast_images or ():
+                if isinstance(image, MadeImage):
+                    load_image(image, f"{row.name}, column 'contrast_image'")
             compared = True
     if not summary.rows:
         raise DataError("the dataset has no rows")

@@ -137,7 +137,11 @@ class RowEncoder:
                 raise DataError(f"view {view} of response column {view.response!r}: use {' or '.join(RESPONSES)}")
             raise missing_column(view.response, row.columns, row.name, f", which view {view} scores")
         if row.images_of(view.image) is None:
-            purpose = f", which view {view} needs; add it, or use an objective without contrast images (DPO)"
+            purpose = (
+                f", which view {view} needs; add it, let it be made of the row's own image (in a recipe "
+                "corrupt: {kind: crop}, in Python corrupted(rows, Crop())), or use an objective without contrast "
+                "images (DPO)"
+            )
             raise missing_column("contrast_image", row.columns, row.name, purpose)
 
 

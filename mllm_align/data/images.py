@@ -1,10 +1,14 @@
-"""Reading images: paths, bytes, PIL images, `datasets.Image` dicts and numpy arrays, always as upright RGB."""
+"""Reading images: paths, bytes, PIL images, `datasets.Image` dicts and numpy arrays, always as upright RGB.
+
+An image may also be one that is still to be made of another: a `MadeImage`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,14 +21,35 @@ from mllm_align.data.errors import DataError, quoted
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
+class MadeImage(ABC):
+    """An image that is made of another one when it is read; picklable, the same whenever it is made."""
+
+    @abstractmethod
+    def load(self, where: str) -> Image.Image:
+        """Makes it: upright RGB.
+
+        Raises:
+            DataError: As `load_image`, for the image that it is made of.
+        """
+
+    @abstractmethod
+    def key(self, where: str) -> str:
+        """As `image_key`: equal for what is made of equal images in the same way."""
+
+    @property
+    @abstractmethod
+    def sized_as(self) -> Any:
+        """An image of the same size that costs less to read; itself where there is none."""
+
+
 def load_image(value: Any, where: str = "image") -> Image.Image:
     """Decode one image completely.
 
     The EXIF orientation is applied. Transparency is laid over white, as viewers show it; 16-bit grey is scaled to 8.
 
     Args:
-        value: A PIL image, a path, encoded bytes, a `datasets.Image` dict `{"bytes", "path"}`, or a numpy array
-            (H, W, 3) or (H, W) of uint8.
+        value: A PIL image, a path, encoded bytes, a `datasets.Image` dict `{"bytes", "path"}`, a numpy array
+            (H, W, 3) or (H, W) of uint8, or a `MadeImage`.
         where: How errors speak of it, such as "row 3, column 'image'".
 
     Returns:
@@ -33,6 +58,8 @@ def load_image(value: Any, where: str = "image") -> Image.Image:
     Raises:
         DataError: If the file is missing, unreadable or truncated, or the value is no image.
     """
+    if isinstance(value, MadeImage):
+        return value.load(where)
     source = _source(value, where)
     try:
         if isinstance(source, Image.Image):
@@ -56,6 +83,8 @@ def image_key(value: Any, where: str = "image") -> str:
     Raises:
         DataError: As `load_image`, for what must be read to make the key.
     """
+    if isinstance(value, MadeImage):
+        return value.key(where)
     source = _source(value, where)
     if isinstance(source, Path):
         state = source.stat()

@@ -16,6 +16,8 @@ from mllm_align.data.loading import undecoded
 class MixedDataset(torch.utils.data.Dataset):
     """Map-style datasets one behind the other, their columns as different as they like.
 
+    Some rows change from epoch to epoch; a dataset with such rows has a true `by_epoch` and takes `(index, epoch)`.
+
     Args:
         parts: Datasets (anything with a length and integer indexing) by source name.
     """
@@ -27,15 +29,29 @@ class MixedDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The row at `index` with its `source`."""
+    @property
+    def by_epoch(self) -> bool:
+        """Whether a part has other rows in every epoch."""
+        return any(getattr(part, "by_epoch", False) for part in self.parts.values())
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
+        """The row at an index, or at `(index, epoch)`, with its `source`.
+
+        Raises:
+            DataError: If a part refuses the row.
+        """
+        index, epoch = item if isinstance(item, tuple) else (item, 0)
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         index %= len(self)
         place = bisect_right(self.ends, index)
         name, part = list(self.parts.items())[place]
         start = self.ends[place - 1] if place else 0
-        return {**part[index - start], "source": name}
+        own: Any = (index - start, epoch) if getattr(part, "by_epoch", False) else index - start
+        try:
+            return {**part[own], "source": name}
+        except DataError as error:
+            raise DataError(f"source {name!r}: {error}") from error
 
 
 class MixedStream(torch.utils.data.IterableDataset):

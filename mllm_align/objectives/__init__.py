@@ -1,12 +1,36 @@
 """Objectives: what to measure and the maths on it. Each is a class that declares `needs`, beside free functions.
 
-They import torch, the standard library and `mllm_align.contract` alone, and know neither model nor trainer.
+They import torch, the standard library and `mllm_align.contract` alone, and know neither model nor trainer. What an
+objective reads are log-probabilities of a row's own responses under its own images, summed or per token. So these
+cannot be made of it, and are not here: POVID's second stage and Re-Align's "noisy" log-prob, which score tokens that
+the model itself likes best; TPO's token weights, made of raw logits; CHiP's KL term, which compares whole
+distributions; KTO's baseline, scored on completions of other rows; SymMPO's third response to a second image.
 """
 
+from mllm_align.objectives.chip import CHIP
+from mllm_align.objectives.ddpo import DDPO
 from mllm_align.objectives.dpo import DPO
+from mllm_align.objectives.image_preference import ImagePreference
 from mllm_align.objectives.info_nce import InfoNCE
+from mllm_align.objectives.mdpo import MDPO
 from mllm_align.objectives.next_token import NextToken
+from mllm_align.objectives.orpo import ORPO
+from mllm_align.objectives.rdpo import RDPO
 from mllm_align.objectives.svco import SVCO
+from mllm_align.objectives.vdpo import VDPO
 from mllm_align.objectives.weighted import Weighted
 
-__all__ = ["DPO", "SVCO", "InfoNCE", "NextToken", "Weighted"]
+__all__ = [
+    "CHIP",
+    "DDPO",
+    "DPO",
+    "MDPO",
+    "ORPO",
+    "RDPO",
+    "SVCO",
+    "VDPO",
+    "ImagePreference",
+    "InfoNCE",
+    "NextToken",
+    "Weighted",
+]

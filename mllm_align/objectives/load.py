@@ -43,15 +43,15 @@ def objective_from(spec: Spec | Sequence[Spec]) -> Objective:
         TypeError: `spec` is none of the above, or the path leads to something that is no objective.
 
     Example:
-        >>> objective_from("svco")
-        SVCO(beta_attend=0.1, beta_reject=0.1)
+        >>> objective_from({"name": "rdpo", "beta": 0.2})
+        RDPO(beta=0.2, text_weight=1.0, image_weight=1.0)
         >>> both = objective_from([{"name": "dpo", "beta": 0.2, "sources": "pairs"}, {"name": "next_token"}])
         >>> [(part.name, part.weight, part.sources) for part in both.parts]
         [('dpo', 1.0, ('pairs',)), ('next_token', 1.0, None)]
-        >>> objective_from({"name": "svco", "beta_atend": 0.2})
+        >>> objective_from({"name": "image_preference", "both_way": True})
         Traceback (most recent call last):
         ...
-        ValueError: objective 'svco' has no option 'beta_atend'; did you mean 'beta_attend'? (beta_attend, beta_reject)
+        ValueError: objective 'image_preference' has no option 'both_way'; did you mean 'both_ways'? (beta, both_ways)
     """
     if isinstance(spec, Sequence) and not isinstance(spec, str):
         return Weighted(*(_part(item) for item in spec))

@@ -1,4 +1,4 @@
-"""What the preference objectives share: rows that have every view, their log-ratios, and the check of a beta."""
+"""What the preference objectives share: their views, the rows that have them, log-ratios, checks of options."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 from mllm_align.contract import Signals, View
+
+CHOSEN = View("image", "chosen")
+REJECTED = View("image", "rejected")
+CONTRAST_CHOSEN = View("contrast_image", "chosen")
+CONTRAST_REJECTED = View("contrast_image", "rejected")
 
 
 def check_measured(signals: Signals, views: Sequence[View]) -> None:
@@ -70,3 +75,19 @@ def check_positive(owner: str, **numbers: float) -> None:
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"{owner}: {name} must be a number above 0, got {value!r}")
+
+
+def check_weights(owner: str, **weights: float) -> None:
+    """Raises ValueError unless every weight is a finite number of at least 0 and one of them is above 0."""
+    for name, value in weights.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f"{owner}: {name} must be a number of at least 0, got {value!r}")
+    if not any(weights.values()):
+        raise ValueError(f"{owner}: nothing is left to train, one of {', '.join(weights)} must be above 0")
+
+
+def check_switches(owner: str, **switches: bool) -> None:
+    """Raises ValueError unless every switch is True or False."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{owner}: {name} must be true or false, got {value!r}")

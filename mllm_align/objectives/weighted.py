@@ -192,6 +192,7 @@ def _declared(signals: Signals, needs: Needs) -> Signals:
         sources=signals.sources,
         host_num_tokens=_only(signals.host_num_tokens, views),
         host_feature_rows=_only(signals.host_feature_rows, [feature.name for feature in needs.features]),
+        host_token_ids=_only(signals.host_token_ids, views) if needs.tokens else {},
     )
 
 
@@ -228,10 +229,12 @@ def _with_absent(signals: Signals, needs: Needs, make_zeros: Callable[[], Tensor
         return signals
     zeros = make_zeros()
     no_tokens = Ragged(zeros[:0], torch.zeros(0, dtype=torch.long, device=zeros.device))
+    no_ids = ((),) * zeros.numel()
     return replace(
         signals,
         logps={**signals.logps, **dict.fromkeys(absent, zeros)},
         num_tokens={**signals.num_tokens, **dict.fromkeys(absent, torch.zeros_like(zeros, dtype=torch.long))},
         token_logps={**signals.token_logps, **(dict.fromkeys(absent, no_tokens) if needs.tokens else {})},
         host_num_tokens={**signals.host_num_tokens, **dict.fromkeys(absent, (0,) * zeros.numel())},
+        host_token_ids={**signals.host_token_ids, **(dict.fromkeys(absent, no_ids) if needs.tokens else {})},
     )

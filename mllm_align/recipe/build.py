@@ -14,6 +14,7 @@ import datasets
 from transformers import set_seed
 
 from mllm_align.contract import Objective
+from mllm_align.data.corrupt import corrupted
 from mllm_align.data.loading import load_rows
 from mllm_align.data.world import instruction_rows, pair_rows
 from mllm_align.models import ModelArguments, load_model, lora_config
@@ -119,12 +120,22 @@ def build_arguments(recipe: Recipe, *, overwrite: bool = False) -> AlignConfig:
 
 
 def load_source(name: str, source: DataSource) -> Any:
-    """The rows of one source.
+    """The rows of one source, with contrast images to be made where `corrupt` asks for them.
 
     Raises:
         DataError: If they cannot be read.
-        RecipeError: If the world is asked for rows that it does not have.
+        RecipeError: If the world is asked for rows that it does not have, or contrast images cannot be made.
     """
+    with _naming(f"data.{name}.corrupt"):
+        draws = source.draws()
+    rows = _read_source(name, source)
+    if draws is None:
+        return rows
+    with _naming(f"data.{name}.corrupt"):
+        return corrupted(rows, draws.corruption, redraw=draws.redraw, replace=draws.replace)
+
+
+def _read_source(name: str, source: DataSource) -> Any:
     if source.path.startswith("world:"):
         if source.path not in WORLD_ROWS:
             raise RecipeError(f"data.{name}.path {source.path!r}: the world gives {', '.join(WORLD_ROWS)}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sized
-from dataclasses import dataclass
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from mllm_align.contract import Batch, needs_for
+from mllm_align.data.corrupt.dataset import draws_by_source
+from mllm_align.data.schema import DEFAULT_SOURCE
 from mllm_align.families import Family, family_of, unwrap
 from mllm_align.signals.limits import can_share_prefixes
 from mllm_align.trainers import AlignTrainer
@@ -34,6 +36,7 @@ class Plan:
         memory: Estimated bytes at the peak of a step, for the longest of the sampled rows.
         decisions: What was changed to fit `memory_budget`.
         budget: Bytes that the run may take, or that the device has; None where neither is known.
+        contrast: Per source whose contrast images are made, how.
     """
 
     views: dict[str, list[str]]
@@ -46,6 +49,7 @@ class Plan:
     memory: MemoryEstimate
     decisions: tuple[Decision, ...] = ()
     budget: int | None = None
+    contrast: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """A page for the terminal."""
@@ -53,6 +57,9 @@ class Plan:
         for source, views in self.views.items():
             note = ", policy and reference" if self.reference[source] else ", policy"
             lines.append(f"  {source}: {len(views)} ({'; '.join(views)}){note}")
+        if self.contrast:
+            lines.append("Contrast images that are made of the row's own")
+            lines += [f"  {source}: {how}" for source, how in self.contrast.items()]
         total = sum(self.trainable.values())
         lines.append(f"Trained parameters: {total:,} of {self.parameters:,} ({100 * total / self.parameters:.2f} %)")
         lines += [f"  {part}: {count:,}" for part, count in self.trainable.items()]
@@ -86,6 +93,7 @@ def plan_of(trainer: AlignTrainer) -> Plan:
     shared, reason = can_share_prefixes(family, hf)
     if args.packing == "off":
         shared, reason = False, "packing is off"
+    made = draws_by_source(trainer.train_dataset)
     run = run_of(args, model, trainer.objective, trainer.reference, trainer.data_collator, trainer.train_dataset)
     tokens = _tokens_per_micro_batch(trainer, run.work.batch)
     window = args.gradient_accumulation_steps * args.world_size
@@ -103,6 +111,7 @@ def plan_of(trainer: AlignTrainer) -> Plan:
         memory=run.estimate(Switches.of(args)),
         decisions=trainer.decisions,
         budget=_device_memory(trainer) if args.memory_budget is None else int(args.memory_budget * GIB),
+        contrast={source or DEFAULT_SOURCE: str(draws) for source, draws in made.items()},
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from mllm_align.data.corrupt.dataset import Draws, draws_from
 from mllm_align.models import ModelArguments
 from mllm_align.trainers.config import AlignConfig
 
@@ -37,6 +38,9 @@ class DataSource:
         num_rows: Take so many rows; all where None (the world: 1,000).
         seed: Of the rendered world.
         distribution: Of the rendered world's scenes: prior, broken or balanced.
+        corrupt: Makes a contrast image of each row's own one: `{kind: crop}` with the options of that corruption
+            (`mllm_align.data.corrupt`), `redraw` (anew in every epoch: true) and `replace` (of contrast images that
+            the rows have already: false).
     """
 
     path: str
@@ -49,11 +53,20 @@ class DataSource:
     num_rows: int | None = None
     seed: int = 0
     distribution: str | None = None
+    corrupt: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuses numbers that make no sense."""
         if self.num_rows is not None and self.num_rows < 1:
             raise ValueError(f"num_rows must be at least 1, not {self.num_rows}")
+
+    def draws(self) -> Draws | None:
+        """What `corrupt` says, or None.
+
+        Raises:
+            DataError: If the kind or an option is unknown, or a value makes no sense.
+        """
+        return None if self.corrupt is None else draws_from(self.corrupt)
 
 
 @dataclass
@@ -125,7 +138,11 @@ def _sources(raw: Any, where: str) -> dict[str, DataSource]:
         given = {"path": source} if isinstance(source, str) else source
         if "path" not in _mapping(given, f"{where}.{name}"):
             raise RecipeError(f"{where}.{name} has no path: name a file, a folder or a dataset on the Hub")
-        found[str(name)] = _build(DataSource, given, f"{where}.{name}")
+        found[str(name)] = built = _build(DataSource, given, f"{where}.{name}")
+        try:
+            built.draws()
+        except ValueError as error:
+            raise RecipeError(f"{where}.{name}.corrupt: {error}") from error
     return found
 
 

@@ -67,7 +67,7 @@ class CachedReference:
 
         Args:
             batch: Any batch of rows that were scored before.
-            tokens: Whether to give per-token log-probabilities too.
+            tokens: Whether to give per-token log-probabilities and the tokens' ids too.
             device: Where the tensors go.
             scored: Views whose log-probabilities are wanted; None for all that the batch has.
 
@@ -96,6 +96,7 @@ class CachedReference:
             token_logps=ragged,
             sources=batch.sources,
             host_num_tokens=host_num_tokens,
+            host_token_ids=batch.token_ids(host_num_tokens) if tokens else {},
         )
 
     def _absent(self, row: str, view: View) -> str:

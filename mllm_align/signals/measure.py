@@ -40,7 +40,7 @@ def measure(
         batch: Its pixels on any device, its token ids on the host.
         reference: How to get the reference; None to measure the policy alone. It scores the rows that
             `batch.reference_rows` names; the other rows have no tokens there. It has no features.
-        tokens: Whether to keep per-token log-probabilities.
+        tokens: Whether to keep per-token log-probabilities and the tokens' ids.
         features: What to measure of the policy beside log-probabilities.
         scored: Views whose log-probabilities are wanted; None for all that the batch has.
         options: Engine settings.

@@ -141,6 +141,7 @@ def assemble(
         sources=batch.sources,
         host_num_tokens=layout.host_num_tokens,
         host_feature_rows={name: tuple(rows) for name, (_, rows) in features.items()},
+        host_token_ids=batch.token_ids(layout.host_num_tokens) if tokens else {},
     )
 
 

@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from mllm_align.contract import Objective
 from mllm_align.data.check import check_dataset
 from mllm_align.data.collator import AlignCollator
+from mllm_align.data.corrupt.dataset import CorruptedDataset, CorruptedStream
 from mllm_align.data.lengths import LengthRecorder
 from mllm_align.data.loading import undecoded
 from mllm_align.data.mixing import mix_sources
@@ -38,6 +39,8 @@ def rows_per_source(dataset: Any) -> dict[str, int | None]:
         return {name: len(part) if hasattr(part, "__len__") else None for name, part in parts.items()}
     if dataset is None:
         return {}
+    if isinstance(dataset, CorruptedDataset | CorruptedStream):
+        return rows_per_source(dataset.rows)
     columns = getattr(dataset, "column_names", None)
     if not hasattr(dataset, "__len__"):
         return {DEFAULT_SOURCE: None}

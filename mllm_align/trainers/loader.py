@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
+from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers.trainer_utils import seed_worker
 
 from mllm_align.data.collator import AlignCollator
@@ -20,14 +21,29 @@ from mllm_align.families import family_of, unwrap
 from mllm_align.signals import EngineOptions
 from mllm_align.signals.limits import can_share_prefixes
 from mllm_align.trainers.config import AlignConfig
-from mllm_align.trainers.sampler import PaddedTokens, TokenBudgetSampler
+from mllm_align.trainers.sampler import EpochBatches, PaddedTokens, TokenBudgetSampler
 
 if TYPE_CHECKING:
     from mllm_align.trainers.trainer import AlignTrainer
 
 
+# What a loader that is made anew must have from the one before.
+KEPT = (
+    "collate_fn",
+    "num_workers",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "generator",
+    "prefetch_factor",
+    "persistent_workers",
+    "in_order",
+)
+
+
 class TokenBudgetLoader(DataLoader[Any]):
-    """A loader whose batches a `TokenBudgetSampler` names; it is sharded already."""
+    """A loader of the batches of a `TokenBudgetSampler`; it is sharded already."""
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch comes next."""
@@ -117,12 +133,13 @@ def train_loader(trainer: AlignTrainer, sampler: TokenBudgetSampler | None, defa
         default: Makes the loader of `transformers`.
     """
     args: Any = trainer.args
+    by_epoch = getattr(trainer.train_dataset, "by_epoch", False)
     with _workers_for(args, trainer.train_dataset):
         if sampler is None:
-            return _seeded(default(), args.seed)
+            return _seeded(_with_epochs(default(), by_epoch), args.seed)
         made = TokenBudgetLoader(
             trainer.train_dataset,  # type: ignore[arg-type]
-            batch_sampler=sampler,
+            batch_sampler=EpochBatches(sampler, by_epoch),
             collate_fn=trainer.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
@@ -145,6 +162,24 @@ def eval_loader(trainer: AlignTrainer, dataset: Any, default: Callable[[], Any])
             return _seeded(default(), trainer.args.seed)
     finally:
         accelerator.even_batches = even
+
+
+def _with_epochs(loader: Any, by_epoch: bool) -> Any:
+    """The loader of accelerate with batches that know their epoch; a stream knows its own."""
+    if not isinstance(loader, DataLoaderShard) or isinstance(loader.dataset, IterableDataset):
+        return loader
+    base: Any = loader.base_dataloader
+    return DataLoaderShard(
+        base.dataset,
+        device=loader.device,
+        rng_types=loader.rng_types,
+        synchronized_generator=loader.synchronized_generator,
+        use_stateful_dataloader=loader.use_stateful_dataloader,
+        _drop_last=loader._drop_last,
+        _non_blocking=loader._non_blocking,
+        batch_sampler=EpochBatches(base.batch_sampler, by_epoch),
+        **{name: getattr(base, name) for name in KEPT},
+    )
 
 
 def _seeded(loader: Any, seed: int) -> Any:

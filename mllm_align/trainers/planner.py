@@ -15,6 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from mllm_align.contract import Objective
+from mllm_align.data.corrupt.dataset import CorruptedDataset
 from mllm_align.families import unwrap
 from mllm_align.trainers.config import AlignConfig
 from mllm_align.trainers.memory import GIB, MemoryEstimate, Run, Switches, run_of
@@ -177,6 +178,8 @@ def allowed_for(model: Any, objective: Objective, dataset: Any) -> Allowed:
 
 
 def _is_fixed(dataset: Any) -> bool:
+    if isinstance(dataset, CorruptedDataset):
+        return not dataset.by_epoch and _is_fixed(dataset.rows)
     if isinstance(dataset, datasets.Dataset):
         return dataset.format["type"] != "custom"
     return isinstance(dataset, list | tuple)

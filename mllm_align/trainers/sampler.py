@@ -1,9 +1,10 @@
-"""Batches of about equally many tokens, of rows of similar length, the same number on every rank."""
+"""Batches of about equally many tokens, of rows of similar length, the same number on every rank; and of any epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -181,3 +182,45 @@ class TokenBudgetSampler(Sampler[list[int]]):
             f"a batch of {len(batch)} rows cannot be cut so that {self.num_ranks} processes get equally many: change "
             "max_tokens_per_batch a little"
         )
+
+
+class EpochBatches(Sampler[list[Any]]):
+    """The batches of another batch sampler, which knows at every place in a chain of samplers which epoch it is.
+
+    A dataset cannot count epochs: workers that stay have copies of it. So rows that change from epoch to epoch are
+    asked for by `(index, epoch)`.
+
+    It also tells the samplers within, which accelerate fails to do for a run over several processes that is resumed in
+    the middle of an epoch: its rows would come in the order of the first one.
+
+    Args:
+        batches: This rank's batches of indices.
+        by_epoch: Whether to give `(index, epoch)` in place of the index.
+    """
+
+    def __init__(self, batches: Any, by_epoch: bool) -> None:
+        self.batches = batches
+        self.by_epoch = by_epoch
+        self.epoch = 0
+        # What loaders of accelerate ask their batch sampler for.
+        self.batch_size: int | None = getattr(batches, "batch_size", None)
+        self.num_processes: int = getattr(batches, "num_processes", 1)
+        self.split_batches: bool = getattr(batches, "split_batches", False)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        """The batches of the epoch that `set_epoch` named."""
+        epoch = self.epoch
+        for batch in self.batches:
+            yield [(index, epoch) for index in batch] if self.by_epoch else batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch is drawn next."""
+        self.epoch = epoch
+        within = self.batches
+        while within is not None:
+            if hasattr(within, "set_epoch"):
+                within.set_epoch(epoch)
+            within = getattr(within, "batch_sampler", None) or getattr(within, "sampler", None)

@@ -27,6 +27,7 @@ from mllm_align.trainers import caches, checkpoint, heads, loader, setup
 from mllm_align.trainers.compile import compile_layers, not_the_whole
 from mllm_align.trainers.config import AlignConfig
 from mllm_align.trainers.data import join_sources, label_sources, named_datasets, refuse_bad_data, rows_per_source
+from mllm_align.trainers.draws import settle_draws
 from mllm_align.trainers.gradient_cache import cached_step
 from mllm_align.trainers.guard import check_gradients, check_trainable
 from mllm_align.trainers.metrics import Averages, means, weighted_loss
@@ -133,7 +134,7 @@ class AlignTrainer(Trainer):
             max_pixels=args.max_pixels,
             pixel_cache=caches.pixel_folder(args),
         )
-        train, evaluation = join_sources(train_dataset), label_sources(eval_dataset)
+        train, evaluation = settle_draws(args, objective, join_sources(train_dataset), label_sources(eval_dataset))
         recorder = loader.length_recorder(args, collator, train)
         refuse_bad_data(
             objective,

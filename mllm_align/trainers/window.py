@@ -129,7 +129,7 @@ def zero_signals(
 
     Args:
         batch: Only its shapes are read.
-        tokens: Whether per-token log-probabilities are there.
+        tokens: Whether per-token log-probabilities and the tokens' ids are there.
         device: Of the signals.
         features: Features that are there.
         width: Of the features.
@@ -137,6 +137,7 @@ def zero_signals(
     """
     told = {view: batch.num_tokens(view) for view in batch.views}
     host = {view: count if scored is None or view in scored else count * 0 for view, count in told.items()}
+    host_num_tokens = {view: tuple(count.tolist()) for view, count in host.items()}
     found = _zero_features(batch, features, width, device)
     counts = {view: count.to(device) for view, count in host.items()}
     ragged = {}
@@ -150,8 +151,9 @@ def zero_signals(
         token_logps=ragged,
         features={name: ragged for name, (ragged, _) in found.items()},
         sources=batch.sources,
-        host_num_tokens={view: tuple(count.tolist()) for view, count in host.items()},
+        host_num_tokens=host_num_tokens,
         host_feature_rows={name: tuple(rows) for name, (_, rows) in found.items()},
+        host_token_ids=batch.token_ids(host_num_tokens) if tokens else {},
     )
 
 

@@ -16,7 +16,8 @@ ALL_SOURCES = ("pairs", "instructions")
 def make_signals() -> Callable[..., Signals]:
     """`make_signals(needs, counts_seed, value_seed, ...)`: random float64 signals that hold what `needs` declares.
 
-    Equal `counts_seed`s give the same token counts, as policy and reference on one batch have.
+    Equal `counts_seed`s give the same token counts and ids, as policy and reference on one batch have; a response is
+    the same under every image. With few different ids, responses share runs and differ in others.
     """
 
     def make(
@@ -30,7 +31,11 @@ def make_signals() -> Callable[..., Signals]:
     ) -> Signals:
         views = needs.views + needs.optional
         counting = torch.Generator().manual_seed(counts_seed)
-        counts = {view: torch.randint(1, 9, (rows,), generator=counting) for view in views}
+        told = {
+            text: torch.randint(1, 9, (rows,), generator=counting) for text in dict.fromkeys(v.response for v in views)
+        }
+        ids = {text: [torch.randint(2, (n,), generator=counting).tolist() for n in own] for text, own in told.items()}
+        counts = {view: told[view.response].clone() for view in views}
         for view in needs.optional:
             counts[view][::3] = 0
         drawing = torch.Generator().manual_seed(value_seed)
@@ -46,12 +51,22 @@ def make_signals() -> Callable[..., Signals]:
         return Signals(
             logps={view: value.requires_grad_() for view, value in logps.items()},
             num_tokens=counts,
-            token_logps={view: Ragged(per_token[view].to(dtype), row[view]) for view in views} if needs.tokens else {},
+            token_logps={view: Ragged(per_token[view].to(dtype).requires_grad_(), row[view]) for view in views}
+            if needs.tokens
+            else {},
             features={
                 feature.name: Ragged(torch.randn(rows, 8, generator=drawing).to(dtype), torch.arange(rows))
                 for feature in needs.features
             },
             sources=tuple(sources or (ALL_SOURCES[index % 2] for index in range(rows))),
+            host_token_ids={
+                view: tuple(
+                    tuple(own) if count else () for own, count in zip(ids[view.response], counts[view], strict=True)
+                )
+                for view in views
+            }
+            if needs.tokens
+            else {},
         )
 
     return make

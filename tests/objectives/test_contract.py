@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 
 import mllm_align.objectives
 from mllm_align.contract import Needs, Objective, Outcome, Ragged, Signals, View
-from mllm_align.objectives import DPO, SVCO, NextToken, Weighted
+from mllm_align.objectives import CHIP, DDPO, DPO, MDPO, SVCO, VDPO, ImagePreference, NextToken, Weighted
+from mllm_align.objectives.dpo_losses import VARIANTS
 
 MODULES = [
     importlib.import_module(f"mllm_align.objectives.{info.name}")
@@ -30,15 +32,26 @@ CLASSES = [
 ]
 # Beside every class with its defaults: options that change the maths, and classes that have no defaults.
 CASES: dict[str, Callable[[], Objective]] = {kind.__name__: kind for kind in CLASSES if kind is not Weighted} | {
-    "DPO-smoothed": lambda: DPO(label_smoothing=0.1),
-    "DPO-robust": lambda: DPO(loss_type="robust", label_smoothing=0.1),
-    "DPO-hinge": lambda: DPO(loss_type="hinge"),
-    "DPO-ipo": lambda: DPO(loss_type="ipo"),
-    "DPO-sigmoid_norm": lambda: DPO(loss_type="sigmoid_norm"),
+    **{
+        f"DPO-{name}": partial(DPO, loss_type=name, label_smoothing=0.1 * ("label_smoothing" in variant.options))
+        for name, variant in VARIANTS.items()
+    },
+    "MDPO-image": lambda: MDPO(text_weight=0, anchor_weight=0.5),
+    "ImagePreference-both_ways": lambda: ImagePreference(both_ways=True),
+    "VDPO-blank": lambda: VDPO(image_free="contrast_image", gamma=0.5),
+    "CHIP-joint": lambda: CHIP(joint=True),
+    "CHIP-segment": lambda: CHIP(text_weight=0, image_weight=0),
+    "CHIP-sums": lambda: CHIP(segment_weight=0),
+    "DDPO-sums": lambda: DDPO(gamma=1.1, beta=0.1, normalise=False),
     "NextToken-own": lambda: NextToken(matched=False),
     "SVCO-betas": lambda: SVCO(beta_attend=0.3, beta_reject=0.7),
+    "SVCO-chosen": lambda: SVCO(symmetric=False),
+    "SVCO-attend": lambda: SVCO(reject_weight=0),
     "Weighted": lambda: Weighted((SVCO(), 1.0, "pairs"), (NextToken(), 0.5, "instructions"), (DPO(), 0.1)),
+    "Weighted-tokens": lambda: Weighted((CHIP(), 1.0, "pairs"), (NextToken(), 0.5, "instructions"), (DDPO(), 0.1)),
 }
+# Views that are read as constants: no gradient reaches them, and finite differences of the loss are not the gradient.
+STOPPED = {VDPO: lambda objective: objective.needs.views[2:]}
 
 
 @pytest.fixture(params=CASES, ids=list(CASES))
@@ -48,6 +61,19 @@ def objective(request: pytest.FixtureRequest) -> Objective:
 
 def call(objective: Objective, policy: Signals, reference: Signals) -> Outcome:
     return objective(policy, reference if objective.needs.reference else None)
+
+
+def moving(objective: Objective) -> list[View]:
+    """The views that a gradient must reach."""
+    stopped = STOPPED[type(objective)](objective) if type(objective) in STOPPED else ()
+    needs = objective.needs
+    return [view for view in needs.views + needs.optional if view not in stopped]
+
+
+def gradient(signals: Signals, view: View) -> torch.Tensor:
+    """Of all that was measured of a view, sums and tokens, one behind the other; zeros where nothing arrived."""
+    measured = [signals.logps[view], *(signals.token_logps[view][:1] if view in signals.token_logps else ())]
+    return torch.cat([torch.zeros_like(value) if value.grad is None else value.grad for value in measured])
 
 
 def changed(signals: Signals, change: Callable[[torch.Tensor], torch.Tensor]) -> Signals:
@@ -110,11 +136,11 @@ def test_finite_and_differentiable_in_every_view(objective: Objective, make_sign
     assert outcome.loss.shape == ()
     assert torch.isfinite(outcome.loss)
     outcome.loss.backward()
-    for view, logps in policy.logps.items():
-        assert torch.isfinite(logps.grad).all(), view
-    # S-VCO's no-image scores cancel where policy equals reference; here they differ, so every view has a gradient.
-    assert all(logps.grad.abs().sum() > 0 for logps in policy.logps.values())
-    assert all(logps.grad is None for logps in reference.logps.values()), "the reference is frozen"
+    for view in policy.logps:
+        assert torch.isfinite(gradient(policy, view)).all(), view
+        # S-VCO's no-image scores cancel where policy equals reference; here they differ: every view has a gradient.
+        assert bool(gradient(policy, view).any()) == (view in moving(objective)), view
+        assert not gradient(reference, view).any(), "the reference is frozen"
     for name, value in outcome.metrics.items():
         assert not value.requires_grad, name
         assert torch.isfinite(value).all(), name
@@ -122,17 +148,17 @@ def test_finite_and_differentiable_in_every_view(objective: Objective, make_sign
 
 def test_gradient_is_that_of_finite_differences(objective: Objective, make_signals: Callable[..., Signals]) -> None:
     policy, reference = make_signals(objective.needs, rows=4), make_signals(objective.needs, rows=4, value_seed=1)
-    views, names = list(policy.logps), list(policy.features)
+    views, names = moving(objective), list(policy.features)
 
     def loss(*values: torch.Tensor) -> torch.Tensor:
-        logps = dict(zip(views, values[: len(views)], strict=True))
-        features = {
-            name: Ragged(value, policy.features[name].row)
-            for name, value in zip(names, values[len(views) :], strict=True)
-        }
-        return call(objective, replace(policy, logps=logps, features=features), reference).loss
+        left = iter(values)
+        logps = {**policy.logps, **{view: next(left) for view in views}}
+        features = {name: Ragged(next(left), policy.features[name].row) for name in names}
+        tokens = {view: Ragged(next(left), ragged.row) for view, ragged in policy.token_logps.items()}
+        return call(objective, replace(policy, logps=logps, features=features, token_logps=tokens), reference).loss
 
-    measured = [*policy.logps.values(), *(ragged.values.requires_grad_() for ragged in policy.features.values())]
+    ragged = (*policy.features.values(), *policy.token_logps.values())
+    measured = [*(policy.logps[view] for view in views), *(each.values.requires_grad_() for each in ragged)]
     assert torch.autograd.gradcheck(loss, tuple(measured))
 
 
@@ -182,13 +208,14 @@ def test_reads_exactly_what_it_declares(objective: Objective, make_signals: Call
             logps=Recorder(signals.logps, declared),
             num_tokens=Recorder(signals.num_tokens, declared),
             token_logps=Recorder(signals.token_logps, declared if needs.tokens else set()),
+            host_token_ids=Recorder(signals.host_token_ids, declared if needs.tokens else set()),
             features=Recorder(signals.features, {feature.name for feature in needs.features}),
         )
 
     policy, reference = recorded(make_signals(more)), recorded(make_signals(more, value_seed=1))
     call(objective, policy, reference)
-    asked = (needs.tokens and policy.token_logps.read) or policy.logps.read
-    assert asked == declared
+    assert policy.logps.read | policy.token_logps.read == declared
+    assert bool(policy.token_logps.read) == bool(policy.host_token_ids.read) == needs.tokens
     assert policy.features.read == {feature.name for feature in needs.features}
     assert bool(reference.logps.read) == needs.reference
 
@@ -210,14 +237,18 @@ def test_rows_without_its_views_change_nothing(objective: Objective, make_signal
 
     def without(signals: Signals) -> Signals:
         gone = torch.tensor([False, False, True, False, False, True])
+        ragged = signals.token_logps.items()
+        ids = signals.host_token_ids.items()
         return replace(
             signals,
             logps={view: value.detach().masked_fill(gone, 0.0) for view, value in signals.logps.items()},
             num_tokens={view: count.masked_fill(gone, 0) for view, count in signals.num_tokens.items()},
+            token_logps={v: Ragged(own.values[~gone[own.row]], own.row[~gone[own.row]]) for v, own in ragged},
+            host_token_ids={v: [row if n in kept else () for n, row in enumerate(own)] for v, own in ids},
         )
 
-    if objective.needs.tokens or objective.needs.features:
-        pytest.skip("rows are left out by their token counts, which ragged signals do not have")
+    if objective.needs.features:
+        pytest.skip("rows are left out by their token counts, which features do not have")
     got = call(objective, without(policy), without(reference))
     wanted = call(objective, policy.select(kept), reference.select(kept))
     torch.testing.assert_close(got.loss, wanted.loss)

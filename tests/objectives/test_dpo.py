@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from mllm_align.contract import Signals, View
-from mllm_align.objectives.dpo import DPO, dpo_loss
+from mllm_align.objectives import NextToken, Weighted
+from mllm_align.objectives.dpo import DPO
+from ratios import at, ratios_of
 
 CHOSEN, REJECTED = View("image", "chosen"), View("image", "rejected")
 SETTINGS = [
@@ -19,11 +21,33 @@ SETTINGS = [
     ("hinge", 0.0),
     ("ipo", 0.0),
     ("sigmoid_norm", 0.0),
+    ("exo_pair", 1e-3),
+    ("exo_pair", 0.2),
+    ("nca_pair", 0.0),
+    ("bco_pair", 0.0),
+    ("sppo_hard", 0.0),
+    ("apo_zero", 0.0),
+    ("apo_down", 0.0),
+    ("discopop", 0.0),
 ]
 
 
 def log_sigmoid(x: float) -> float:
     return -math.log1p(math.exp(-x))
+
+
+def s(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def exo(x: float, e: float) -> float:
+    """KL divergence of the model's pair of probabilities from the labels'."""
+    return s(x) * math.log(s(x) / (1 - e)) + s(-x) * math.log(s(-x) / e)
+
+
+def discopop(x: float) -> float:
+    m = s(x / 0.05)
+    return -(1 - m) * log_sigmoid(x) + m * math.exp(-x)
 
 
 def by_hand(loss_type: str, c: float, r: float, n_c: int, n_r: int, beta: float, e: float) -> float:
@@ -35,9 +59,18 @@ def by_hand(loss_type: str, c: float, r: float, n_c: int, n_r: int, beta: float,
         return (-(1 - e) * log_sigmoid(x) + e * log_sigmoid(-x)) / (1 - 2 * e)
     if loss_type == "hinge":
         return max(0.0, 1 - x)
-    if loss_type == "ipo":
-        return (c / n_c - r / n_r - 1 / (2 * beta)) ** 2
-    return -log_sigmoid(beta * (c / n_c - r / n_r))
+    per_token = c / n_c - r / n_r
+    return {
+        "ipo": lambda: (per_token - 1 / (2 * beta)) ** 2,
+        "sigmoid_norm": lambda: -log_sigmoid(beta * per_token),
+        "exo_pair": lambda: exo(x, e),
+        "nca_pair": lambda: -log_sigmoid(beta * c) - log_sigmoid(-beta * c) / 2 - log_sigmoid(-beta * r) / 2,
+        "bco_pair": lambda: -log_sigmoid(beta * c) - log_sigmoid(-beta * r),
+        "sppo_hard": lambda: (c - 1 / (2 * beta)) ** 2 + (r + 1 / (2 * beta)) ** 2,
+        "apo_zero": lambda: 1 - s(beta * c) + s(beta * r),
+        "apo_down": lambda: s(beta * c) + 1 - s(x),
+        "discopop": lambda: discopop(x),
+    }[loss_type]()
 
 
 def signals_of(chosen: float, rejected: float, tokens: int = 6) -> Signals:
@@ -82,6 +115,13 @@ def test_equals_a_loop_over_rows(
         (DPO(loss_type="hinge"), 1.0),
         (DPO(loss_type="ipo"), 25.0),
         (DPO(loss_type="sigmoid_norm"), 0.693147),
+        (DPO(loss_type="exo_pair", label_smoothing=1e-3), 2.761231),
+        (DPO(loss_type="nca_pair"), 1.386294),
+        (DPO(loss_type="bco_pair"), 1.386294),
+        (DPO(loss_type="sppo_hard"), 50.0),
+        (DPO(loss_type="apo_zero"), 1.0),
+        (DPO(loss_type="apo_down"), 1.0),
+        (DPO(loss_type="discopop"), 0.846574),
     ],
     ids=repr,
 )
@@ -113,9 +153,57 @@ def test_value_at_a_margin_of_three(objective: DPO, wanted: float) -> None:
     assert loss_at(4.0, 1.0, objective, tokens=6) == pytest.approx(wanted, abs=1e-6)
 
 
-def test_ipo_on_sums_is_another_number() -> None:
-    margin = torch.tensor(3.0, dtype=torch.float64)
-    assert dpo_loss(margin, beta=0.1, loss_type="ipo", label_smoothing=0.0).item() == pytest.approx(4.0, abs=1e-9)
+def simpo_by_hand(policy: Signals, row: int, beta: float, gamma: float, e: float) -> float:
+    chosen, rejected = (policy.logps[v][row].item() / int(policy.num_tokens[v][row]) for v in (CHOSEN, REJECTED))
+    x = beta * (chosen - rejected) - gamma
+    return -(1 - e) * log_sigmoid(x) - e * log_sigmoid(-x)
+
+
+@pytest.mark.parametrize(("beta", "gamma", "e"), [(2.0, 0.5, 0.0), (2.5, 1.2, 0.1), (0.1, 0.0, 0.0)])
+def test_simpo_equals_a_loop_over_rows(
+    beta: float, gamma: float, e: float, make_signals: Callable[..., Signals]
+) -> None:
+    objective = DPO(loss_type="simpo", beta=beta, gamma=gamma, label_smoothing=e)
+    policy = make_signals(objective.needs, rows=8)
+    total = sum(simpo_by_hand(policy, row, beta, gamma, e) for row in range(8))
+    outcome = objective(policy, None)
+    assert outcome.terms[0].sum.item() == pytest.approx(total, abs=1e-6)
+    assert (outcome.terms[0].name, int(outcome.terms[0].count)) == ("dpo", 8)
+
+
+def test_simpo_at_equal_averages_wants_no_reference_and_feels_no_length() -> None:
+    objective = DPO(loss_type="simpo", beta=2.0)
+    assert not objective.needs.reference
+    assert DPO().needs.reference
+    loss, gradient = at(objective, {CHOSEN: -6.0, REJECTED: -6.0}, tokens=4)
+    assert loss == pytest.approx(0.974077, abs=1e-6)
+    assert gradient[CHOSEN] < 0 < gradient[REJECTED]
+    assert at(objective, {CHOSEN: -3.0, REJECTED: -9.0}, tokens=6)[0] == pytest.approx(
+        at(objective, {CHOSEN: -6.0, REJECTED: -18.0}, tokens=12)[0]
+    )
+
+
+def test_simpo_rewards_are_mean_log_probs() -> None:
+    metrics = DPO(loss_type="simpo", beta=2.0)(signals_of(-3.0, -6.0, tokens=6), None).metrics
+    assert metrics["rewards/chosen"].item() == pytest.approx(-1.0)
+    assert metrics["rewards/margins"].item() == pytest.approx(1.0)
+    assert metrics["logps/chosen"].item() == -3.0
+
+
+def test_simpo_beside_a_part_with_a_reference(make_signals: Callable[..., Signals]) -> None:
+    simpo = DPO(loss_type="simpo", beta=2.0)
+    both = Weighted((simpo, 1.0, "instructions"), (DPO(), 1.0, "pairs"), (NextToken(matched=False), 1.0))
+    assert not both.needs_for("instructions").reference
+    policy, reference = make_signals(both.needs), make_signals(both.needs, value_seed=1)
+    outcome = both(policy, reference)
+    torch.testing.assert_close(outcome.terms[0].sum, simpo(policy.select([1, 3, 5]), None).terms[0].sum)
+
+
+def test_sums_over_rows_are_what_the_ratios_say(make_signals: Callable[..., Signals]) -> None:
+    policy, reference = make_signals(DPO().needs), make_signals(DPO().needs, value_seed=1)
+    metrics = DPO(beta=0.2)(policy, reference).metrics
+    wanted = [0.2 * ratios_of(policy, reference, row)[CHOSEN] for row in range(6)]
+    assert metrics["rewards/chosen"].tolist() == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("loss_type", ["ipo", "sigmoid_norm"])
@@ -136,14 +224,6 @@ def test_a_constant_in_policy_and_reference_alike_changes_nothing(loss_type: str
     before = objective(signals_of(-3.0, -5.0), signals_of(-4.0, -3.5)).loss.item()
     after = objective(signals_of(-3.0 - 9.0, -5.0 + 2.0), signals_of(-4.0 - 9.0, -3.5 + 2.0)).loss.item()
     assert before == pytest.approx(after, abs=1e-9)
-
-
-@pytest.mark.parametrize(("loss_type", "smoothing"), SETTINGS)
-def test_dpo_loss_passes_gradcheck(loss_type: str, smoothing: float) -> None:
-    margin = torch.tensor([-9.0, -0.4, 0.3, 12.0], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda value: dpo_loss(value, beta=0.3, loss_type=loss_type, label_smoothing=smoothing), margin
-    )
 
 
 def test_metrics_are_those_of_trl() -> None:
@@ -185,7 +265,13 @@ def test_a_row_without_a_rejected_response_is_left_out(make_signals: Callable[..
         ({"label_smoothing": 0.5}, r"label_smoothing must be in \[0, 0.5\)"),
         ({"label_smoothing": -0.1}, "label_smoothing must be in"),
         ({"label_smoothing": "0.1"}, "label_smoothing must be in"),
-        ({"loss_type": "ipo", "label_smoothing": 0.1}, "'ipo' has no label smoothing"),
+        ({"loss_type": "ipo", "label_smoothing": 0.1}, "'ipo' reads no label_smoothing; it is for sigmoid, robust"),
+        ({"loss_type": "exo_pair"}, "'exo_pair' needs a label_smoothing above 0"),
+        ({"gamma": 0.3}, "'sigmoid' reads no gamma; it is for simpo"),
+        ({"gamma": -0.3, "loss_type": "simpo"}, r"gamma must be in \[0, inf\)"),
+        ({"discopop_tau": 0.1}, "'sigmoid' reads no discopop_tau; it is for discopop"),
+        ({"discopop_tau": 0, "loss_type": "discopop"}, "discopop_tau must be a number above 0"),
+        ({"loss_type": "aot"}, "loss_type must be one of sigmoid.*simpo, got 'aot'"),
     ],
 )
 def test_refuses_options_without_a_meaning(options: dict, message: str) -> None:

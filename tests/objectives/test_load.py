@@ -60,6 +60,7 @@ def user_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_short_names_are_those_of_the_package() -> None:
     assert {"svco": SVCO, "dpo": DPO, "next_token": NextToken}.items() <= short_names().items()
+    assert {"rdpo", "mdpo", "chip", "ddpo", "orpo", "vdpo", "image_preference", "info_nce"} <= set(short_names())
     assert "weighted" not in short_names()
 
 
@@ -67,6 +68,7 @@ def test_builds_by_short_name_with_options() -> None:
     assert objective_from("svco") == SVCO()
     assert objective_from({"name": "svco", "beta_attend": 0.5}) == SVCO(beta_attend=0.5)
     assert objective_from({"name": "next_token", "matched": False}) == NextToken(matched=False)
+    assert objective_from({"name": "svco", "symmetric": False}).needs == SVCO(symmetric=False).needs
 
 
 def test_hands_back_what_is_an_objective_already() -> None:
@@ -117,7 +119,7 @@ def test_a_class_that_takes_any_option_gets_them() -> None:
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
-        ("scvo", ValueError, "unknown objective 'scvo'; did you mean 'svco'.*known: dpo, .*svco.*your own"),
+        ("scvo", ValueError, "unknown objective 'scvo'; did you mean 'svco'.*known: .*dpo, .*svco.*your own"),
         ("SVCO", ValueError, "did you mean 'svco'"),
         ("zzzzzz", ValueError, r"unknown objective 'zzzzzz' \(known"),
         ({"name": "svco", "beta_atend": 1}, ValueError, "no option 'beta_atend'; did you mean 'beta_attend'"),

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from mllm_align.contract import Signals, View
-from mllm_align.objectives.preference import check_measured, check_positive, log_ratios, rows_with, upcast
+from mllm_align.objectives.preference import (
+    check_measured,
+    check_positive,
+    check_switches,
+    check_weights,
+    log_ratios,
+    rows_with,
+    upcast,
+)
 
 A, B = View("image", "chosen"), View(None, "chosen")
 
@@ -64,3 +72,17 @@ def test_check_positive_names_owner_and_option() -> None:
     check_positive("X", beta=1, tau=0.5)
     with pytest.raises(ValueError, match="X: tau must be a number above 0, got 0"):
         check_positive("X", beta=1, tau=0)
+
+
+def test_check_weights_wants_one_above_zero() -> None:
+    check_weights("X", a=0, b=0.5)
+    with pytest.raises(ValueError, match="X: b must be a number of at least 0, got -1"):
+        check_weights("X", a=1, b=-1)
+    with pytest.raises(ValueError, match="X: nothing is left to train, one of a, b must be above 0"):
+        check_weights("X", a=0, b=0.0)
+
+
+def test_check_switches_wants_true_or_false() -> None:
+    check_switches("X", a=True, b=False)
+    with pytest.raises(ValueError, match="X: b must be true or false, got 0"):
+        check_switches("X", a=True, b=0)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from mllm_align.contract import Signals, View
-from mllm_align.objectives.svco import SVCO, ByImage, attend_reject_loss, svco_loss
+from mllm_align.objectives.svco import SVCO
 
 OWN_CHOSEN, NONE_CHOSEN, OTHER_CHOSEN = (View(image, "chosen") for image in ("image", None, "contrast_image"))
 OTHER_REJECTED, NONE_REJECTED, OWN_REJECTED = (View(image, "rejected") for image in ("image", None, "contrast_image"))
@@ -31,7 +30,7 @@ def gradients(values: tuple[float, ...], objective: SVCO) -> tuple[float, list[f
     policy = signals_of(values)
     loss = objective(policy, signals_of((0.0,) * 6)).loss
     loss.backward()
-    return loss.item(), [policy.logps[view].grad.item() for view in ORDER]
+    return loss.item(), [0.0 if policy.logps[view].grad is None else policy.logps[view].grad.item() for view in ORDER]
 
 
 def softplus(x: float) -> float:
@@ -159,25 +158,61 @@ def test_a_row_that_lacks_any_one_view_is_left_out(missing: View, make_signals: 
     assert all(value.shape[-1] == 2 for value in outcome.metrics.values())
 
 
-def test_free_functions_agree_with_the_class(make_signals: Callable[..., Signals]) -> None:
+def weighted_by_hand(policy: Signals, reference: Signals, attend: float, reject: float, sides: int) -> float:
+    """The sum over rows of the first one or two sides of the formula, with weights."""
+    total = 0.0
+    for row in range(policy.logps[OWN_CHOSEN].numel()):
+        terms = by_hand(policy, reference, row, (0.3, 0.7))
+        total += sum(attend * terms[2 * side] + reject * terms[2 * side + 1] for side in range(sides))
+    return total
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.5, 2.0), (1.0, 0.0), (0.0, 0.25)])
+def test_weights_and_sides_alone(
+    weights: tuple[float, float], symmetric: bool, make_signals: Callable[..., Signals]
+) -> None:
+    attend, reject = weights
+    objective = SVCO(beta_attend=0.3, beta_reject=0.7, attend_weight=attend, reject_weight=reject, symmetric=symmetric)
     policy, reference = make_signals(SVCO().needs), make_signals(SVCO().needs, value_seed=1)
-    r = {view: policy.logps[view] - reference.logps[view] for view in ORDER}
-    chosen = ByImage(own=r[OWN_CHOSEN], none=r[NONE_CHOSEN], other=r[OTHER_CHOSEN])
-    rejected = ByImage(own=r[OWN_REJECTED], none=r[NONE_REJECTED], other=r[OTHER_REJECTED])
-    losses = svco_loss(chosen, rejected, beta_attend=0.3, beta_reject=0.7)
-    assert losses.shape == (6,)
-    torch.testing.assert_close(losses.mean(), SVCO(beta_attend=0.3, beta_reject=0.7)(policy, reference).loss)
-    halves = [attend_reject_loss(half, beta_attend=0.3, beta_reject=0.7) for half in (chosen, rejected)]
-    torch.testing.assert_close(losses, torch.stack(list(itertools.chain(*halves))).sum(dim=0))
+    outcome = objective(policy, reference)
+    wanted = weighted_by_hand(policy, reference, attend, reject, 1 + symmetric)
+    assert outcome.terms[0].sum.item() == pytest.approx(wanted, abs=1e-6)
+    told = {name.split("/")[1] for name in outcome.metrics if name.startswith("losses/")}
+    responses = ("chosen", "rejected") if symmetric else ("chosen",)
+    kinds = [kind for kind, weight in (("attend", attend), ("reject", reject)) if weight]
+    assert told == {f"{kind}_{response}" for kind in kinds for response in responses}
+    for kind in kinds:
+        assert outcome.metrics[f"margins/{kind}"].shape == (len(responses), 6)
 
 
-def test_svco_loss_passes_gradcheck() -> None:
-    values = [torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(6)]
+def test_one_sided_rows_need_no_rejected_response(make_signals: Callable[..., Signals]) -> None:
+    objective = SVCO(symmetric=False)
+    assert set(objective.needs.views) == {OWN_CHOSEN, NONE_CHOSEN, OTHER_CHOSEN}
+    assert set(SVCO(symmetric=False, reject_weight=0).needs.views) == {OWN_CHOSEN, NONE_CHOSEN}
+    assert set(SVCO(attend_weight=0).needs.views) == {NONE_CHOSEN, OTHER_CHOSEN, NONE_REJECTED, OTHER_REJECTED}
+    policy, reference = make_signals(objective.needs), make_signals(objective.needs, value_seed=1)
+    assert int(objective(policy, reference).terms[0].count) == 6
 
-    def loss(*given: torch.Tensor) -> torch.Tensor:
-        return svco_loss(ByImage(*given[:3]), ByImage(*given[3:]), beta_attend=0.4, beta_reject=0.9)
 
-    assert torch.autograd.gradcheck(loss, values)
+def test_one_sided_at_step_zero_is_two_log_two() -> None:
+    loss, gradient = gradients((0.0,) * 6, SVCO(symmetric=False))
+    assert loss == pytest.approx(2 * math.log(2), abs=1e-12)
+    assert gradient == pytest.approx([-0.05, 0.05, 0.0, 0.0, 0.0, 0.0], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attend_weight": -1}, "SVCO: attend_weight must be a number of at least 0, got -1"),
+        ({"reject_weight": math.nan}, "reject_weight must be"),
+        ({"attend_weight": 0, "reject_weight": 0}, "nothing is left to train, one of attend_weight, reject_weight"),
+        ({"symmetric": "no"}, "SVCO: symmetric must be true or false, got 'no'"),
+    ],
+)
+def test_refuses_switches_without_a_meaning(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SVCO(**options)
 
 
 @pytest.mark.parametrize("bad", [0, -0.1, math.nan, math.inf, "0.1", True, None])

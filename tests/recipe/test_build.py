@@ -5,8 +5,9 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from mllm_align.data.corrupt import Crop
 from mllm_align.objectives import DPO, Weighted
-from mllm_align.recipe import Recipe, RecipeError, load_recipe, run_recipe
+from mllm_align.recipe import Recipe, RecipeError, build_trainer, load_recipe, plan_of, run_recipe
 from mllm_align.recipe.build import build_arguments, build_objective, load_source, resolve_model_name
 from mllm_align.recipe.schema import DataSource, parse_recipe
 from runs import picture
@@ -91,6 +92,33 @@ def test_run_saves_adapter_and_recipe_refuses_a_used_folder_and_resumes(tmp_path
 
     run_recipe(load_recipe(path, ["train.max_steps=1"]), overwrite=True)
     assert load_recipe(run / "recipe.yaml").train["max_steps"] == 1
+
+
+def test_contrast_images_are_made_where_a_source_says_so(tmp_path, model_folder):
+    pairs = {"path": str(write_rows(tmp_path)), "corrupt": {"kind": "crop", "scale": [0.1, 0.2], "replace": True}}
+    path = write_recipe(
+        tmp_path, model_folder, data={"pairs": pairs}, objective=[{"name": "mdpo", "sources": "pairs"}]
+    )
+    trainer = build_trainer(load_recipe(path, ["train.data_seed=7"]))
+    made = [trainer.train_dataset[item]["contrast_image"] for item in ((0, 0), (0, 1))]
+    assert {image.corruption for image in made} == {Crop(scale=(0.1, 0.2))}
+    assert {image.original for image in made} == {str(tmp_path / "0.png")}
+    assert made[0].seed != made[1].seed
+    assert trainer.train_dataset.parts["pairs"].draws.seed == 7
+    contrast = "  pairs: Crop(scale=(0.1, 0.2), ratio=(0.75, 1.3333333333333333)), drawn anew in every epoch"
+    assert contrast in str(plan_of(trainer)).splitlines()
+
+    once = load_recipe(path, ["data.pairs.corrupt.redraw=false", "data.pairs.num_rows=2"]).data["pairs"]
+    rows = load_source("pairs", once)
+    assert (len(rows), rows.by_epoch) == (2, False)
+
+
+def test_contrast_images_that_cannot_be_made(tmp_path):
+    path = str(write_rows(tmp_path))
+    with pytest.raises(RecipeError, match=r"data\.pairs\.corrupt: 'swap' looks for other rows, which a stream"):
+        load_source("pairs", DataSource(path, streaming=True, corrupt={"kind": "swap"}))
+    with pytest.raises(RecipeError, match=r"data\.pairs\.corrupt: unknown kind 'x'"):
+        load_source("pairs", DataSource(path, corrupt={"kind": "x"}))
 
 
 def test_output_folder_is_looked_at_before_anything_loads(tmp_path):

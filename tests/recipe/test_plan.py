@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from mllm_align.objectives import DPO, SVCO, NextToken, Weighted
+from mllm_align.objectives import CHIP, DPO, MDPO, RDPO, SVCO, NextToken, Weighted
 from mllm_align.recipe import build_trainer, load_recipe, packaged_recipes, plan_of
 from mllm_align.trainers.memory import GIB
 from mllm_align.trainers.planner import gigabytes
@@ -11,12 +11,17 @@ from runs import ANSWERS, Headed, make_trainer, pair_rows, picture
 from tiny import save_tiny
 
 FAMILIES = {
+    "chip_llava16_7b": "llava_next",
     "demo_svco": "llava",
     "dpo_llava15_7b": "llava",
+    "mdpo_llava15_7b": "llava",
+    "rdpo_llava16_7b": "llava_next",
     "svco_llava15_7b": "llava",
     "svco_qwen25vl_7b": "qwen2_5_vl",
 }
 SVCO_VIEWS = [str(view) for view in SVCO().needs.views]
+# Recipes of pairs alone: their objective, and the file below that has rows of their format.
+PAIRS = {"chip": (CHIP(), "rlhf"), "dpo": (DPO(), "rlhf"), "mdpo": (MDPO(), "rlhf"), "rdpo": (RDPO(), "re_align")}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +30,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipes")
     for family in set(FAMILIES.values()):
         save_tiny(family, folder / family)
-    mvc, instructions, rlhf = [], [], []
+    mvc, instructions, rlhf, re_align = [], [], [], []
     for number in range(6):
         names = [f"{number}_{side}.png" for side in ("own", "other")]
         for place, name in enumerate(names):
@@ -45,7 +50,13 @@ def folder(tmp_path_factory):
         instructions.append({"id": str(number), "image": names[0], "conversations": turns})
         text = json.dumps({"question": "Which colour?", "chosen": answer, "rejected": other})
         rlhf.append({"ds_name": "RLHF-V", "image": names[0], "text": text, "idx": number})
-    for name, rows in {"mvc": mvc, "instructions": instructions, "rlhf": rlhf}.items():
+        both = [
+            [{"role": "user", "content": "<image>\nWhich colour?"}, {"role": "assistant", "content": words}]
+            for words in (answer, other)
+        ]
+        re_align.append({"image": names[0], "retrieved_image": names[1], "chosen": both[0], "rejected": both[1]})
+    files = {"mvc": mvc, "instructions": instructions, "rlhf": rlhf, "re_align": re_align}
+    for name, rows in files.items():
         (folder / f"{name}.json").write_text(json.dumps(rows))
     return folder
 
@@ -55,7 +66,8 @@ def overrides(name, folder):
     found = [f"model.model_name_or_path={folder / FAMILIES[name]}", "train.disable_tqdm=true", "train.use_cpu=true"]
     if name == "demo_svco":
         return [*found, "data.pairs.num_rows=6", "data.instructions.num_rows=6"]
-    files = {"pairs": "rlhf"} if name.startswith("dpo") else {"pairs": "mvc", "instructions": "instructions"}
+    method = name.split("_")[0]
+    files = {"pairs": PAIRS[method][1]} if method in PAIRS else {"pairs": "mvc", "instructions": "instructions"}
     for source, file in files.items():
         found += [f"data.{source}.path={folder / file}.json", f"data.{source}.image_folder={folder}"]
     return found
@@ -68,9 +80,11 @@ def test_every_packaged_recipe_builds_and_has_a_plan(name, folder):
     plan = plan_of(trainer)
     assert trainer.model.get_base_model().is_quantized
     assert trainer.recipe == recipe.text
-    if name.startswith("dpo"):
-        assert plan.views == {"pairs": ["chosen|image", "rejected|image"]}
+    method = name.split("_")[0]
+    if method in PAIRS:
+        assert plan.views == {"pairs": [str(view) for view in PAIRS[method][0].needs.views]}
         assert plan.reference == {"pairs": True}
+        assert list(plan.contrast) == (["pairs"] if recipe.data["pairs"].corrupt else [])
     else:
         assert plan.views == {"pairs": SVCO_VIEWS, "instructions": plan.views["instructions"]}
         assert plan.views["instructions"][0] == "chosen|image"

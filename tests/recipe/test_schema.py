@@ -80,6 +80,23 @@ def test_wrong_type_names_key_type_and_value(changes, message):
         ({"data": {"pairs": {"split": "train"}}}, "data.pairs has no path"),
         ({"data": {"pairs": {"path": "x", "num_rows": 0}}}, "data.pairs: num_rows must be at least 1"),
         ({"objective": [{"weight": 1.0}]}, "objective.0 has no name"),
+        (
+            {"data": {"a": {"path": "x", "corrupt": {"kind": "crops"}}}},
+            "data.a.corrupt: unknown kind 'crops'",
+        ),
+        ({"data": {"a": {"path": "x", "corrupt": {"scale": 1}}}}, "data.a.corrupt: a corruption is {'kind': name"),
+        (
+            {"data": {"a": {"path": "x", "corrupt": "crop"}}},
+            "data.a.corrupt must be dict[str, Any] or nothing",
+        ),
+        (
+            {"data": {"a": {"path": "x", "corrupt": {"kind": "crop", "scale": [0.2, 0.1]}}}},
+            "data.a.corrupt: 'crop': scale must begin with its lower end, not [0.2, 0.1]",
+        ),
+        (
+            {"eval_data": {"a": {"path": "x", "corrupt": {"kind": "crop", "redraw": 1}}}},
+            "eval_data.a.corrupt: redraw must be true or false, not 1",
+        ),
         ({"model": {"dtype": "int3"}}, "model: dtype 'int3' is none of"),
     ],
 )

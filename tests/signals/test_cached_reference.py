@@ -51,6 +51,7 @@ def assert_equal(ours: Signals, theirs: Signals) -> None:
     assert ours.logps.keys() == ours.num_tokens.keys() == theirs.logps.keys()
     assert ours.token_logps.keys() == theirs.token_logps.keys()
     assert ours.sources == theirs.sources
+    assert ours.host_token_ids == theirs.host_token_ids
     for view in theirs.logps:
         torch.testing.assert_close(ours.logps[view], theirs.logps[view], atol=1e-5, rtol=0)
         assert torch.equal(ours.num_tokens[view], theirs.num_tokens[view])
@@ -73,7 +74,8 @@ def test_the_disk_says_what_the_live_reference_says(
     assert len(cached.store) == sum(reference_rows[branch.row] for branch in batch.branches)
     assert cached.missing(batch) == {}
     assert_equal(cached.signals(batch, tokens=True, device="cpu"), live)
-    assert cached.signals(batch, tokens=False, device="cpu").token_logps == {}
+    without = cached.signals(batch, tokens=False, device="cpu")
+    assert (without.token_logps, without.host_token_ids) == ({}, {})
     with torch.no_grad():
         again, from_disk = measure(peft, batch, reference=cached, tokens=True)
     assert_equal(again, policy)

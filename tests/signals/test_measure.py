@@ -51,7 +51,9 @@ def test_logps_equal_the_plain_model(family: str, packing: str, pictures: list[A
             torch.testing.assert_close(ragged.values, expected, atol=1e-4, rtol=0)
             assert ragged.row.tolist() == [branch.row] * branch.token_ids.numel()
             assert signals.logps[branch.view][branch.row].item() == pytest.approx(expected.sum().item(), abs=1e-4)
+            assert signals.host_token_ids[branch.view][branch.row] == tuple(branch.token_ids.tolist())
             other = 1 - branch.row
+            assert signals.host_token_ids[branch.view][other] == ()
             assert signals.num_tokens[branch.view][other] == 0
             assert signals.logps[branch.view][other] == 0
 

@@ -74,6 +74,8 @@ def test_gradients_are_those_of_one_graph(family: str, pictures: list[Any]) -> N
     loss.backward()
     expected = gradients(model)
     replay = Replay(model, batch, options=small, **wanted)
+    assert replay.policy.host_token_ids == policy.host_token_ids
+    assert replay.reference.host_token_ids == reference.host_token_ids
     again = loss_of(replay.policy, replay.reference)
     assert again.item() == pytest.approx(loss.item(), rel=1e-4, abs=1e-5)
     again.backward()

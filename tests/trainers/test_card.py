@@ -31,7 +31,8 @@ def header(card: str) -> dict[str, Any]:
 def test_objectives_tell_their_numbers() -> None:
     inner = Weighted((NextToken(matched=False), 2.0))
     lines = describe_objective(Weighted((DPO(beta=0.3), 1.0, ("a", "b")), (inner, 0.5), (Headed(), 1.0)))
-    assert lines[0] == "DPO(beta=0.3, loss_type='sigmoid', label_smoothing=0.0), weight 1, on a, b"
+    assert lines[0].startswith("DPO(beta=0.3, loss_type='sigmoid', label_smoothing=0.0, ")
+    assert lines[0].endswith("), weight 1, on a, b")
     assert lines[1].endswith("weight 0.5, on every source")
     assert "NextToken(matched=False), weight 2" in lines[1]
     assert lines[-1] == "Headed(), weight 1, on every source"

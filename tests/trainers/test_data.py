@@ -6,6 +6,7 @@ import datasets
 import pytest
 
 from mllm_align.data.collator import AlignCollator
+from mllm_align.data.corrupt import corrupted
 from mllm_align.data.schema import DataError
 from mllm_align.objectives.dpo import DPO
 from mllm_align.objectives.next_token import NextToken
@@ -32,6 +33,10 @@ def stream(rows: list[dict[str, Any]]) -> datasets.IterableDataset:
         (datasets.Dataset.from_list([{**TEXT[0], "source": "web"}]), {"web": 1}),
         ([TEXT[0], {**TEXT[1], "source": "web"}], {"default": 1, "web": 1}),
         (stream(TEXT), {"default": None}),
+        (corrupted(datasets.Dataset.from_list(TEXT), "crop"), {"default": 3}),
+        (corrupted([TEXT[0], {**TEXT[1], "source": "web"}], "crop"), {"default": 1, "web": 1}),
+        (corrupted(stream(TEXT), "crop"), {"default": None}),
+        ({"pairs": corrupted(stream(TEXT), "crop"), "web": corrupted(TEXT, "crop")}, {"pairs": None, "web": 3}),
         (None, {}),
     ],
 )

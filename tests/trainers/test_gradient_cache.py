@@ -11,7 +11,7 @@ import torch
 
 from mllm_align.contract import Feature, Needs, Objective, Outcome, Signals, Term
 from mllm_align.families import family_of
-from mllm_align.objectives import DPO, SVCO, InfoNCE, NextToken, Weighted
+from mllm_align.objectives import CHIP, DPO, SVCO, InfoNCE, NextToken, Weighted
 from mllm_align.trainers import AlignTrainer
 from runs import config, lora, make_trainer, pair_rows
 from tiny import tiny
@@ -37,6 +37,7 @@ def weights_after(objective: Objective, folder: Path, **changes: Any) -> tuple[d
 OBJECTIVES = {
     "svco": SVCO,
     "dpo": DPO,
+    "chip": CHIP,
     "info_nce": InfoNCE,
     "both": lambda: Weighted((InfoNCE(), 1.0), (NextToken(), 0.5), (DPO(), 0.3)),
 }

@@ -5,6 +5,7 @@ import torch
 from datasets import Dataset
 
 from mllm_align.contract import Feature, Needs
+from mllm_align.data.corrupt import corrupted
 from mllm_align.objectives import DPO, SVCO
 from mllm_align.signals import CachedReference, FrozenCopy
 from mllm_align.trainers.memory import GIB, Switches, run_of
@@ -133,6 +134,8 @@ def test_batches_that_are_compared_within_stay_whole_and_streams_are_not_precomp
     dataset = Dataset.from_list([{"a": 1}])
     assert allowed_for(model, DPO(), dataset).precompute
     assert not allowed_for(model, DPO(), dataset.with_transform(lambda row: row)).precompute
+    assert not allowed_for(model, DPO(), corrupted(rows, "crop")).precompute
+    assert allowed_for(model, DPO(), corrupted(rows, "crop", redraw=False)).precompute
     model.supports_gradient_checkpointing = False
     assert not allowed_for(model, DPO(), rows).checkpointing
 

@@ -5,15 +5,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler, SkipBatchSampler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import BatchSampler
 
 from mllm_align.contract import Batch, Branch, Prefix, View
 from mllm_align.data.lengths import PackedLengths
 from mllm_align.families import family_of
 from mllm_align.signals import EngineOptions
 from mllm_align.signals.plan import plan_groups
-from mllm_align.trainers.sampler import PaddedTokens, TokenBudgetSampler
+from mllm_align.trainers.sampler import EpochBatches, PaddedTokens, TokenBudgetSampler
 from tiny import tiny
 
 
@@ -157,3 +159,36 @@ def test_sequential_order_is_kept() -> None:
     assert list(sampler) == [[0, 1, 2], [3, 4]]
     sampler.set_epoch(3)
     assert list(sampler) == [[0, 1, 2], [3, 4]]
+
+
+def epoch_batches(by_epoch: bool, rank: int = 0, ranks: int = 2) -> EpochBatches:
+    rows = SeedableRandomSampler(range(10), data_seed=3)
+    return EpochBatches(BatchSamplerShard(BatchSampler(rows, 2, False), ranks, rank), by_epoch)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_batches_know_their_epoch_on_every_rank_also_behind_what_is_skipped(rank: int) -> None:
+    plain, dated = epoch_batches(False, rank), epoch_batches(True, rank)
+    orders = []
+    for epoch in range(3):
+        for batches in (plain, dated):
+            batches.set_epoch(epoch)
+        orders.append(list(plain))
+        assert list(dated) == [[(index, epoch) for index in batch] for batch in orders[-1]]
+        assert len(dated) == len(orders[-1]) == 3
+    assert orders[0] != orders[1]
+    assert (plain.batch_size, plain.num_processes, plain.split_batches) == (2, 2, False)
+    # As a run begins that is resumed in the middle of the second epoch.
+    resumed = epoch_batches(False, rank)
+    skipping = SkipBatchSampler(resumed, skip_batches=1)
+    skipping.batch_sampler.set_epoch(1)
+    assert list(skipping) == orders[1][1:]
+
+
+def test_batches_by_tokens_know_their_epoch() -> None:
+    sampler = TokenBudgetSampler(one_sequence([10 + n for n in range(12)]), range(12), 40)
+    batches = EpochBatches(sampler, True)
+    batches.set_epoch(2)
+    assert sampler.epoch == 2
+    assert list(batches) == [[(row, 2) for row in batch] for batch in sampler.batches(2)]
+    assert len(batches) == len(sampler)

@@ -9,6 +9,7 @@ from batches import make_batch
 from mllm_align.contract import Batch, Branch, Needs, Outcome, Prefix, Signals, Term, View
 from mllm_align.data.collator import AlignCollator
 from mllm_align.families import family_of
+from mllm_align.objectives.ddpo import DDPO
 from mllm_align.objectives.info_nce import InfoNCE
 from mllm_align.objectives.next_token import NextToken
 from mllm_align.objectives.svco import SVCO
@@ -65,6 +66,8 @@ def test_zero_signals_have_the_shape_of_measured_ones(pictures: list[Any]) -> No
         assert zeros.logps[view].shape == measured.logps[view].shape
         assert zeros.logps[view].dtype == measured.logps[view].dtype
         assert torch.equal(zeros.token_logps[view].row, measured.token_logps[view].row)
+    assert zeros.host_token_ids == measured.host_token_ids
+    assert zero_signals(batch).host_token_ids == {}
 
 
 class Queue(Headed):
@@ -123,6 +126,13 @@ def test_what_ranks_tell_each_other_stays_on_the_host(monkeypatch: pytest.Monkey
     assert [window._host_group("cuda:nccl") for _ in range(2)] == ["hosts", "hosts"]
     assert made == ["gloo"]
     window._host_group.cache_clear()
+
+
+def test_an_objective_of_tokens_is_counted_before_it_is_measured() -> None:
+    """Which tokens differ is read off the ids, which are there without any model."""
+    batch = batch_of([3, 4], views=DDPO().needs.views)
+    assert term_counts(DDPO(), batch) == {"ddpo": 2.0}
+    assert term_counts(Weighted((DDPO(), 1.0, "other"), (NextToken(), 1.0)), batch) == {"ddpo": 0.0, "next_token": 7.0}
 
 
 def test_zero_signals_of_features_have_the_shape_of_measured_ones() -> None:

@@ -1,0 +1,91 @@
+"""Does a preference objective beat plain next-token training on the same pairs? One command, resumable.
+
+    python benchmarks/study/study.py                     # everything that is not in runs.jsonl yet
+    python benchmarks/study/study.py --conditions clean  # one condition
+
+For each arm every learning rate is tried with seed 0, and the one with the best validation score is kept; then the
+other seeds run with it. No choice looks at the test. Each finished run is a line of `runs.jsonl`; a run that is killed
+is done again, a finished one never.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from conditions import CONDITIONS
+from methods import Arm, arms
+from one_run import Run, base_record, carry_out
+from page import write_page
+from records import LEARNING_RATES, SEEDS, Records, chosen_rate, run_of
+
+HERE = Path(__file__).resolve().parent
+
+
+def next_runs(records: Records, condition: str, arm: Arm) -> Iterator[Run]:
+    """What is to be done next for an arm: all rates first, then the other seeds at the best."""
+    rate = chosen_rate(records, condition, arm)
+    wanted = [(r, SEEDS[0]) for r in LEARNING_RATES] if rate is None else [(rate, seed) for seed in SEEDS]
+    for rate_, seed in wanted:
+        run = run_of(condition, arm, rate_, seed)
+        if records.get(run) is None:
+            yield run
+
+
+def work_off(records: Records, conditions: list[str], cache: Path, workers: int, until: float) -> None:
+    """Runs what is missing, arm by arm, until it is done or the time is up."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context) as pool:
+        running: dict[Future[Any], Any] = {}
+        if "base" not in records.found:
+            running[pool.submit(base_record)] = "base"
+        todo = [(condition, arm) for condition in conditions for arm in arms(condition)]
+        while True:
+            if time.monotonic() < until:
+                fresh = (run for condition, arm in todo for run in next_runs(records, condition, arm))
+                for run in fresh:
+                    if len(running) >= workers:
+                        break
+                    if run not in running.values():
+                        running[pool.submit(carry_out, run, cache, tested=True)] = run
+            if not running:
+                return
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                run = running.pop(future)
+                records.add(future.result())
+                print(_line(run, records), flush=True)
+
+
+def _line(run: Any, records: Records) -> str:
+    record = records.found[run]
+    name = "base" if run == "base" else f"{run.condition}: {run.arm.name}, lr {run.learning_rate:g}, seed {run.seed}"
+    return f"{time.strftime('%H:%M:%S')} {name}: validation {record['validation']['score']:.3f}"
+
+
+def main() -> None:
+    """Runs what is missing and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=list(CONDITIONS))
+    parser.add_argument("--runs", type=Path, default=HERE / "runs.jsonl")
+    parser.add_argument("--page", type=Path, default=HERE / "README.md")
+    parser.add_argument("--cache", type=Path, default=Path("runs/study_cache"))
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2)))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after that")
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    records = Records(arguments.runs)
+    until = time.monotonic() + 60 * arguments.minutes
+    work_off(records, arguments.conditions, arguments.cache, arguments.workers, until)
+    write_page(records, arguments.page)
+    print(f"wrote {arguments.page}")
+
+
+if __name__ == "__main__":
+    main()

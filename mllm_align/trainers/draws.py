@@ -1,0 +1,77 @@
+"""The draws of made contrast images in a run: its seed, and once for all epochs where something is kept."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from mllm_align.contract import Objective, View, needs_for
+from mllm_align.data.corrupt import Mirror
+from mllm_align.data.corrupt.dataset import Draws, draws_by_source, seeded, with_draws
+from mllm_align.data.schema import DEFAULT_SOURCE
+from mllm_align.trainers.config import AlignConfig
+
+logger = logging.getLogger(__name__)
+
+MATCHED = View("contrast_image", "rejected")
+
+
+def settle_draws(args: AlignConfig, objective: Objective, train: Any, evaluation: Any) -> tuple[Any, Any]:
+    """Training and evaluation data that draw with the seed of the run; what was given stays as it is.
+
+    Evaluation data is drawn once. So is a source of the training data that a setting forbids to change, with a
+    warning that says which.
+
+    Args:
+        args: Settings of the run.
+        objective: Of the run; one that takes a made image for what the rejected response is about is warned of.
+        train: Training data after `join_sources`, or None.
+        evaluation: Evaluation data after `label_sources`, or None.
+    """
+    seed = args.data_seed if args.data_seed is not None else args.seed
+    for source, draws in draws_by_source(train).items():
+        _warn_of_matching(objective, source, draws)
+        reasons = _reasons_for_once(args, draws) if draws.by_epoch else []
+        if reasons:
+            logger.warning(
+                "contrast images%s by %r are drawn once, not anew in every epoch: %s. Set redraw to false to say so "
+                "yourself, or leave that setting out",
+                f" of source {source!r}" if source else "",
+                draws.corruption,
+                "; ".join(reasons),
+            )
+    train = with_draws(train, lambda draws: seeded(draws, seed, once=bool(_reasons_for_once(args, draws))))
+    if isinstance(evaluation, dict):
+        return train, {name: _once(dataset, seed) for name, dataset in evaluation.items()}
+    return train, _once(evaluation, seed)
+
+
+def _warn_of_matching(objective: Objective, source: str, draws: Draws) -> None:
+    """A crop of the row's image is not the image that its rejected response describes; one in the mirror may be."""
+    needs = needs_for(objective, source or DEFAULT_SOURCE)
+    if MATCHED in (*needs.views, *needs.optional) and not isinstance(draws.corruption, Mirror):
+        logger.warning(
+            "the objective takes the rejected response for right where the contrast image is shown (view %s), but "
+            "that image%s is made by %r: give next_token matched=False, or use an objective of (contrast_image, "
+            "chosen) views, such as mdpo",
+            MATCHED,
+            f" of source {source!r}" if source else "",
+            draws.corruption,
+        )
+
+
+def _once(dataset: Any, seed: int) -> Any:
+    return with_draws(dataset, lambda draws: seeded(draws, seed, once=True))
+
+
+def _reasons_for_once(args: AlignConfig, draws: Draws) -> list[str]:
+    """The settings under which what is made of a row must stay as it is."""
+    reasons = []
+    if args.precompute_ref_log_probs:
+        reasons.append("precompute_ref_log_probs scores them before training")
+    for name in ("cache_pixels", "cache_image_features"):
+        if getattr(args, name):
+            reasons.append(f"{name} would keep all of them, and grow with every epoch")
+    if args.max_tokens_per_batch is not None and not draws.corruption.keeps_size:
+        reasons.append("max_tokens_per_batch needs to know how many tokens they have")
+    return reasons
