@@ -36,6 +36,8 @@ def benchmark_items(
     Raises:
         ValueError: If files are missing; the message says which and where they come from.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit must be at least 1, not {limit}; leave it out to ask everything")
     if benchmark == "world":
         return world_items(limit, limit, limit) if limit else world_items()
     if images is None:

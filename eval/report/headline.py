@@ -60,9 +60,8 @@ def _effect(changes: Sequence[Change]) -> str:
     signs = {change.clear for change in changes}
     both = "both " if len(changes) > 1 else ""
     if signs == {0}:
-        return f"Alignment shows no clear effect: {moved}, and {both}the difference is within its interval.".replace(
-            "both the difference is within its interval", "both differences are within their intervals"
-        )
+        reading = "both intervals of the differences include" if both else "the interval of the difference includes"
+        return f"Alignment shows no clear effect: {moved}, and {reading} zero."
     if len(signs) == 1:
         verb = "raises" if signs == {1} else "lowers"
         if all(change.disjoint for change in changes):

@@ -57,7 +57,7 @@ _NOTES = {
 
 _ARMS = {"base": "Base", "control": "Control", "aligned": "Aligned", "base_16bit": "Base, 16 bit"}
 _ARM_NOTES = {
-    "base": "before training, the same quantised load with the adapters off",
+    "base": "before training, the same load with the adapters off",
     "control": "plain next-token loss on the same pairs and the same replay, as many steps",
     "aligned": "the preference objective on the pairs, with replay",
     "base_16bit": "before training, without quantisation",

@@ -118,6 +118,9 @@ def check_dataset(
     for index, raw in enumerate(tqdm(_rows(dataset, size, stream_rows), "checking data", size, disable=not progress)):
         row = parse_row(raw, index)
         views = list(collator.rows.encode(row, meter.expand))
+        for column, images in collator.rows.images_for_features(row).items():
+            for image in images:
+                meter.expand(image, f"{row.name}, column {column!r}", len(images) > 1)
         _count(summary, row, views, collator)
         if observe is not None:
             observe(row, views)

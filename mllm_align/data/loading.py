@@ -88,6 +88,8 @@ def _read(path: Path, given: str, split: str | None, streaming: bool, name: str 
         if path.is_file():
             if path.suffix not in BUILDERS:
                 raise DataError(f"{given}: rows are read from {', '.join(BUILDERS)} files, not this")
+            if not path.stat().st_size:
+                raise DataError(f"{given} is empty: it has no rows")
             return datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path), streaming=streaming)
         if path.is_dir():
             if (path / "dataset_dict.json").exists() or (path / "state.json").exists():

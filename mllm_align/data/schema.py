@@ -94,7 +94,8 @@ def missing_column(column: str, columns: Sequence[str], where: str, purpose: str
     others = [name for name in columns if name not in COLUMNS]
     synonyms = [name for name in SYNONYMS.get(column, ()) if name in others]
     near = synonyms or get_close_matches(column, others, n=1, cutoff=0.6)
-    mend = f"; is it {near[0]!r}? Then load with columns={{{column!r}: {near[0]!r}}}" if near else ""
+    renamed = f"columns={{{column!r}: {near[0]!r}}}" if near else ""
+    mend = f"; is it {near[0]!r}? Then load with {renamed} (in a recipe: the source's `columns`)" if near else ""
     return DataError(f"{where}: no column {column!r}{purpose}; there is {', '.join(columns) or 'none'}{mend}")
 
 
@@ -200,7 +201,7 @@ def _contrast_images(given: Mapping[str, Any], images: tuple[Any, ...], where: s
     if contrast is None:
         return None
     if not images:
-        raise DataError(f"{where}: a 'contrast_image' but no 'image' that it could replace")
+        raise missing_column("image", list(given), where, ", which 'contrast_image' would replace")
     if isinstance(contrast, list | tuple):
         if index is not None:
             raise DataError(f"{where}: 'contrast_image' is a list, so 'contrast_index' says nothing; drop one of them")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import yaml
 from transformers import set_seed
 
 from mllm_align.contract import Objective
@@ -22,6 +23,7 @@ from mllm_align.objectives.load import objective_from
 from mllm_align.recipe.schema import DataSource, Recipe, RecipeError
 from mllm_align.trainers import AlignConfig, AlignTrainer
 from mllm_align.trainers.checkpoint import claim_output_dir, last_complete_checkpoint
+from mllm_align.trainers.save import RECIPE_FILE
 from mllm_align.trainers.setup import check_sources
 
 DEMO_BASE = "demo-base"
@@ -47,7 +49,7 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False, resume: bool = False)
     arguments = build_arguments(recipe, overwrite=overwrite)
     # The trainer asks the same, but only after minutes of loading.
     if resume:
-        last_complete_checkpoint(arguments.output_folder)
+        _refuse_changed(recipe, Path(last_complete_checkpoint(arguments.output_folder)))
     else:
         claim_output_dir(arguments.output_folder, overwrite=overwrite, main_process=False)
     trainer = build_trainer(recipe, overwrite=overwrite)
@@ -55,6 +57,20 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False, resume: bool = False)
     trainer.save_model()
     trainer.save_state()
     return trainer
+
+
+def _refuse_changed(recipe: Recipe, checkpoint: Path) -> None:
+    """Refuses to resume a run whose checkpoint another model, other data or another objective made."""
+    kept = checkpoint / RECIPE_FILE
+    if not kept.is_file():
+        return
+    before, now = (yaml.safe_load(text) or {} for text in (kept.read_text(encoding="utf-8"), recipe.text))
+    for section in ("model", "data", "objective"):
+        if before.get(section) != now.get(section):
+            raise RecipeError(
+                f"{checkpoint} was made with another {section}: {before.get(section)!r}, now {now.get(section)!r}; "
+                "resume with the recipe it was made with, or name another train.output_dir"
+            )
 
 
 def build_trainer(recipe: Recipe, *, overwrite: bool = False) -> AlignTrainer:

@@ -34,8 +34,8 @@ def claim_output_dir(folder: str, *, overwrite: bool, main_process: bool) -> Non
         return
     if not overwrite:
         raise ValueError(
-            f"output folder {folder!r} has something in it: name another, resume its run with "
-            "resume_from_checkpoint=True, or set overwrite_output_dir"
+            f"output folder {folder!r} has something in it: name another, resume its run (--resume, or "
+            "resume_from_checkpoint=True), or replace it (--overwrite, or overwrite_output_dir)"
         )
     if main_process:
         for checkpoint in _checkpoints(path):

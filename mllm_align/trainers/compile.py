@@ -29,12 +29,18 @@ def compile_layers(model: nn.Module, backend: str, mode: str | None = None) -> i
         How many layers there are.
 
     Raises:
-        ValueError: If there is no such backend.
+        ValueError: If there is no such backend, or it cannot compile for this device.
     """
     known = torch.compiler.list_backends(exclude_tags=())
     if backend not in known:
         raise ValueError(f"torch_compile_backend {backend!r} is none of {', '.join(known)}")
     hf = unwrap(model)
+    if backend == "inductor" and hf.device.type == "cpu":
+        # What it makes of scaled-dot-product attention's backward pass stops at an assertion about strides.
+        raise ValueError(
+            "torch_compile with inductor fails in the backward pass of attention on a CPU: leave torch_compile out "
+            "there, or use a GPU"
+        )
     family = family_of(hf)
     layers: Any = family.module(hf, f"{family.language_model}.layers")
     limits: Any = torch._dynamo.config

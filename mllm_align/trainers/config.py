@@ -128,6 +128,7 @@ class AlignConfig(TrainingArguments):
             accelerator.dispatch_batches = False
         if self.dataloader_pin_memory:
             accelerator.non_blocking = True
+        self._check_numbers()
         self._check_choices()
 
     @property
@@ -149,13 +150,18 @@ class AlignConfig(TrainingArguments):
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = on_gpu
 
+    def _check_numbers(self) -> None:
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logits_chunk_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.learning_rate >= 0:
+            raise ValueError(f"learning_rate must not be negative, but is {self.learning_rate}")
+
     def _check_choices(self) -> None:
         if self.on_overflow not in OVERFLOW:
             raise ValueError(f"on_overflow {self.on_overflow!r} is none of {', '.join(OVERFLOW)}")
         if self.packing not in PACKING:
             raise ValueError(f"packing {self.packing!r} is none of {', '.join(PACKING)}")
-        if self.logits_chunk_size < 1:
-            raise ValueError(f"logits_chunk_size must be at least 1, not {self.logits_chunk_size}")
         budget = self.memory_budget
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0):
             raise ValueError(f"memory_budget is a number of gigabytes above 0, not {budget!r}")

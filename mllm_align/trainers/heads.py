@@ -9,10 +9,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from mllm_align.contract import Objective, Outcome, Signals
+
 
 def as_module(objective: Any) -> nn.Module | None:
     """The objective as a module, or None where it is plain maths."""
     return objective if isinstance(objective, nn.Module) else None
+
+
+def outcome_of(objective: Objective, policy: Signals, reference: Signals | None) -> Outcome:
+    """What an objective makes of the signals.
+
+    Raises:
+        ValueError: If a user's own objective returns something else than an `Outcome`.
+    """
+    outcome = objective(policy, reference)
+    if not isinstance(outcome, Outcome):
+        raise ValueError(
+            f"{type(objective).__name__} returned a {type(outcome).__name__}: an objective returns an Outcome of "
+            "terms (mllm_align.contract)"
+        )
+    return outcome
 
 
 def trained_parameters(objective: Any) -> list[nn.Parameter]:

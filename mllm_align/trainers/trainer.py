@@ -268,7 +268,7 @@ class AlignTrainer(Trainer):
         needs = self.objective.needs
         with self.accelerator.autocast():
             policy, reference = measure(self.model, batch, reference=self.reference, **self.wanted)
-        return self.objective(policy, reference if needs.reference else None), policy, zero
+        return heads.outcome_of(self.objective, policy, reference if needs.reference else None), policy, zero
 
     # -- the optimiser -----------------------------------------------------------------------------------------
 

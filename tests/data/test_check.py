@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from chat import make_processor
-from mllm_align.contract import Needs, View
+from mllm_align.contract import Feature, Needs, View
 from mllm_align.data.check import check_dataset
 from mllm_align.data.collator import AlignCollator
 from mllm_align.data.errors import DataError
@@ -137,6 +137,15 @@ def test_a_broken_stream_is_refused(tmp_path: Path) -> None:
     path.write_text('{"prompt": "a", "chosen": "b"}\n{"prompt": \n')
     with pytest.raises(DataError, match="of the stream cannot be read"):
         check(load_rows(path, streaming=True))
+
+
+def test_images_of_features_are_looked_at(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    needs = Needs(features=(Feature("image", "projector", "image"), Feature("text", "text", "chosen")))
+    collator = AlignCollator(make_processor(), lambda source: needs, ("pixel_values",))
+    assert check_dataset(rows, collator, progress=False).images > 0
+    gone = [{**rows[0], "image": str(tmp_path / "gone.png")}]
+    with pytest.raises(DataError, match=r"no image file .*gone\.png"):
+        check_dataset(gone, collator, progress=False)
 
 
 def test_no_rows() -> None:

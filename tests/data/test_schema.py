@@ -143,7 +143,7 @@ def test_other_image_columns_are_no_views() -> None:
         ({"system": 3}, "'system' must be text"),
         ({"system": "A", "prompt": [{"role": "system", "content": "B"}, *user("What?")]}, "both in column 'system'"),
         ({"source": 3}, "'source' must be a name"),
-        ({"image": None, "contrast_image": "b.png"}, "no 'image' that it could replace"),
+        ({"image": None, "contrast_image": "b.png"}, "no column 'image', which 'contrast_image' would replace"),
         ({"contrast_image": ["b.png", "c.png"]}, "lists 2 images for 1"),
         ({"contrast_image": ["b.png"], "contrast_index": 0}, "'contrast_index' says nothing"),
         ({"contrast_image": "b.png", "contrast_index": 1}, r"contrast_index 1 with 1 image"),

@@ -81,6 +81,10 @@ def test_run_saves_adapter_and_recipe_refuses_a_used_folder_and_resumes(tmp_path
         run_recipe(load_recipe(path))
     assert load_file(run / "adapter_model.safetensors").keys() == whole.keys()
 
+    for changes in (["objective.0.beta=0.3"], ["model.lora_r=2"]):
+        with pytest.raises(RecipeError, match="checkpoint-4 was made with another"):
+            run_recipe(load_recipe(path, changes), resume=True)
+
     # As a run that was killed after its first checkpoint leaves it.
     (run / "adapter_model.safetensors").unlink()
     for file in (run / "checkpoint-4").iterdir():

@@ -125,6 +125,12 @@ def test_a_frozen_copy_is_compiled_too(tmp_path: Path) -> None:
     trainer.train()
 
 
+def test_inductor_on_a_cpu_is_refused() -> None:
+    model, _ = tiny("llava")
+    with pytest.raises(ValueError, match="fails in the backward pass of attention on a CPU"):
+        compile_layers(model, "inductor")
+
+
 def test_an_unknown_backend_is_refused() -> None:
     model, _ = tiny("llava")
     with pytest.raises(ValueError, match="torch_compile_backend 'fast' is none of"):

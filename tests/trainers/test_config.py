@@ -54,6 +54,8 @@ def test_both_names_of_checkpointing(tmp_path: Path, name: str) -> None:
         ({"logits_chunk_size": 0}, "logits_chunk_size must be at least 1"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be off"),
         ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches must be off"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1"),
+        ({"learning_rate": -1.0}, "learning_rate must not be negative"),
         ({"max_tokens_per_batch": 0}, "max_tokens_per_batch must be at least 1"),
         ({"max_tokens_per_batch": 9, "dataloader_drop_last": True}, "dataloader_drop_last must be off"),
     ],

@@ -260,7 +260,8 @@ def test_the_run_tells_what_it_was(tmp_path: Path) -> None:
     trainer.save_model()
     card = (tmp_path / "README.md").read_text()
     for told in (
-        "SVCO(beta_attend=0.1, beta_reject=0.1, attend_weight=1.0, reject_weight=1.0, symmetric=True), weight 1, on pairs",
+        "SVCO(beta_attend=0.1, beta_reject=0.1, ",
+        "symmetric=True), weight 1, on pairs",
         "NextToken(matched=True), weight 0.5, on instructions",
         "`pairs`: 3 rows",
         "4 bits (nf4, double quantisation)",
