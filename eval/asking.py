@@ -167,7 +167,9 @@ class Asking:
             "choices": request.choices,
             "images": [image_digest(image) for image in request.images],
         }
-        return content_key(parts)
+        # Only where there is one, so that answers from before there were any keep their keys.
+        further = {"system": request.system, "start": request.start}
+        return content_key({**parts, **{name: text for name, text in further.items() if text}})
 
 
 def _finish(item: Item, answer: Answer) -> Answer:

@@ -13,21 +13,38 @@ from torch import Tensor, nn
 
 from mllm_align.contract import Batch, Needs, Prefix, View
 from mllm_align.data.collator import AlignCollator
+from mllm_align.data.masks import ChatRenderer, laid_out, response_ids
+from mllm_align.data.schema import parse_row
 from mllm_align.families import check_model, unwrap
 from mllm_align.signals import EngineOptions, measure
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked: pictures (none for the text-only arm), the user turn, the closed answers."""
+    """What is asked.
+
+    Attributes:
+        images: Pictures; none for the text-only arm.
+        prompt: The user turn.
+        choices: The closed answers, if there are any.
+        system: A system prompt, or "".
+        start: Words that the answer begins with, for generation alone. Give whole words: they are tokenised as in a
+            response that begins with them, but for a tokenizer that would merge the last of them with what follows
+            ("a re" of "a red"), since what follows is not known yet. White space at the end is left to the model.
+    """
 
     images: tuple[Image.Image, ...]
     prompt: str
     choices: tuple[str, ...]
+    system: str = ""
+    start: str = ""
 
 
 class Generated(NamedTuple):
-    """A text, and whether it was cut off at the limit."""
+    """A text, and whether it was cut off at the limit.
+
+    Behind a `start` it is what follows it, the space between them included: start + text is the whole answer.
+    """
 
     text: str
     truncated: bool
@@ -60,12 +77,19 @@ class ModelEngine:
     def __init__(self, model: nn.Module, processor: Any, options: EngineOptions | None = None) -> None:
         self.model, self.processor = model, processor
         self.family = check_model(model, processor)
+        self.renderer = ChatRenderer(processor)
         self.options = options or EngineOptions()
         self._latest: tuple[list[tuple[Request, str]], Batch, View] | None = None
 
     @torch.no_grad()
     def choice_logps(self, requests: Sequence[Request]) -> list[list[float]]:
-        """Per request the log-probability of each choice, end-of-turn token included."""
+        """Per request the log-probability of each choice, end-of-turn token included.
+
+        Raises:
+            ValueError: If a request has a start: choices are whole answers.
+        """
+        if any(request.start for request in requests):
+            raise ValueError("choices are scored as whole answers, so a request with choices to score has no start")
         rows = [(request, choice) for request in requests for choice in request.choices]
         batch, view = self._collate(rows)
         with _evaluating(self.model):
@@ -75,13 +99,18 @@ class ModelEngine:
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generated]:
-        """Greedy answers of a batch, padded on the left, each until its end-of-turn or `max_new_tokens`."""
+        """Greedy answers of a batch, padded on the left, each until its end-of-turn or `max_new_tokens`.
+
+        Raises:
+            ValueError: If some requests show pictures and others none, or a chat template has no place for the start.
+        """
         batch, _ = self._collate([(request, request.choices[0] if request.choices else ".") for request in requests])
         prefix_of_row = {branch.row: branch.prefix for branch in batch.branches}
         prefixes = [batch.prefixes[prefix_of_row[row]] for row in range(len(requests))]
         end = int(batch.branches[0].token_ids[-1])
         hf: Any = unwrap(self.model)
-        inputs = self._inputs(hf, batch, prefixes)
+        starts = [self._start_ids(request) for request in requests]
+        inputs = self._inputs(hf, batch, prefixes, starts)
         with _evaluating(self.model):
             output = hf.generate(
                 **inputs,
@@ -93,7 +122,10 @@ class ModelEngine:
             )
         stops = {end, *_eos_ids(hf)}
         answers = output[:, inputs["input_ids"].shape[1] :].tolist()
-        return [self._decode(tokens, stops) for tokens in answers]
+        return [
+            self._decode(tokens, stops, request.start, start)
+            for request, tokens, start in zip(requests, answers, starts, strict=True)
+        ]
 
     def _collate(self, rows: list[tuple[Request, str]]) -> tuple[Batch, View]:
         """The batch that scores each (request, response), and its only view.
@@ -102,6 +134,8 @@ class ModelEngine:
         """
         if self._latest is None or not _same_rows(self._latest[0], rows):
             view = View("image" if rows[0][0].images else None, "chosen")
+            if any(bool(request.images) != bool(rows[0][0].images) for request, _ in rows):
+                raise ValueError("a batch of requests either shows pictures throughout or not at all")
             needs = Needs(views=(view,))
             collator = AlignCollator(
                 self.processor,
@@ -109,22 +143,44 @@ class ModelEngine:
                 image_keys=self.family.image_keys,
                 token_keys=self.family.token_keys,
             )
-            examples = [
-                {"id": str(number), "images": list(request.images), "prompt": request.prompt, "chosen": response}
-                for number, (request, response) in enumerate(rows)
-            ]
+            examples = [_row(request, response, str(number)) for number, (request, response) in enumerate(rows)]
             batch: Batch = collator(examples)["batch"]
             self._latest = rows, batch.to(unwrap(self.model).device), view
         return self._latest[1:]
 
-    def _inputs(self, hf: Any, batch: Batch, prefixes: Sequence[Prefix]) -> dict[str, Any]:
+    def _start_ids(self, request: Request) -> list[int]:
+        """The tokens that a response beginning with the start begins with."""
+        start = request.start.strip()
+        if not start:
+            return []
+        row = parse_row(_row(request, start, "start"))
+        text, response = self.renderer.render(row.messages, start, len(row.images), row.name)
+        place = response.find(start)
+        if place < 0:
+            raise ValueError(
+                f"the chat template rewrites the start of an answer, {start!r}, so it cannot be continued"
+            )
+        return response_ids(self.processor.tokenizer, laid_out(self.processor, text), response[: place + len(start)])
+
+    def _inputs(
+        self, hf: Any, batch: Batch, prefixes: Sequence[Prefix], starts: Sequence[Sequence[int]]
+    ) -> dict[str, Any]:
         """Keyword arguments of `generate`: left-padded tokens, image tokens, and what positions are derived from."""
+        whole = [
+            torch.cat([prefix.input_ids, prefix.input_ids.new_tensor(start)])
+            for prefix, start in zip(prefixes, starts, strict=True)
+        ]
         inputs: dict[str, Any] = {
-            "input_ids": _left_pad([prefix.input_ids for prefix in prefixes], self._pad_id),
-            "attention_mask": _left_pad([torch.ones_like(prefix.input_ids) for prefix in prefixes], 0),
+            "input_ids": _left_pad(whole, self._pad_id),
+            "attention_mask": _left_pad([torch.ones_like(ids) for ids in whole], 0),
         }
         for key in prefixes[0].extras:
-            inputs[key] = _left_pad([prefix.extras[key] for prefix in prefixes], 0)
+            value = self.family.response_values.get(key, 0)
+            padded = [
+                nn.functional.pad(prefix.extras[key], (0, len(start)), value=value)
+                for prefix, start in zip(prefixes, starts, strict=True)
+            ]
+            inputs[key] = _left_pad(padded, 0)
         order = [image for prefix in prefixes for image in prefix.images]
         if order:
             encoded = self.family.encode_images(hf, batch.images)
@@ -137,10 +193,22 @@ class ModelEngine:
         tokenizer = self.processor.tokenizer
         return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
-    def _decode(self, tokens: list[int], stops: set[int]) -> Generated:
+    def _decode(self, tokens: list[int], stops: set[int], start: str, start_ids: list[int]) -> Generated:
         stop = next((place for place, token in enumerate(tokens) if token in stops), None)
-        text = self.processor.tokenizer.decode(tokens[:stop], skip_special_tokens=True)
-        return Generated(text.strip(), stop is None)
+        decode = self.processor.tokenizer.decode
+        if not start_ids:
+            return Generated(decode(tokens[:stop], skip_special_tokens=True).strip(), stop is None)
+        before = decode(start_ids, skip_special_tokens=True)
+        whole = decode([*start_ids, *tokens[:stop]], skip_special_tokens=True).rstrip()
+        # A decoder that tidies up white space may change what stands before, too.
+        text = whole[len(before) :] if whole.startswith(before) else decode(tokens[:stop], skip_special_tokens=True)
+        return Generated(text if start == start.rstrip() else text.lstrip(), stop is None)
+
+
+def _row(request: Request, response: str, name: str) -> dict[str, Any]:
+    """The canonical row of a request that is answered so."""
+    row = {"id": name, "images": list(request.images), "prompt": request.prompt, "chosen": response}
+    return row | ({"system": request.system} if request.system else {})
 
 
 def _same_rows(first: Sequence[tuple[Request, str]], second: Sequence[tuple[Request, str]]) -> bool:

@@ -16,7 +16,20 @@ from mllm_align.cli import main
 from runs import picture
 from tiny import save_tiny
 
-COMMANDS = ("demo", "train", "eval run", "report", "recipes", "export", "data check", "world train-base")
+COMMANDS = (
+    "demo",
+    "train",
+    "eval run",
+    "report",
+    "recipes",
+    "export",
+    "data check",
+    "data counterfactual",
+    "data embed",
+    "data reject",
+    "data retrieve",
+    "world train-base",
+)
 
 
 @pytest.fixture(scope="module")

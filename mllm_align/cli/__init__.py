@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from mllm_align.cli import check, evaluation, training
+from mllm_align.cli import check, counterfactual, embed, evaluation, reject, retrieve, training
 from mllm_align.cli.commands import DEBUG_HELP
 
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         arguments.command(arguments)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if arguments.debug:
             raise
         from rich.console import Console
@@ -41,6 +41,6 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="look at data and make it").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    for command in (check,):
+    for command in (check, counterfactual, embed, retrieve, reject):
         command.add(data)
     return parser

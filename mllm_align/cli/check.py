@@ -1,8 +1,10 @@
-"""`data check`: whether rows fit an objective, and one of them as the model will see it."""
+"""`data check`: whether rows fit an objective, one of them as the model will see it, and what text alone tells."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 from typing import Any
 
 from mllm_align.cli.commands import add_command
@@ -13,35 +15,71 @@ def add(data: Any) -> None:
     check = add_command(data, "check", _check, "check data against what an objective needs, and show a sample")
     check.add_argument("file", help="a file, a folder, a dataset on the Hub, world:pairs or world:instructions")
     check.add_argument("--objective", default="svco", help="name or import path (default: %(default)s)")
-    check.add_argument("--model", default="demo-base", help="whose processor reads the rows (default: %(default)s)")
+    check.add_argument(
+        "--model", help="whose processor reads the rows (default: demo-base); with --balance, asked without the image"
+    )
     check.add_argument("--format", help="a public row format to convert from")
     check.add_argument("--image-folder")
     check.add_argument("--split")
     check.add_argument("--row", type=int, default=0, help="the row to show (default: %(default)s)")
+    check.add_argument(
+        "--balance", action="store_true", help="how well text alone tells chosen from rejected, by category"
+    )
+    check.add_argument("--category", help="column with a row's category (default: category, or kind)")
+    check.add_argument("--load-in-4bit", action="store_true", help="NF4 for the model that --balance asks")
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    from mllm_align.data.schema import DEFAULT_SOURCE
+    from mllm_align.recipe.build import load_source
+    from mllm_align.recipe.schema import DataSource
+
+    source = DataSource(
+        arguments.file, arguments.split, row_format=arguments.format, image_folder=arguments.image_folder
+    )
+    rows = load_source(DEFAULT_SOURCE, source)
+    if arguments.balance:
+        _balance(rows, arguments)
+    else:
+        _fit(rows, arguments)
+
+
+def _fit(rows: Any, arguments: argparse.Namespace) -> None:
     from transformers import AutoConfig
 
     from mllm_align.data.check import check_dataset
     from mllm_align.data.collator import AlignCollator
     from mllm_align.data.sample import sample_as_model_sees
-    from mllm_align.data.schema import DEFAULT_SOURCE
     from mllm_align.families import family_of
     from mllm_align.models import ModelArguments, load_processor
     from mllm_align.objectives.load import objective_from
-    from mllm_align.recipe.build import load_source, resolve_model_name
-    from mllm_align.recipe.schema import DataSource
+    from mllm_align.recipe.build import DEMO_BASE, resolve_model_name
     from mllm_align.trainers.setup import NeedsOfSources
 
+    # An objective of the user's own may lie in the working folder, as for a recipe.
+    sys.path.append(str(Path.cwd()))
     objective = objective_from(arguments.objective)
-    name = resolve_model_name(ModelArguments(model_name_or_path=arguments.model)).model_name_or_path or ""
+    given = ModelArguments(model_name_or_path=arguments.model or DEMO_BASE)
+    name = resolve_model_name(given).model_name_or_path or ""
+    processor = load_processor(name)
     family = family_of(AutoConfig.from_pretrained(name))
-    collator = AlignCollator(load_processor(name), NeedsOfSources(objective), family.image_keys, family.token_keys)
-    source = DataSource(
-        arguments.file, arguments.split, row_format=arguments.format, image_folder=arguments.image_folder
-    )
-    rows = load_source(DEFAULT_SOURCE, source)
+    collator = AlignCollator(processor, NeedsOfSources(objective), family.image_keys, family.token_keys)
     print(check_dataset(rows, collator))
+    if not 0 <= arguments.row < len(rows):
+        raise ValueError(f"--row {arguments.row}: there are {len(rows)} rows, counted from 0")
     for view in sample_as_model_sees(rows[arguments.row], collator):
         print(f"\n{view}")
+
+
+def _balance(rows: Any, arguments: argparse.Namespace) -> None:
+    from mllm_align.data.mine.balance import text_balance
+
+    scores = None
+    if arguments.model is not None:
+        from mllm_align.cli.blind import scores_without_image
+        from mllm_align.models import ModelArguments, load_model
+        from mllm_align.recipe.build import resolve_model_name
+
+        given = ModelArguments(model_name_or_path=arguments.model, load_in_4bit=arguments.load_in_4bit)
+        scores = scores_without_image(*load_model(resolve_model_name(given)), rows)
+    print(text_balance(rows, category=arguments.category, scores=scores))

@@ -93,8 +93,8 @@ class Family:
         """
         joined = self.join_images(images)
         tower: Any = self.module(model, self.tower)
-        floats = {key: value.is_floating_point() for key, value in joined.items()}
-        joined = {key: value.to(tower.device, tower.dtype if floats[key] else None) for key, value in joined.items()}
+        joined = {key: to_device(value, tower.device) for key, value in joined.items()}
+        joined = {key: value.to(tower.dtype) if value.is_floating_point() else value for key, value in joined.items()}
         output = inner(model).get_image_features(**joined, return_dict=True)
         layers = getattr(output, "deepstack_features", None) or ()
         return EncodedImages(tuple(self.split_tokens(output, images)), tuple(zip(*layers, strict=True)))
@@ -178,6 +178,13 @@ class Family:
             if name == path or name.startswith(f"{path}."):
                 return scope
         return None
+
+
+def to_device(tensor: Tensor, device: Any) -> Tensor:
+    """A tensor on a device, without waiting for it: out of page-locked memory alone does a copy not wait."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def image_entries(output: BaseModelOutputWithPooling) -> Any:

@@ -21,7 +21,7 @@ class ModelArguments:
         dtype: "auto", "bfloat16", "float16" or "float32". "auto" is bfloat16 on a GPU that has it, float16 on one
             that has not, and float32 on CPU.
         attn_implementation: Attention back end; None leaves the choice to transformers. Prefixes are shared under
-            "sdpa" and "eager".
+            sdpa, eager and flex_attention.
         trust_remote_code: Whether code from the model's repository may run.
         load_in_4bit: Load the language model in 4 bits (QLoRA). Tower, projector and head stay in `dtype`.
         bnb_4bit_quant_type: "nf4" or "fp4".

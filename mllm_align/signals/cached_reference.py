@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mllm_align.contract import Batch, Branch, Prefix, Ragged, Signals, View
+from mllm_align.families.base import to_device
 from mllm_align.signals.store import KEY_BYTES, LogpStore
 
 
@@ -87,9 +88,9 @@ class CachedReference:
             counts = torch.bincount(row, minlength=len(batch))
             sums = torch.zeros(len(batch)).index_add(0, row, values)
             host_num_tokens[view] = tuple(counts.tolist())
-            logps[view], num_tokens[view] = _move(sums, device), _move(counts, device)
+            logps[view], num_tokens[view] = to_device(sums, device), to_device(counts, device)
             if tokens:
-                ragged[view] = Ragged(_move(values, device), _move(row, device))
+                ragged[view] = Ragged(to_device(values, device), to_device(row, device))
         return Signals(
             logps=logps,
             num_tokens=num_tokens,
@@ -118,9 +119,3 @@ def _by_row(entries: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
     values = torch.cat([values for _, values in ordered]) if ordered else torch.zeros(0)
     lengths = torch.tensor([values.numel() for _, values in ordered], dtype=torch.long)
     return values, torch.repeat_interleave(torch.tensor([row for row, _ in ordered], dtype=torch.long), lengths)
-
-
-def _move(tensor: Tensor, device: Any) -> Tensor:
-    if torch.device(device).type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mllm_align.contract import Batch
 from mllm_align.families import EncodedImages, Family, family_of, unwrap
+from mllm_align.families.base import to_device
 from mllm_align.signals.store import TensorStore
 from mllm_align.signals.vision import features_are_shared, trained_image_parameters
 
@@ -55,7 +56,7 @@ class FeatureCache:
         if kept is None:
             return None
         tensors, _ = kept
-        return tuple(tensors[str(number)].to(device, non_blocking=True) for number in range(len(tensors)))
+        return tuple(to_device(tensors[str(number)], device) for number in range(len(tensors)))
 
     def _keep(self, image_id: str, tensors: Sequence[Tensor]) -> None:
         self.files.offer(image_id, {str(number): tensor for number, tensor in enumerate(tensors)})

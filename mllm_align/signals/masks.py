@@ -101,3 +101,15 @@ def attention_masks(
 
     masks = {kind: build(window) for kind, window in windows.items()}
     return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def in_dtype(mask: Any, dtype: torch.dtype) -> Any:
+    """The same mask for a model that computes in `dtype`; what is not additive is handed back as it is.
+
+    Written anew where something is hidden: the least float32 number is minus infinity in bfloat16.
+    """
+    if isinstance(mask, dict):
+        return {kind: in_dtype(each, dtype) for kind, each in mask.items()}
+    if not isinstance(mask, Tensor) or not mask.is_floating_point() or mask.dtype == dtype:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask != 0, torch.finfo(dtype).min)

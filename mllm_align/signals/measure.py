@@ -13,8 +13,9 @@ from mllm_align.families import EncodedImages, family_of, unwrap
 from mllm_align.signals.attention import match_attention
 from mllm_align.signals.cached_reference import CachedReference
 from mllm_align.signals.features import image_features
+from mllm_align.signals.masks import in_dtype
 from mllm_align.signals.options import DEFAULTS, EngineOptions
-from mllm_align.signals.plan import Group, plan_groups
+from mllm_align.signals.plan import Group, mask_dtype, plan_groups
 from mllm_align.signals.reference import Reference
 from mllm_align.signals.scoring import assemble, encode, score_group, score_kept
 from mllm_align.signals.vision import frozen_tower_once, reads_the_same_tokens
@@ -91,5 +92,10 @@ def measure_reference(
     with torch.no_grad(), reference.on(model) as other:
         hf = match_attention(family, hf, unwrap(other))
         encoded = encoded if share else encode(family, hf, batch, at_once=at_once)
-        measured = [score_group(family, hf, encoded, group, options.logits_chunk_size) for group in wanted]
+        # A copy may be in another precision than the policy, in whose own the masks were made.
+        dtype = mask_dtype(hf)
+        measured = [
+            score_group(family, hf, encoded, replace(g, mask=in_dtype(g.mask, dtype)), options.logits_chunk_size)
+            for g in wanted
+        ]
         return assemble(batch, wanted, measured, tokens, hf.device)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mllm_align.contract import Batch
 from mllm_align.families import Family
+from mllm_align.families.base import to_device
 from mllm_align.signals.masks import ONE_WAY, PADDING, Visibility
 
 
@@ -93,11 +94,8 @@ def group_packs(packs: Sequence[Pack], least_fill: float, max_tokens: int | None
 
 
 def send(array: np.ndarray, device: Any) -> Tensor:
-    """An array as a tensor on a device; from page-locked memory, because no other copy goes without waiting."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    if torch.device(device).type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    """An array as a tensor on a device, without waiting for it."""
+    return to_device(torch.from_numpy(np.ascontiguousarray(array)), device)
 
 
 def build_inputs(batch: Batch, packs: Sequence[Pack], family: Family, model: Any) -> PackedInputs:

@@ -119,9 +119,13 @@ def _mask(model: Any, inputs: PackedInputs, shared: bool, without_square: bool) 
         return (inputs.visible.segment >= 0).long()
     text = model.config.get_text_config()
     backend = "shared_prefix" if text._attn_implementation == SHARED_PREFIX else text._attn_implementation
+    return attention_masks(inputs.visible, backend, windows, mask_dtype(model))
+
+
+def mask_dtype(model: Any) -> torch.dtype:
+    """What the attention of a model computes in here, which its additive masks must be in, too."""
     kind = model.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
-    return attention_masks(inputs.visible, backend, windows, dtype)
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
 
 
 def layout_of(batch: Batch, groups: Sequence[Group], device: Any) -> Layout:

@@ -62,8 +62,11 @@ def _vision_weights(family: Family, model: nn.Module) -> dict[str, Tensor]:
 
 
 def _equal_weights(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    # `torch.equal` looks past precision, but another precision makes other tokens of the same weights.
     return left.keys() == right.keys() and all(
-        value.shape == right[name].shape and bool(torch.equal(value, right[name].to(value.device)))
+        value.shape == right[name].shape
+        and value.dtype == right[name].dtype
+        and bool(torch.equal(value, right[name].to(value.device)))
         for name, value in left.items()
     )
 

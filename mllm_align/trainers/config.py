@@ -30,7 +30,8 @@ class AlignConfig(TrainingArguments):
         head_learning_rate: Learning rate of the objective's own parameters; None for `learning_rate`.
         packing: "auto" shares prompts between responses where the model allows it, "off" scores row by row.
         logits_chunk_size: Response positions whose logits exist at one time.
-        max_tokens_per_forward: Padded tokens of one forward pass at the most; a batch with more is run in several.
+        max_tokens_per_forward: Padded tokens of one forward pass; a batch with more is run in several. A prompt with
+            all its responses is never split: such a pack runs alone, however long it is.
         max_tokens_per_batch: Fill batches up to this many tokens (prompts that are shared count once, padding
             counted) with rows of similar length, in place of `per_device_train_batch_size` rows; None for off.
         cache_gradients: Measure first, then run each group of sequences again, one at a time, with the gradients of
@@ -88,7 +89,13 @@ class AlignConfig(TrainingArguments):
     head_learning_rate: float | None = field(default=None, metadata={"help": "Of the objective's parameters."})
     packing: str = field(default="auto", metadata={"help": "auto or off."})
     logits_chunk_size: int = field(default=256, metadata={"help": "Positions of logits held at one time."})
-    max_tokens_per_forward: int | None = field(default=None, metadata={"help": "Padded tokens of one forward pass."})
+    max_tokens_per_forward: int | None = field(
+        default=None,
+        metadata={
+            "help": "Padded tokens of one forward pass; a prompt with all its responses is never split: such a pack "
+            "runs alone."
+        },
+    )
     max_tokens_per_batch: int | None = field(default=None, metadata={"help": "Fill batches by tokens, not by rows."})
     cache_gradients: bool = field(default=False, metadata={"help": "Gradients group by group, for any batch size."})
     recompute_without_image: bool = field(default=False, metadata={"help": "Run views without image twice."})

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from mllm_align.contract import Objective
 from mllm_align.data.corrupt.dataset import CorruptedDataset
 from mllm_align.families import unwrap
+from mllm_align.models.adapters import is_quantized
 from mllm_align.trainers.config import AlignConfig
 from mllm_align.trainers.memory import GIB, MemoryEstimate, Run, Switches, run_of
 
@@ -61,11 +62,13 @@ class Allowed:
         smaller_batches: Whether a micro-batch may be split up into several that are accumulated.
         checkpointing: Whether the model can recompute activations.
         precompute: Whether the reference can be computed before training.
+        quantize: Whether the weights are not in few bits yet, which is advised where nothing else helps.
     """
 
     smaller_batches: bool = True
     checkpointing: bool = True
     precompute: bool = True
+    quantize: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def plan_switches(run: Run, switches: Switches, budget: int, allowed: Allowed) -
             chosen = best
             used.append(step)
     if total(chosen) > budget:
-        raise ValueError(_too_small(run.estimate(chosen), budget, switches, chosen))
+        raise ValueError(_too_small(run.estimate(chosen), budget, switches, chosen, allowed))
     for step in reversed(used[:-1]):
         for option in (switches, *step.options(run, switches, allowed)):
             gentler = replace(chosen, **{name: getattr(option, name) for name in step.settings})
@@ -174,6 +177,7 @@ def allowed_for(model: Any, objective: Objective, dataset: Any) -> Allowed:
         smaller_batches=not objective.needs.features,
         checkpointing=bool(getattr(unwrap(model), "supports_gradient_checkpointing", False)),
         precompute=all(map(_is_fixed, getattr(dataset, "parts", {"": dataset}).values())),
+        quantize=not is_quantized(model),
     )
 
 
@@ -296,18 +300,20 @@ def _values(switches: Switches, names: list[str]) -> str:
     return ", ".join(str(getattr(switches, name)) for name in names)
 
 
-def _too_small(estimate: MemoryEstimate, budget: int, before: Switches, after: Switches) -> str:
+def _too_small(estimate: MemoryEstimate, budget: int, before: Switches, after: Switches, allowed: Allowed) -> str:
     changed = [n for step in LADDER for n in step.settings if getattr(before, n) != getattr(after, n)]
     even = f"even with {', '.join(f'{n}={getattr(after, n)}' for n in changed)} " if changed else ""
     largest = estimate.largest
+    mend = SMALLER if largest == "weights" and not allowed.quantize else MENDS.get(largest, SHORTER)
     return (
         f"a memory_budget of {gigabytes(budget)} is too small: {even}the run takes about "
         f"{gigabytes(estimate.total)} per device, of which {largest}: {gigabytes(estimate.parts[largest])}. "
-        f"{MENDS.get(largest, SHORTER)}"
+        f"{mend}"
     )
 
 
 SHORTER = "Use smaller images (max_pixels), shorter rows (max_length), or a smaller model"
+SMALLER = "Use a smaller model, or a device with more memory"
 FEWER_TRAINED = "Train adapters in place of the whole model (use_peft), or use optim='adamw_8bit'"
 MENDS = {
     "weights": "Load the model in 4 bits (load_in_4bit), or use a smaller one",
@@ -317,7 +323,7 @@ MENDS = {
     "vision activations": "Freeze the vision tower, or use smaller images (max_pixels)",
     "images": "Use smaller or fewer images (max_pixels), or fewer rows at a time",
     "vocabulary head": "Lower logits_chunk_size",
-    "driver and allocator": "Use a smaller model, or a device with more memory",
+    "driver and allocator": SMALLER,
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
@@ -71,7 +72,8 @@ def resolve_model(
     """The model and its processor, either of which may have been left to be loaded.
 
     Raises:
-        ValueError: If the model cannot read images with the processor, or no processor is known.
+        ValueError: If the model cannot read images with the processor, no processor is known, or its attention cannot
+            train there.
     """
     if isinstance(model, str):
         arguments = ModelArguments(model_name_or_path=model, **(model_init_kwargs or {}))
@@ -85,7 +87,22 @@ def resolve_model(
             raise ValueError("processing_class is missing: pass the model's processor")
         processing_class = load_processor(name)
     check_model(model, processing_class)
+    check_attention(model, device)
     return model, processing_class
+
+
+def check_attention(model: Any, device: Any) -> None:
+    """Refuses a back end that could score, but not train, where the model will be.
+
+    Raises:
+        ValueError: If it is FlexAttention on a CPU, which torch has no backward pass for.
+    """
+    backend = unwrap(model).config.get_text_config()._attn_implementation
+    if backend == "flex_attention" and torch.device(device or "cpu").type == "cpu":
+        raise ValueError(
+            "flex_attention cannot train on a CPU: torch has no backward pass for it there; load the model with "
+            "attn_implementation='sdpa', or train on a GPU"
+        )
 
 
 def apply_peft(model: Any, peft_config: PeftConfig | None) -> Any:

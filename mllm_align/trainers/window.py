@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mllm_align.contract import Batch, Feature, Objective, Outcome, Ragged, Signals, View
+from mllm_align.families.base import to_device
 from mllm_align.signals.features import rows_with_images, scored_views, text_view
 from mllm_align.signals.packing import send
 from mllm_align.trainers.heads import as_module, mode
@@ -28,12 +29,13 @@ class Window:
     """Global normalisers of one optimiser step.
 
     Attributes:
-        counts: Per term name, the sum of its counts over the window and all ranks.
+        counts: Per term name, the sum of its counts over the window and all ranks; where the objective counts on its
+            own device a 0-d tensor there, for which nobody waits.
         tokens: Tokens that the policy reads, over the window and all ranks.
         rows: Rows, likewise.
     """
 
-    counts: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, float | Tensor] = field(default_factory=dict)
     tokens: int = 0
     rows: int = 0
 
@@ -50,7 +52,9 @@ class Window:
                     f"term {term.name!r} appeared with values but not with zeros in their place: which terms an "
                     "objective returns must not depend on what was measured"
                 )
-            shares.append(term.weight * term.sum / max(self.counts[term.name], 1.0))
+            count = self.counts[term.name]
+            divisor = count.clamp(min=1.0) if isinstance(count, Tensor) else max(count, 1.0)
+            shares.append(term.weight * term.sum / divisor)
         return torch.stack(shares).sum() if shares else torch.zeros(())
 
 
@@ -62,19 +66,37 @@ def plan_window(objective: Objective, batches: Iterable[Batch], width: int = 1) 
         batches: The micro-batches of this rank.
         width: Of features.
     """
-    counts: dict[str, float] = defaultdict(float)
+    counts: dict[str, Any] = defaultdict(float)
     tokens = rows = 0
     for batch in batches:
         for name, count in term_counts(objective, batch, width).items():
-            counts[name] += count
+            counts[name] = counts[name] + count
         tokens += count_tokens(batch)
         rows += len(batch)
-    total: dict[str, float] = defaultdict(float)
-    ranks = gather_on_host((dict(counts), tokens, rows))
-    for rank_counts, _, _ in ranks:
-        for name, count in rank_counts.items():
+    there = {name: count for name, count in counts.items() if isinstance(count, Tensor)}
+    here = {name: count for name, count in counts.items() if name not in there}
+    total: dict[str, Any] = defaultdict(float)
+    ranks = gather_on_host((here, tokens, rows, list(there)))
+    for rank in ranks:
+        for name, count in rank[0].items():
             total[name] += count
+    names = sorted({name for rank in ranks for name in rank[3]})
+    if names:
+        total |= _over_ranks(there, names, next(_parameters(objective)).device)
     return Window(dict(total), sum(rank[1] for rank in ranks), sum(rank[2] for rank in ranks))
+
+
+def _over_ranks(counts: Mapping[str, Tensor], names: Sequence[str], device: Any) -> dict[str, Tensor]:
+    """What is counted on the device, summed there (a collective): a rank without such rows has no count of a term."""
+    summed = torch.stack([counts[name] if name in counts else torch.zeros((), device=device) for name in names])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(summed)
+    return dict(zip(names, summed.unbind(), strict=True))
+
+
+def _parameters(objective: Objective) -> Iterator[Tensor]:
+    module = as_module(objective)
+    return iter(()) if module is None else module.parameters()
 
 
 def gather_on_host(entry: Any) -> list[Any]:
@@ -92,10 +114,11 @@ def _host_group(world: Any) -> Any:
     return world if "gloo" in str(dist.get_backend_config(world)) else dist.new_group(backend="gloo")
 
 
-def term_counts(objective: Objective, batch: Batch, width: int = 1) -> dict[str, float]:
+def term_counts(objective: Objective, batch: Batch, width: int = 1) -> dict[str, float | Tensor]:
     """Per term name its count on one batch, by asking the objective with zeros in place of every measured value.
 
-    An objective that is a module is asked in evaluation mode, so that a queue it keeps is not filled with zeros.
+    An objective that is a module is asked in evaluation mode, so that a queue it keeps is not filled with zeros. One
+    with parameters counts where they are, and its counts stay there: to read them would be to wait for the last step.
 
     Raises:
         ValueError: If two terms have the same name.
@@ -103,17 +126,17 @@ def term_counts(objective: Objective, batch: Batch, width: int = 1) -> dict[str,
     if batch.is_idle:
         return {}
     module = as_module(objective)
-    own = next(module.parameters(), None) if module is not None else None
+    own = next(_parameters(objective), None)
     device = own.device if own is not None else "cpu"
     needs = objective.needs
     zeros = zero_signals(batch, needs.tokens, device, needs.features, width, scored_views(needs))
     with torch.no_grad(), torch.random.fork_rng(enabled=module is not None), mode(objective, training=False):
         outcome = objective(zeros, zeros if needs.reference else None)
-    counts: dict[str, float] = {}
+    counts: dict[str, float | Tensor] = {}
     for term in outcome.terms:
         if term.name in counts:
             raise ValueError(f"two terms are called {term.name!r}: give each part of the objective a name of its own")
-        counts[term.name] = float(term.count)
+        counts[term.name] = float(term.count) if own is None else to_device(term.count, device).float()
     return counts
 
 
@@ -139,11 +162,11 @@ def zero_signals(
     host = {view: count if scored is None or view in scored else count * 0 for view, count in told.items()}
     host_num_tokens = {view: tuple(count.tolist()) for view, count in host.items()}
     found = _zero_features(batch, features, width, device)
-    counts = {view: count.to(device) for view, count in host.items()}
+    counts = {view: to_device(count, device) for view, count in host.items()}
     ragged = {}
     if tokens:
-        for view, count in counts.items():
-            row = torch.repeat_interleave(torch.arange(len(batch), device=device), count)
+        for view, own in host_num_tokens.items():
+            row = send(np.repeat(np.arange(len(batch)), own), device)
             ragged[view] = Ragged(torch.zeros(row.numel(), device=device), row)
     return Signals(
         logps={view: torch.zeros(len(batch), device=device) for view in counts},

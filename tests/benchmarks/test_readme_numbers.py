@@ -31,6 +31,32 @@ def test_the_readme_has_the_numbers_of_the_benchmarks() -> None:
     assert written == wanted, f"run `python benchmarks/table.py --write`; wanted:\n\n{wanted}\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "measure", "least", "most"),
+    [
+        ("svco_step", "speedup", {"40": 2.1, "80": 1.9, "150": 1.75}, None),
+        ("svco_step", "speedup_cached_reference", {"40": 2.7, "80": 2.4, "150": 2.2}, None),
+        ("svco_step", "of_limit", 0.85, None),
+        ("svco_step", "of_limit_cached_reference", 0.85, None),
+        ("svco_step", "memory_ratio", None, 0.5),
+        ("dpo_vs_trl", "speedup", {"40": 2.5, "80": 2.5, "150": 2.0}, None),
+        ("dpo_vs_trl", "of_limit", 0.85, None),
+        ("dpo_vs_trl", "memory_ratio", None, 0.65),
+    ],
+)
+def test_the_results_beside_the_benchmarks_clear_the_bars(name: str, measure: str, least: Any, most: Any) -> None:
+    result = json.loads((table.FOLDER / f"{name}.json").read_text())
+    assert result["preset"] == "small"
+    found = result[measure]
+    assert list(found) == ["40", "80", "150"]
+    for length, value in found.items():
+        if most is not None:
+            assert value <= most, f"{measure} at {length} tokens"
+        else:
+            bar = least[length] if isinstance(least, dict) else least
+            assert value >= bar, f"{measure} at {length} tokens"
+
+
 def test_a_table_of_all_results(tmp_path: Path) -> None:
     cached = {f"{key}_cached_reference": {"40": COMPARED[key]["40"] + 1} for key in ("speedup", "limit", "of_limit")}
     gpu = copy.deepcopy(COMPARED) | {"preset": "llava-1.5-7b", "device": "NVIDIA H200"}

@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from batches import processed
+from batches import plain_call, processed
+from mllm_align.contract import Needs, View
+from mllm_align.data.collator import AlignCollator
 from mllm_align_eval.engine import ModelEngine, Request
 from tiny import FAMILIES, tiny
 
@@ -18,7 +22,10 @@ def requests(pictures, with_image=True):
 
 def plain_inputs(processor, request):
     parts = [{"type": "image"} for _ in request.images] + [{"type": "text", "text": request.prompt}]
-    text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+    messages = [{"role": "user", "content": parts}]
+    if request.system:
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": request.system}]})
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
     tokenizer = processor.tokenizer
     if tokenizer.bos_token and tokenizer("").input_ids == [tokenizer.bos_token_id]:
         text = text.removeprefix(tokenizer.bos_token)
@@ -77,3 +84,68 @@ def test_training_mode_is_restored(pictures):
     model.train()
     ModelEngine(model, processor).choice_logps(requests(pictures)[:1])
     assert model.training
+
+
+ANSWER, START = "The small circle is red.", "The small circle"
+
+
+def collated_ids(model, processor, request, response):
+    """The tokens of a response as training scores them."""
+    view = View("image" if request.images else None, "chosen")
+    engine = ModelEngine(model, processor)
+    collator = AlignCollator(
+        processor, lambda source: Needs(views=(view,)), engine.family.image_keys, engine.family.token_keys
+    )
+    row = {"images": list(request.images), "prompt": request.prompt, "chosen": response}
+    return collator([row])["batch"].branches[0].token_ids
+
+
+@pytest.mark.parametrize("with_image", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_is_continued_behind_the_tokens_that_training_would_score(family, with_image, pictures):
+    model, processor = tiny(family)
+    asked = [replace(request, start=START) for request in requests(pictures, with_image)[:2]]
+    asked.append(replace(asked[0], start=""))  # in one batch with answers from the beginning
+    found = ModelEngine(model, processor).generate(asked, 4)
+    for request, generated in zip(asked[:2], found, strict=False):
+        scored = collated_ids(model, processor, request, ANSWER)
+        size = next(n for n in range(len(scored)) if processor.tokenizer.decode(scored[:n]).strip() == START)
+        ids = scored[:size]
+        for _ in range(4):
+            _, hidden = plain_call(model, plain_inputs(processor, request), torch.cat([ids, ids[:1]]))
+            following = model.get_output_embeddings()(hidden[-1]).argmax()[None]
+            if following == processor.tokenizer.eos_token_id:
+                break
+            ids = torch.cat([ids, following])
+        whole = processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        assert START + generated.text == whole
+    assert found[2] == ModelEngine(model, processor).generate(asked[2:], 4)[0]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl"])
+def test_white_space_behind_a_start_is_the_model_s_and_not_doubled(family, pictures):
+    model, processor = tiny(family)
+    plain, spaced = (replace(requests(pictures)[0], start=start) for start in (START, START + " "))
+    one, other = ModelEngine(model, processor).generate([plain, spaced], 4)
+    assert other.text == one.text.lstrip()
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "idefics3"])
+def test_a_system_prompt_is_read(family, pictures):
+    model, processor = tiny(family)
+    request = replace(requests(pictures)[0], system="What is the white triangle below the star?")
+    (generated,) = ModelEngine(model, processor).generate([request], 4)
+    inputs = plain_inputs(processor, request)
+    ids = model.generate(**inputs, do_sample=False, max_new_tokens=4)[0, inputs["input_ids"].shape[1] :].tolist()
+    eos = processor.tokenizer.eos_token_id
+    kept = ids[: ids.index(eos)] if eos in ids else ids
+    assert generated.text == processor.tokenizer.decode(kept, skip_special_tokens=True).strip()
+
+
+def test_what_an_engine_cannot_do_is_refused(pictures):
+    engine = ModelEngine(*tiny("llava"))
+    own, bare = requests(pictures)[0], requests(pictures, False)[0]
+    with pytest.raises(ValueError, match="whole answers"):
+        engine.choice_logps([replace(own, start="The")])
+    with pytest.raises(ValueError, match="throughout or not at all"):
+        engine.generate([own, bare], 2)

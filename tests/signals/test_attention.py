@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers.integrations.flex_attention as flex
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AutoModelForImageTextToText
 
 from batches import QUESTIONS, make_batch, plain_logps
@@ -73,18 +75,64 @@ def test_a_reference_with_another_back_end_is_refused(pictures: list[Any]) -> No
         measure(model, batch, reference=FrozenCopy(other))
 
 
-@pytest.mark.parametrize("backend", ["flex_attention", "eager"])
-def test_back_ends_score_alike(backend: str, pictures: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def masks_seen(monkeypatch: pytest.MonkeyPatch, model: Any) -> list[Any]:
+    """What the decoder is given as `attention_mask` from here on, one entry per kind of layer."""
+    family, seen = family_of(model), []
+    plain = type(family).hidden_states
+
+    def hidden_states(self: Any, model: Any, *, attention_mask: Any, **inputs: Any) -> Tensor:
+        seen.extend(attention_mask.values() if isinstance(attention_mask, dict) else [attention_mask])
+        return plain(self, model, attention_mask=attention_mask, **inputs)
+
+    monkeypatch.setattr(type(family), "hidden_states", hidden_states)
+    return seen
+
+
+def logps_with(attention: str, family: str, pictures: list[Any]) -> Any:
+    """Scores under a back end of the decoder's, and the back end that it has then."""
+    model, processor = tiny(family)
+    text = model.config.get_text_config()
+    text._attn_implementation = attention
+    batch = make_batch(model, processor, pictures[:2], [((0,), (3, 6, 1)), ((1,), (5, 2)), ((), (7, 3))])
+    with torch.no_grad():
+        logps = measure(model, batch)[0].logps
+    return logps, text._attn_implementation
+
+
+@pytest.mark.parametrize(("backend", "family"), [*(("flex_attention", name) for name in FAMILIES), ("eager", "llava")])
+def test_back_ends_score_alike(
+    backend: str, family: str, pictures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against sdpa; against eager where the scores are capped, which sdpa refuses."""
     # Uncompiled, and without a graph: compiling takes half a minute, and on a CPU it has no backward pass.
     monkeypatch.setattr(flex, "WrappedFlexAttention", lambda training: lambda: flex.flex_attention)
+    model, _ = tiny(family)
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    plain, _ = logps_with("eager" if capped else "sdpa", family, pictures)
+    seen = masks_seen(monkeypatch, model)
+    found, kept = logps_with(backend, family, pictures)
+    assert kept == backend
+    assert seen
+    assert {isinstance(mask, BlockMask) for mask in seen} == {backend == "flex_attention"}
+    for view, value in found.items():
+        torch.testing.assert_close(value, plain[view], atol=1e-4, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention has a backward pass on a GPU alone")
+def test_gradients_of_flex_attention_equal_those_of_sdpa(pictures: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = masks_seen(monkeypatch, tiny("llava")[0])
     results = []
-    for attention in ("sdpa", backend):
+    for attention in ("sdpa", "flex_attention"):
         model, processor = tiny("llava")
-        model.config.text_config._attn_implementation = attention
+        model.cuda().config.text_config._attn_implementation = attention
         batch = make_batch(model, processor, pictures[:2], [((0,), (3, 6, 1)), ((1,), (5, 2)), ((), (7, 3))])
-        with torch.no_grad():
-            results.append(measure(model, batch)[0].logps)
-        found = model.config.text_config._attn_implementation
-        assert found == (SHARED_PREFIX if attention == "sdpa" else backend)
-    for view, value in results[1].items():
-        torch.testing.assert_close(value, results[0][view], atol=1e-4, rtol=0)
+        seen.clear()
+        policy, _ = measure(model, batch)
+        torch.stack([value.sum() for value in policy.logps.values()]).sum().backward()
+        assert {isinstance(mask, BlockMask) for mask in seen} == {attention == "flex_attention"}
+        grads = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+        results.append(grads)
+    assert results[0].keys() == results[1].keys()
+    for name, plain in results[0].items():
+        assert (results[1][name] - plain).norm() <= 1e-2 * plain.norm() + 1e-5, name

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from batches import QUESTIONS, make_batch, plain_logps
-from mllm_align.contract import View
+from mllm_align.contract import Batch, View
 from mllm_align.families import family_of, unwrap
 from mllm_align.signals import AdaptersOff, EngineOptions, measure
 from tiny import FAMILIES, tiny
@@ -69,8 +69,13 @@ def test_gradients_equal_the_plain_model(family: str, packing: str, checkpointin
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     signals, _ = measure(peft, batch, reference=AdaptersOff(), options=EngineOptions(packing, logits_chunk_size=5))
     loss_of(dict(signals.logps)).backward()
-    ours = {name: p.grad.clone() for name, p in peft.named_parameters() if p.requires_grad}
     model.gradient_checkpointing_disable()
+    check_gradients_are_those_of_plain_calls(peft, processor, pictures, batch)
+
+
+def check_gradients_are_those_of_plain_calls(peft: Any, processor: Any, pictures: list[Any], batch: Batch) -> None:
+    """What lies in the gradients now against one plain call per response."""
+    ours = {name: p.grad.clone() for name, p in peft.named_parameters() if p.requires_grad}
     peft.zero_grad()
     hf = unwrap(peft)
     plain: dict[View, torch.Tensor] = {view: torch.zeros(2) for view in batch.views}
@@ -95,6 +100,33 @@ def test_nf4_base_is_scored_as_the_plain_model_scores_it(family: str, pictures: 
         for branch in batch.branches:
             expected = plain_logps(model, processor, pictures, batch, branch, QUESTIONS[branch.prefix % 3])
             assert signals.logps[branch.view][branch.row].item() == pytest.approx(expected.sum().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_through_an_nf4_base_equal_the_plain_model(family: str, pictures: list[Any]) -> None:
+    model, processor = tiny(family, quantized=True)
+    peft = with_lora(model, projector=True).train()
+    batch = make_batch(model, processor, pictures[:3], LAYOUTS)
+    signals, _ = measure(peft, batch, reference=AdaptersOff())
+    loss_of(dict(signals.logps)).backward()
+    check_gradients_are_those_of_plain_calls(peft, processor, pictures, batch)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("trains", ["nothing", "adapters", "head"])
+def test_no_call_of_the_head_has_more_rows_than_the_chunk(trains: str, recompute: bool, pictures: list[Any]) -> None:
+    model, processor = tiny("llava")
+    policy = model.requires_grad_(False) if trains == "nothing" else with_lora(model, projector=False)
+    head = model.get_output_embeddings().requires_grad_(trains == "head")
+    rows: list[int] = []
+    head.register_forward_hook(lambda module, args, output: rows.append(output.numel() // output.shape[-1]))
+    batch = make_batch(model, processor, pictures[:3], LAYOUTS)
+    options = EngineOptions(logits_chunk_size=2, recompute_without_image=recompute)
+    signals, _ = measure(policy, batch, reference=None if trains == "nothing" else AdaptersOff(), options=options)
+    if trains != "nothing":
+        loss_of(dict(signals.logps)).backward()
+    assert max(rows) == 2
+    assert sum(rows) >= sum(branch.token_ids.numel() for branch in batch.branches)
 
 
 def count_towers(model: Any) -> list[int]:
@@ -164,3 +196,20 @@ def test_limiting_tokens_per_forward_changes_nothing(pictures: list[Any]) -> Non
         small, _ = measure(model, batch, options=EngineOptions(max_tokens_per_forward=30, least_fill=0.0))
     for view in batch.views:
         torch.testing.assert_close(whole.logps[view], small.logps[view], atol=1e-5, rtol=0)
+
+
+def test_a_prompt_with_all_its_responses_is_one_pass_whatever_the_limit(pictures: list[Any]) -> None:
+    """The limit parts a batch between prompts: a pack that is longer by itself runs alone and whole."""
+    model, processor = tiny("llava")
+    batch = make_batch(model, processor, pictures[:2], [((0,), (20,) * 12), ((1,), (3,)), ((1,), (2, 2))])
+    family, passes = family_of(model), []
+    decoder = family.module(model, family.language_model)
+    decoder.register_forward_hook(lambda module, args, output: passes.append(output.last_hidden_state.shape[:2]))
+    with torch.no_grad():
+        measure(model, batch, options=EngineOptions(max_tokens_per_forward=100, least_fill=0.0))
+    alone, *others = passes
+    assert alone[0] == 1
+    assert alone[1] == batch.prefixes[0].input_ids.numel() + 12 * 19
+    assert alone[1] > 100
+    assert [rows * length <= 100 for rows, length in others] == [True] * len(others)
+    assert sum(rows for rows, _ in others) == 2

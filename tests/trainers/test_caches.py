@@ -17,6 +17,7 @@ from mllm_align.objectives.dpo import DPO
 from mllm_align.objectives.next_token import NextToken
 from mllm_align.trainers.caches import cache_root
 from runs import config, make_trainer, pair_rows, trained
+from tiny import tiny
 
 
 def log_of(trainer: Any) -> list[float]:
@@ -75,6 +76,22 @@ def test_the_second_epoch_costs_nothing_and_changes_nothing(
     about = [json.loads(path.read_text()) for path in (tmp_path / "cache").rglob("cache.json")]
     assert len(about) == 1
     assert "Safe to delete" in about[0]["what"]
+
+
+def test_models_with_other_towers_share_no_features(tmp_path: Path) -> None:
+    rows = rows_on_disk(tmp_path, 2)
+    logs = {}
+    for name, cached in (("plain", False), ("cached", True)):
+        for seed in (0, 1):
+            model, processor = tiny("llava", seed=seed)
+            switches = {"cache_image_features": True, "cache_dir": str(tmp_path / "cache")} if cached else {}
+            given = {"model": model, "processing_class": processor, "max_steps": 1, **switches}
+            trainer = make_trainer(tmp_path / f"{name}{seed}", DPO(), rows, **given)
+            trainer.train()
+            logs[name, seed] = log_of(trainer)
+    for seed in (0, 1):
+        assert logs["cached", seed] == pytest.approx(logs["plain", seed], abs=1e-5)
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 2
 
 
 def test_features_of_a_vision_side_that_trains_are_refused(tmp_path: Path) -> None:

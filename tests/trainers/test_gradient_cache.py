@@ -13,7 +13,7 @@ from mllm_align.contract import Feature, Needs, Objective, Outcome, Signals, Ter
 from mllm_align.families import family_of
 from mllm_align.objectives import CHIP, DPO, SVCO, InfoNCE, NextToken, Weighted
 from mllm_align.trainers import AlignTrainer
-from runs import config, lora, make_trainer, pair_rows
+from runs import config, gradients, lora, make_trainer, pair_rows
 from tiny import tiny
 
 
@@ -96,6 +96,23 @@ def test_an_objective_of_images_alone_trains(tmp_path: Path) -> None:
     assert log[1]["loss/likeness"] < log[0]["loss/likeness"]
     for key, value in found[False][0].items():
         torch.testing.assert_close(found[True][0][key], value, atol=1e-6, rtol=1e-4, msg=key)
+
+
+def test_passes_run_again_under_autocast(tmp_path: Path) -> None:
+    """The same passes with the same roundings; bfloat16 gradients are added up in another order, no more."""
+    settings = {"train_sampling_strategy": "sequential", "max_steps": 1}
+    full = gradients(make_trainer(tmp_path / "full", SVCO(), pair_rows(2), **settings))
+    plain = gradients(make_trainer(tmp_path / "plain", SVCO(), pair_rows(2), bf16=True, **settings))
+    given = {"bf16": True, "cache_gradients": True, **settings}
+    cached = gradients(make_trainer(tmp_path / "cached", SVCO(), pair_rows(2), **given))
+    assert cached.keys() == plain.keys() == full.keys()
+
+    def farthest(found: dict[str, torch.Tensor]) -> float:
+        return max(((found[name] - value).abs().max() / value.abs().max()).item() for name, value in plain.items())
+
+    assert farthest(cached) < 0.25 * farthest(full)
+    assert farthest(cached) < 1e-2
+    assert farthest(full) > 2e-2
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mllm_align
 from mllm_align.contract import Batch, Needs, Outcome, Signals, Term
+from mllm_align.families import base, unwrap
 from mllm_align.objectives.dpo import DPO
 from mllm_align.objectives.info_nce import InfoNCE
 from mllm_align.objectives.next_token import NextToken
 from mllm_align.objectives.svco import SVCO
 from mllm_align.objectives.weighted import Weighted
+from mllm_align.trainers.heads import trained_parameters
 from mllm_align.trainers.window import plan_window
-from runs import OWN, make_trainer, pair_rows
+from runs import OWN, Headed, make_trainer, pair_rows
+from tiny import tiny
 
 PACKAGE = str(Path(mllm_align.__file__).parent)
 # What is laid out on the host, from tensors that stay there.
-ON_THE_HOST = ("signals/packing.py", "signals/plan.py", "families/", "signals/cached_reference.py")
+ON_THE_HOST = ("signals/packing.py", "signals/plan.py", "signals/cached_reference.py")
+# Counts that never left the host, and parameters' devices, which are one or copy from each to the next.
+HOST_LINES = (
+    "host_num_tokens = {view: tuple(count.tolist()) for view, count in host.items()} [tolist]",
+    "return torch.stack([part.to(parts[0].device) for part in parts]).sum() [to]",
+)
 aten = torch.ops.aten
 WAITS = {
     aten._local_scalar_dense.default,
@@ -65,8 +73,9 @@ class Waiting(TorchDispatchMode):
 
     def note(self, what: str) -> None:
         where = innermost()
-        if where and not where.startswith(ON_THE_HOST):
-            self.found.append(f"{where} [{what}]")
+        line = f"{where} [{what}]"
+        if where and not where.startswith(ON_THE_HOST) and not line.endswith(HOST_LINES):
+            self.found.append(line)
 
 
 @contextmanager
@@ -84,23 +93,40 @@ def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
         for name in ("tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "item"):
             patch.setattr(torch.Tensor, name, noted(getattr(torch.Tensor, name), name, lambda *_, **__: True))
+        patch.setattr(torch.Tensor, "to", noted(torch.Tensor.to, "to", blocks))
         for name in ("tensor", "as_tensor"):
             given = lambda *_, **kwargs: kwargs.get("device") is not None  # noqa: E731
             patch.setattr(torch, name, noted(getattr(torch, name), name, given))
         yield mode.found
 
 
+def blocks(tensor: torch.Tensor, *args: Any, non_blocking: bool = False, **kwargs: Any) -> bool:
+    """Whether `Tensor.to` is a copy between devices that is waited for."""
+    device = kwargs.get("device", args[0] if args else None)
+    return isinstance(device, str | int | torch.device) and not non_blocking
+
+
 def step(trainer: Any, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> list[str]:
     """One batch forward and backward, after a first one that settles what is checked once."""
     seen: list[list[str]] = []
+    width = unwrap(trainer.model).config.get_text_config().hidden_size
     for _ in range(2):
         batch: Batch = trainer.data_collator(rows)["batch"]
-        trainer._window = plan_window(trainer.objective, [batch])
         trainer.model.train()
         with watching(monkeypatch) as found:
+            # An objective without parameters is asked on the host, where nothing waits.
+            with nullcontext() if trained_parameters(trainer.objective) else unwatched(found):
+                trainer._window = plan_window(trainer.objective, [batch], width)
             trainer.compute_loss(trainer.model, {"batch": batch}).backward()
         seen.append(found)
     return seen[-1]
+
+
+@contextmanager
+def unwatched(found: list[str]) -> Iterator[None]:
+    before = len(found)
+    yield
+    del found[before:]
 
 
 def mixture() -> Weighted:
@@ -111,7 +137,7 @@ def contrastive() -> Weighted:
     return Weighted((InfoNCE(), 1.0, "pairs"), (NextToken(matched=False), 0.5, "instructions"))
 
 
-OBJECTIVES = [SVCO(), DPO(), DPO(loss_type="ipo"), NextToken(), InfoNCE(), mixture(), contrastive()]
+OBJECTIVES = [SVCO(), DPO(), DPO(loss_type="ipo"), NextToken(), InfoNCE(), Headed(), mixture(), contrastive()]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
@@ -126,6 +152,26 @@ def test_a_step_never_waits_for_the_device(
     assert step(trainer, monkeypatch, rows) == []
 
 
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "idefics3", "gemma3"])
+def test_no_family_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """Their own code; what transformers does inside a tower is left to it."""
+    model, processor = tiny(family)
+    rows = pair_rows(2)
+    trainer = make_trainer(tmp_path, SVCO(), rows, model=model, processing_class=processor)
+    assert step(trainer, monkeypatch, rows) == []
+
+
+def test_a_copy_to_a_gpu_is_made_from_page_locked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked of a tensor that only writes down what is done with it."""
+    calls: list[Any] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: calls.append("pinned") or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *args, **kwargs: calls.append((args, kwargs)) or tensor)
+    base.to_device(torch.ones(2), "cuda:0")
+    base.to_device(torch.ones(2), torch.device("cpu"))
+    sent = {"non_blocking": True}
+    assert calls == ["pinned", (("cuda:0",), sent), ((torch.device("cpu"),), sent)]
+
+
 class Impatient:
     """An objective that does all that it should not."""
 
@@ -134,7 +180,7 @@ class Impatient:
     def __call__(self, policy: Signals, reference: Signals | None) -> Outcome:
         logps = policy.logps[OWN]
         has = policy.has(OWN)
-        count = torch.tensor(len(logps), device=logps.device)
+        count = torch.tensor(len(logps), device=logps.device).to("cpu")
         return Outcome((Term("impatient", float(logps.detach().mean() < 1), -logps[has].sum(), count),))
 
 
@@ -142,5 +188,5 @@ def test_what_waits_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The watcher itself, on code that waits: here it lies in the package's place."""
     monkeypatch.setitem(globals(), "PACKAGE", str(Path(__file__).parent))
     found = step(make_trainer(tmp_path, Impatient(), pair_rows(2)), monkeypatch, pair_rows(2))
-    for call in ("tensor", "__float__", "aten._local_scalar_dense.default", "aten.index.Tensor"):
+    for call in ("tensor", "to", "__float__", "aten._local_scalar_dense.default", "aten.index.Tensor"):
         assert any(f"[{call}]" in line for line in found), (call, found)

@@ -122,6 +122,15 @@ def test_a_budget_that_cannot_be_kept_names_the_least_and_the_mend(tmp_path):
         plan_switches(run, switches, 1000, ALL)
 
 
+def test_nobody_is_told_to_load_in_few_bits_what_is_loaded_so(tmp_path):
+    trainer = make_trainer(tmp_path, DPO(), pair_rows(2), quantized=True)
+    assert not allowed_for(trainer.model, DPO(), pair_rows(2)).quantize
+    with pytest.raises(ValueError, match=r"too small: .*") as told:
+        make_trainer(tmp_path, DPO(), pair_rows(2), quantized=True, memory_budget=1e-5)
+    assert "weights: " in str(told.value)
+    assert str(told.value).endswith("Use a smaller model, or a device with more memory")
+
+
 class Features:
     needs = Needs(features=(Feature("a", "projector", "image"),))
 

@@ -100,6 +100,22 @@ def test_a_run_is_the_same_and_calls_no_reference(tmp_path: Path, monkeypatch: p
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+def test_autocast_scores_what_the_live_reference_would(tmp_path: Path) -> None:
+    """The same batches, so the same roundings; a reference without autocast moves gradients by a hundredth."""
+    settings = {"train_sampling_strategy": "sequential", "max_steps": 1}
+    full = gradients(make_trainer(tmp_path / "full", SVCO(), pair_rows(2), **settings))
+    live = gradients(make_trainer(tmp_path / "live", SVCO(), pair_rows(2), bf16=True, **settings))
+    disk = gradients(
+        cached_trainer(tmp_path, SVCO(), pair_rows(2), bf16=True, precompute_ref_batch_size=2, **settings)
+    )
+    assert disk.keys() == live.keys() == full.keys()
+    for name, gradient in live.items():
+        torch.testing.assert_close(
+            disk[name] / gradient.abs().max(), gradient / gradient.abs().max(), atol=1e-4, rtol=0
+        )
+    assert max((full[name] - value).abs().max() / value.abs().max() for name, value in live.items()) > 1e-2
+
+
 def test_a_second_run_computes_nothing(tmp_path: Path, scored: list[int]) -> None:
     first = cached_trainer(
         tmp_path, mixture(), SOURCES, max_steps=4, precompute_ref_batch_size=4, dataloader_num_workers=1

@@ -21,7 +21,7 @@ from mllm_align.trainers.setup import (
     resolve_reference,
     warn_of_unshared_prompts,
 )
-from runs import lora
+from runs import lora, make_trainer, pair_rows
 from tiny import save_tiny, tiny
 
 MIXED = Weighted((DPO(), 1.0, "pairs"), (NextToken(), 1.0, ("web", "chat")))
@@ -35,6 +35,14 @@ def test_sources_and_parts_must_know_each_other() -> None:
     with pytest.raises(ValueError, match=r"part for source 'chat', the data has only 'pairs', 'web'"):
         check_sources(MIXED, ["pairs", "web"])
     assert NeedsOfSources(MIXED)("pairs") == DPO().needs
+
+
+def test_flex_attention_is_refused_on_a_cpu_before_anything_is_trained(tmp_path: Path) -> None:
+    model, processor = tiny("llava")
+    model.config.get_text_config()._attn_implementation = "flex_attention"
+    with pytest.raises(ValueError, match=r"flex_attention cannot train on a CPU.*attn_implementation='sdpa'"):
+        make_trainer(tmp_path, DPO(), pair_rows(2), model=model, processing_class=processor)
+    assert resolve_model(model, processor, None, torch.device("cuda"))[0] is model
 
 
 def test_without_targets_the_adapter_goes_on_the_language_model() -> None:

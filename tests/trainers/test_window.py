@@ -92,6 +92,19 @@ def test_counting_leaves_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_an_objective_with_parameters_is_counted_where_they_are() -> None:
+    """Its counts stay tensors, and divide as numbers do; a term with nothing to count is divided by one."""
+    objective = Headed()
+    batches = [batch_of([3, 4]), batch_of([]), batch_of([5])]
+    planned = plan_window(objective, batches)
+    assert isinstance(planned.counts["headed"], torch.Tensor)
+    assert planned.counts == {"headed": 3.0}
+    outcome = objective(zero_signals(batches[0]), None)
+    assert torch.equal(planned.loss(outcome), Window({"headed": 3.0}).loss(outcome))
+    assert torch.equal(Window({"headed": torch.zeros(())}).loss(outcome), Window({"headed": 0.0}).loss(outcome))
+    assert plan_window(objective, batches[1:2]).counts == {}
+
+
 class Twins:
     needs = Needs(views=(OWN,))
 

@@ -11,7 +11,7 @@ from mllm_align.data.world.language import caption, mentioned
 from mllm_align.data.world.pairs import PAIR_KINDS, MinimalPair, iter_pairs, pair_questions
 from mllm_align.data.world.questions import POPE_REGIMES, Question, existence_questions, questions
 from mllm_align.data.world.render import boxes, masks, render
-from mllm_align.data.world.rows import annotate, instruction_rows, pair_rows, text_only_accuracy
+from mllm_align.data.world.rows import annotate, instruction_rows, pair_rows
 from mllm_align.data.world.sampling import BALANCED, BROKEN, DISTRIBUTIONS, PRIOR, Distribution, sample_scene
 from mllm_align.data.world.scenes import Item, Scene, manifest_hash
 from mllm_align.data.world.splits import SPLITS, iter_scenes, scenes, split_of
@@ -52,5 +52,4 @@ __all__ = [
     "sample_scene",
     "scenes",
     "split_of",
-    "text_only_accuracy",
 ]

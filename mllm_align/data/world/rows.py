@@ -1,9 +1,8 @@
-"""Training rows: contrast pairs, ordinary instruction rows, and the check that text alone cannot answer the pairs."""
+"""Training rows: contrast pairs and ordinary instruction rows."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -31,7 +30,7 @@ def pair_rows(
     """Rows `{id, image, prompt, chosen, contrast_image, rejected, kind}`, images as PIL.
 
     `chosen` describes `image`, `rejected` describes `contrast_image`; the two pictures differ in one fact. Pairs from
-    `prior` or `broken` scenes teach a prior, only `balanced` ones are neutral (`text_only_accuracy` tells).
+    `prior` or `broken` scenes teach a prior, only `balanced` ones are neutral (`data check --balance` tells).
     """
     stream = iter_pairs(split, seed, distribution, kinds, "seen", world, salt)
     rows = []
@@ -95,29 +94,3 @@ def instruction_rows(
         name = f"instruction/{split}/{distribution}/{seed}/{number}"
         rows.append({"id": name, "image": render(scene), "prompt": prompt, "chosen": answer, "kind": kind})
     return rows
-
-
-def text_only_accuracy(rows: Iterable[Mapping[str, Any]], folds: int = 5) -> float:
-    """How often the most frequent answer to a question's text is right: what a blind model could learn from the rows.
-
-    Each row gives two examples, (prompt, chosen) and (prompt, rejected) where it has one; both lie in the same fold
-    of the cross-validation. Each row has two different answers to one text, so .5 is the most that answers without
-    a prior allow; with more than two possible answers it is less.
-    """
-    examples = [
-        (number % folds, str(row["prompt"]), str(row[column]))
-        for number, row in enumerate(rows)
-        for column in ("chosen", "rejected")
-        if column in row
-    ]
-    if not examples:
-        raise ValueError("text_only_accuracy: no rows")
-    right = 0
-    for fold in range(folds):
-        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for other, prompt, answer in examples:
-            if other != fold:
-                counts[prompt][answer] += 1
-        tested = [(prompt, answer) for other, prompt, answer in examples if other == fold]
-        right += sum(bool(counts[p]) and counts[p].most_common(1)[0][0] == answer for p, answer in tested)
-    return right / len(examples)

@@ -5,10 +5,11 @@ from random import Random
 
 import pytest
 
+from mllm_align.data.mine.balance import text_balance
 from mllm_align.data.world.catalogue import SMALL
 from mllm_align.data.world.language import mentioned
 from mllm_align.data.world.pairs import PAIR_KINDS
-from mllm_align.data.world.rows import INSTRUCTION_KINDS, annotate, instruction_rows, pair_rows, text_only_accuracy
+from mllm_align.data.world.rows import INSTRUCTION_KINDS, annotate, instruction_rows, pair_rows
 from mllm_align.data.world.splits import scenes
 
 
@@ -27,31 +28,24 @@ def test_pair_rows_have_the_canonical_columns(balanced):
 
 
 def test_text_alone_is_at_chance_on_balanced_pairs(balanced):
-    chance = {"existence": 1 / 2, "size": 1 / 2, "side": 1 / 2, "colour": 1 / 5}  # of a shape, one or two held out
+    found = text_balance(balanced)
     for kind in PAIR_KINDS:
-        rows = [row for row in balanced if row["kind"] == kind]
-        assert len(rows) == 300
-        assert text_only_accuracy(rows) <= chance[kind] + 0.04  # 600 examples: two standard errors
+        assert found.naming[kind].share.value <= found.naming[kind].chance + 0.04
+        assert all(shares[kind].value <= 0.6 for shares in found.telling.values())
+    assert not any(prior.is_learnt for prior in found.naming.values())
 
 
 def test_chosen_alone_gives_nothing_away_either(balanced):
     binary = [{"prompt": r["prompt"], "chosen": r["chosen"]} for r in balanced if r["kind"] != "colour"]
-    assert text_only_accuracy(binary) == pytest.approx(0.5, abs=0.06)
+    assert text_balance(binary).naming["all"].share.value == pytest.approx(0.5, abs=0.06)
 
 
-def test_the_check_finds_a_prior():
+def test_prior_laden_rows_have_one():
     rows = [{"prompt": r["prompt"], "chosen": r["chosen"]} for r in instruction_rows(900, kinds=("colour",))]
-    assert text_only_accuracy(rows) > 0.8
-    colour = [row for row in pair_rows(400, distribution="prior", kinds=("colour",))]
-    assert text_only_accuracy(colour) > 0.4
-
-
-def test_the_check_is_cross_validated():
-    alone = [{"prompt": f"question {number}", "chosen": "yes"} for number in range(50)]
-    assert text_only_accuracy(alone) == 0
-    assert text_only_accuracy([{"prompt": "q", "chosen": "yes"}] * 50) == 1
-    with pytest.raises(ValueError, match="no rows"):
-        text_only_accuracy([])
+    assert text_balance(rows).naming["all"].share.value > 0.8
+    colour = text_balance(pair_rows(400, distribution="prior", kinds=("colour",))).naming["all"]
+    assert colour.share.value > 0.4
+    assert colour.is_learnt
 
 
 def test_instruction_rows_cover_the_kinds():

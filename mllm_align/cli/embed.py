@@ -1,0 +1,98 @@
+"""`data embed` and `data neighbours`: images to vectors, and for every image those that are like it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mllm_align.cli.commands import add_command
+
+
+def add(data: Any) -> None:
+    """Adds `data embed` and `data neighbours`."""
+    _add_embed(data)
+    _add_neighbours(data)
+
+
+def _add_embed(data: Any) -> None:
+    embed = add_command(data, "embed", _embed, "turn images into vectors; runs under `accelerate launch`, resumes")
+    embed.add_argument(
+        "images", help="a folder of images, or rows: a file, a folder, a dataset on the Hub, world:pairs"
+    )
+    embed.add_argument("--model", required=True, help="CLIP, SigLIP, DINOv2, any vision model or LVLM, or demo-base")
+    embed.add_argument("--output", required=True, help="folder for the vectors; started again, the job goes on")
+    embed.add_argument("--column", default="image", help="column of the rows with the image (default: %(default)s)")
+    embed.add_argument("--group", help="column; images of rows with the same value are no neighbours of one another")
+    embed.add_argument("--format", help="a public row format to convert from")
+    embed.add_argument("--image-folder", help="where relative image paths of rows begin")
+    embed.add_argument("--split")
+    embed.add_argument("--pooling", default="auto", choices=("auto", "cls", "mean"), help="default: the model's own")
+    embed.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    embed.add_argument("--device", help="default: a GPU where there is one")
+    embed.add_argument("--batch-size", type=int, default=32)
+    embed.add_argument("--block-size", type=int, default=1024, help="rows of one file (default: %(default)s)")
+    embed.add_argument("--workers", type=int, default=4, help="threads that read images (default: %(default)s)")
+    embed.add_argument("--half", action="store_true", help="store float16")
+    embed.add_argument("--strict", action="store_true", help="an image that cannot be read is an error")
+
+
+def _add_neighbours(data: Any) -> None:
+    found = add_command(
+        data, "neighbours", _neighbours, "find for every embedded image the similar but different ones"
+    )
+    found.add_argument("embeddings", help="folder that `data embed` wrote")
+    found.add_argument("--output", required=True, help="folder for the neighbours; started again, the job goes on")
+    found.add_argument("-k", type=int, default=10, help="neighbours of an image (default: %(default)s)")
+    found.add_argument("--low", type=float, default=-1.0, help="least cosine similarity (default: %(default)s)")
+    found.add_argument("--high", type=float, default=0.99, help="greatest: above is the same picture (default: 0.99)")
+    found.add_argument("--index", default="auto", choices=("auto", "exact", "ivf", "hnsw"))
+
+
+def _embed(arguments: argparse.Namespace) -> None:
+    from accelerate import PartialState
+
+    from mllm_align.data.mine.embed import embed_images
+    from mllm_align.data.mine.encoder import ImageEmbedder
+    from mllm_align.data.mine.listing import is_image_folder
+    from mllm_align.data.schema import DEFAULT_SOURCE
+    from mllm_align.models import ModelArguments
+    from mllm_align.recipe.build import load_source, resolve_model_name
+    from mllm_align.recipe.schema import DataSource
+
+    images: Any = arguments.images
+    if not is_image_folder(images):
+        source = DataSource(images, arguments.split, row_format=arguments.format, image_folder=arguments.image_folder)
+        images = load_source(DEFAULT_SOURCE, source)
+    model = resolve_model_name(ModelArguments(model_name_or_path=arguments.model)).model_name_or_path or ""
+    embedder = ImageEmbedder(model, arguments.device, arguments.dtype, arguments.batch_size, arguments.pooling)
+    found = embed_images(
+        images,
+        embedder,
+        arguments.output,
+        column=arguments.column,
+        group=arguments.group,
+        precision="float16" if arguments.half else "float32",
+        block_size=arguments.block_size,
+        workers=arguments.workers,
+        strict=arguments.strict,
+    )
+    if PartialState().is_main_process:
+        print(found.summary())
+
+
+def _neighbours(arguments: argparse.Namespace) -> None:
+    from accelerate import PartialState
+
+    from mllm_align.data.mine.embeddings import Embeddings
+    from mllm_align.data.mine.neighbours import similar_images
+
+    found = similar_images(
+        Embeddings(arguments.embeddings),
+        arguments.output,
+        k=arguments.k,
+        low=arguments.low,
+        high=arguments.high,
+        index=arguments.index,
+    )
+    if PartialState().is_main_process:
+        print(found.summary())

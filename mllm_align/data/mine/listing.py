@@ -1,0 +1,159 @@
+"""What images there are to embed: the files of a folder, or a column of rows, with what tells rows apart."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from mllm_align.data.errors import DataError
+from mllm_align.data.loading import undecoded
+from mllm_align.data.schema import missing_column
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+ROW_FILES = (".arrow", ".csv", ".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images by row number; what they hold is read when it is asked for.
+
+    Attributes:
+        keys: Path of each row's image as it was given; "" where it is no file.
+        ids: Id of each row, or None.
+        groups: Group of each row, or None.
+        same_as: For each row the first row that names the same file; itself where it is the first, or no file.
+        ignored: Files of the folder that are no images by their suffix.
+        rows: Where images are held, by row and `column`; None where `keys` name all of them.
+        column: Its column.
+    """
+
+    keys: Sequence[str]
+    ids: Sequence[str | None]
+    groups: Sequence[str | None]
+    same_as: Sequence[int]
+    ignored: int = 0
+    rows: Any = None
+    column: str = ""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def image(self, row: int) -> Any:
+        """What `load_image` reads.
+
+        Raises:
+            DataError: If the row has no image, or several.
+        """
+        if self.rows is None:
+            return self.keys[row]
+        value = self.rows[row].get(self.column)
+        if isinstance(value, list | tuple):
+            if len(value) > 1:
+                raise DataError(
+                    f"row {row}, column {self.column!r}: {len(value)} images, and no telling which is meant"
+                )
+            value = value[0] if value else None
+        if value is None:
+            raise DataError(f"row {row}: no image in column {self.column!r}")
+        return value
+
+    @property
+    def digest(self) -> str:
+        """Of what is listed, not of what the images hold; of a folder's files wherever it lies."""
+        digest = hashlib.blake2b(digest_size=16)
+        keys = self.ids if self.rows is None else self.keys
+        for entry in zip(keys, self.ids, self.groups, strict=True):
+            digest.update(repr(entry).encode())
+        return digest.hexdigest()
+
+    @property
+    def repeated_ids(self) -> list[str]:
+        """Ids that several rows have whose images are not the same file."""
+        seen: dict[str, int] = {}
+        repeated: dict[str, None] = {}
+        for row, name in enumerate(self.ids):
+            if name is not None and self.same_as[seen.setdefault(name, row)] != self.same_as[row]:
+                repeated[name] = None
+        return list(repeated)
+
+
+def list_images(
+    images: str | os.PathLike[str] | Sequence[Mapping[str, Any]] | datasets.Dataset,
+    column: str = "image",
+    group: str | None = None,
+) -> Listing:
+    """The images of a folder, searched below too and sorted by name, or of a column of rows.
+
+    Raises:
+        DataError: If there is no such folder or column, or nothing in it.
+    """
+    if isinstance(images, str | os.PathLike):
+        return _of_folder(Path(images).expanduser())
+    if isinstance(images, datasets.IterableDataset):
+        raise DataError("images are embedded by row number, which a stream has not: load rows without streaming")
+    return _of_rows(undecoded(images), column, group)
+
+
+def is_image_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds images and nothing that `load_rows` would read as rows."""
+    folder = Path(path).expanduser()
+    suffixes = {file.suffix.lower() for file in folder.rglob("*")} if folder.is_dir() else set()
+    return bool(suffixes & set(SUFFIXES)) and not suffixes & set(ROW_FILES)
+
+
+def _of_folder(folder: Path) -> Listing:
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    names = sorted(path.relative_to(folder).as_posix() for path in files if path.suffix.lower() in SUFFIXES)
+    if not names:
+        raise DataError(f"folder {folder} holds no images ({', '.join(SUFFIXES)})")
+    keys = [str(folder / name) for name in names]
+    return Listing(keys, names, [None] * len(names), range(len(names)), len(files) - len(names))
+
+
+def _of_rows(rows: Any, column: str, group: str | None) -> Listing:
+    if not len(rows):
+        raise DataError("there are no rows, so no images to embed")
+    columns = rows.column_names if isinstance(rows, datasets.Dataset) else list(dict.fromkeys(chain(*rows)))
+    for name in (column, *([group] if group else [])):
+        if name not in columns:
+            raise missing_column(name, columns, "the rows")
+    keys = _paths(rows, column)
+    first: dict[str, int] = {}
+    same_as = [first.setdefault(key, row) if key else row for row, key in enumerate(keys)]
+    ids = _names(rows, "id") if "id" in columns else [None] * len(keys)
+    groups = _names(rows, group) if group else [None] * len(keys)
+    held = rows.select_columns([column]) if isinstance(rows, datasets.Dataset) else rows
+    return Listing(keys, ids, groups, same_as, rows=held, column=column)
+
+
+def _paths(rows: Any, column: str) -> list[str]:
+    if isinstance(rows, datasets.Dataset):
+        # Only where the column holds paths alone is it read: elsewhere that would read every image.
+        feature = rows.features[column]
+        feature = feature.feature if isinstance(feature, datasets.List) else feature
+        if not isinstance(feature, datasets.Value):
+            return [""] * len(rows)
+    return [_path_of(value) for value in _values(rows, column)]
+
+
+def _path_of(value: Any) -> str:
+    if isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    return os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+
+
+def _names(rows: Any, column: str) -> list[str | None]:
+    return [None if value is None else str(value) for value in _values(rows, column)]
+
+
+def _values(rows: Any, column: str) -> Any:
+    return rows[column] if isinstance(rows, datasets.Dataset) else (row.get(column) for row in rows)

@@ -1,0 +1,194 @@
+"""Rows that hold a pair of images and a text for each, read one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mllm_align.data.errors import DataError
+from mllm_align.data.images import image_key, load_image
+from mllm_align.data.loading import IMAGE_COLUMNS
+from mllm_align.data.messages import PLACEHOLDER
+from mllm_align.data.mine.problems import PairProblem
+from mllm_align.data.schema import RESPONSES, Row, parse_row, row_name
+
+CATEGORY_COLUMNS = ("category", "kind")
+
+Turn = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class ContrastPair:
+    """One row that is a pair: `chosen` describes `image`, `rejected` describes `contrast`.
+
+    Attributes:
+        id: The row's own id, or `row-` and its number.
+        source: Of the row.
+        image: As it was given.
+        contrast: As it was given.
+        turns: The prompt as (role, text), `<image>` where the image stands if that is not the beginning.
+        chosen: Its text.
+        rejected: Its text.
+        category: "" where the row names none.
+        extras: Further columns that hold a text or a number.
+    """
+
+    id: str
+    source: str
+    image: Any
+    contrast: Any
+    turns: tuple[Turn, ...]
+    chosen: str
+    rejected: str
+    category: str
+    extras: Mapping[str, Any]
+
+
+def read_pair(raw: Mapping[str, Any], index: int, category: str | None = None) -> ContrastPair:
+    """One row as a pair; images are not read.
+
+    Args:
+        raw: A canonical row (`mllm_align.data.schema`).
+        index: Its place.
+        category: The column that holds its category; `category` or `kind` by default.
+
+    Raises:
+        PairProblem: If it lacks a text or an image, has several images, or the same text twice.
+    """
+    where = row_name(raw, index)
+    try:
+        row = parse_row(raw, index)
+    except DataError as error:
+        raise PairProblem(_kind(raw), str(error)) from None
+    absent = [column for column in RESPONSES if column not in row.responses]
+    if absent:
+        raise PairProblem("missing text", f"{where}: no column {absent[0]!r}")
+    num_images = len(row.images)
+    if row.contrast_images is None:
+        column = "contrast_image" if num_images else "image"
+        raise PairProblem("missing image", f"{where}: no column {column!r}")
+    if num_images != 1:
+        raise PairProblem("several images", f"{where}: {num_images} images; a pair has one on each side")
+    chosen, rejected = row.responses["chosen"].strip(), row.responses["rejected"].strip()
+    if plain(chosen) == plain(rejected):
+        raise PairProblem("same texts", f"{where}: chosen and rejected say the same")
+    columns = CATEGORY_COLUMNS if category is None else (category,)
+    named = next((str(raw[column]) for column in columns if raw.get(column) is not None), "")
+    own = {"id", "source", "system", "prompt", "category", *RESPONSES, *IMAGE_COLUMNS}
+    return ContrastPair(
+        id=row.id if row.id is not None else f"row-{index}",
+        source=row.source,
+        image=row.images[0],
+        contrast=row.contrast_images[0],
+        turns=_turns(row),
+        chosen=chosen,
+        rejected=rejected,
+        category=named,
+        extras={key: value for key, value in raw.items() if key not in own and _is_scalar(value)},
+    )
+
+
+def _kind(raw: Mapping[str, Any]) -> str:
+    """What is wrong with a row that is no canonical one."""
+    if any(not str(raw.get(column) or "").strip() for column in ("prompt", *RESPONSES)):
+        return "missing text"
+    return "invalid row" if any(raw.get(column) for column in ("image", "images")) else "missing image"
+
+
+def load_pair(pair: ContrastPair) -> tuple[Image.Image, Image.Image]:
+    """Both images, upright RGB.
+
+    Raises:
+        PairProblem: If a file is missing or damaged, or both show the very same pixels.
+    """
+    first, second = (_load(image, f"{pair.id}, {name}") for image, name in zip(_sides(pair), IMAGE_NAMES, strict=True))
+    if first.size == second.size and first.tobytes() == second.tobytes():
+        raise PairProblem("same images", f"{pair.id}: image and contrast image are the same")
+    return first, second
+
+
+IMAGE_NAMES = ("image", "contrast image")
+
+
+def _sides(pair: ContrastPair) -> tuple[Any, Any]:
+    return pair.image, pair.contrast
+
+
+def _load(value: Any, where: str) -> Image.Image:
+    try:
+        return load_image(value, where)
+    except DataError as error:
+        path = _path(value)
+        missing = path is not None and not path.is_file()
+        raise PairProblem("missing file" if missing else "damaged image", str(error)) from None
+
+
+def _path(value: Any) -> Path | None:
+    """The file that a value names, where it names one."""
+    if isinstance(value, Mapping):
+        value = value.get("path") if value.get("bytes") is None else None
+    return Path(value).expanduser() if isinstance(value, str | os.PathLike) else None
+
+
+def _turns(row: Row) -> tuple[Turn, ...]:
+    """An image that comes first is where images come by default, so it is left out of a single question."""
+    turns = []
+    for message in row.messages:
+        parts = (PLACEHOLDER if part["type"] == "image" else part["text"] for part in message["content"])
+        turns.append((message["role"], "".join(parts)))
+    users = [number for number, (role, _) in enumerate(turns) if role == "user"]
+    role, text = turns[users[0]]
+    turns[users[0]] = (role, text.removeprefix(PLACEHOLDER))
+    return tuple(turns)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool)
+
+
+def plain(text: str) -> str:
+    """A text without what does not count when two are compared: case, white space, the last full stop."""
+    return " ".join(text.casefold().split()).removesuffix(".")
+
+
+def pixel_digest(image: Image.Image) -> str:
+    """Equal for equal pixels; of an RGB image."""
+    return hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).hexdigest()
+
+
+def input_digest(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Equal for equal rows: their values, and of image files name and size, which are read for nothing else."""
+    total = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        described = {key: _described(value, key in IMAGE_COLUMNS) for key, value in row.items() if value is not None}
+        total.update(json.dumps(described, sort_keys=True, default=str).encode())
+    return total.hexdigest()
+
+
+def image_name(value: Any) -> str:
+    """A name that is equal for the same file or equal content; files are not read."""
+    path = _path(value)
+    return os.path.abspath(path) if path is not None else image_key(value)
+
+
+def _described(value: Any, image: bool) -> Any:
+    if value is None or (_is_scalar(value) and not image):
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_described(entry, image) for entry in value]
+    path = _path(value) if image or isinstance(value, os.PathLike) else None
+    if path is not None:
+        return [os.path.abspath(path), path.stat().st_size if path.is_file() else None]
+    if isinstance(value, Mapping) and value.get("bytes") is None:
+        return {key: _described(entry, image) for key, entry in value.items()}
+    try:
+        return image_key(value)
+    except DataError:
+        return str(value)[:100]

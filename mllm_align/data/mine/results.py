@@ -1,0 +1,97 @@
+"""What the makers of rejected responses end with: counts of what was dropped and why, the file, the report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from accelerate import PartialState
+
+from mllm_align.data.errors import DataError
+from mllm_align.data.files import write_whole
+from mllm_align.data.mine.instructions import Instruction, RowProblem
+from mllm_align.data.mine.problems import Problems
+from mllm_align.data.output import RowFile
+
+
+class TextSimilarity(Protocol):
+    """A text encoder; `identity` tells it apart from every other that would give other cosines."""
+
+    identity: str
+
+    def similarities(self, first: Sequence[str], second: Sequence[str]) -> list[float]:
+        """The cosine of each pair."""
+        ...
+
+
+class Tally:
+    """Counts while rows are sorted out.
+
+    Args:
+        strict: Whether a row that cannot be used is an error.
+
+    Attributes:
+        problems: Rows that could not be used.
+        filters: Rows that were dropped for what was made of them, by reason.
+    """
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self.problems = Problems()
+        self.filters: Counter[str] = Counter()
+        self._ids: set[str] = set()
+
+    def problem(self, problem: str) -> None:
+        """One more row that could not be used, as `kind: message`.
+
+        Raises:
+            DataError: If `strict`.
+        """
+        if self.strict:
+            raise DataError(problem)
+        self.problems.add(problem)
+
+    def is_new(self, item: Instruction) -> bool:
+        """Whether no earlier row has its id; of rows with one id the first is used, and the others are problems.
+
+        Raises:
+            DataError: If `strict` and one has.
+        """
+        if item.id is None or item.id not in self._ids:
+            self._ids.update([item.id] if item.id is not None else [])
+            return True
+        self.problem(str(RowProblem("duplicate id", f"{item.name} has the id of an earlier row")))
+        return False
+
+
+def write_results(file: RowFile, rows: Iterable[Mapping[str, Any]], report: Mapping[str, Any]) -> None:
+    """The rows and, beside them, the report; by the main process alone. A collective.
+
+    Raises:
+        FileExistsError: If the file is there with another content and may not be replaced.
+    """
+    if PartialState().is_main_process:
+        made = [dict(row) for row in rows]
+        columns = dict.fromkeys(name for row in made for name in row)  # the same in every row, for Parquet and JSON
+        file.write({name: row.get(name) for name in columns} for row in made)
+        text = json.dumps(report, indent=1, ensure_ascii=False, default=str) + "\n"
+        write_whole(report_path(file), text.encode())
+    PartialState().wait_for_everyone()
+
+
+def report_path(file: RowFile) -> Path:
+    """Where the report of an output is."""
+    return file.path.with_name(f"{file.path.name}.report.json")
+
+
+def summary_lines(report: Mapping[str, Any], file: str) -> list[str]:
+    """For a terminal: how many rows are kept, and why the others are not."""
+    lines = [f"{report['rows']:,} rows, {report['kept']:,} kept, in {file}"]
+    lines += [f"  dropped for {name}: {count:,}" for name, count in sorted(report["filters"].items())]
+    lines += [
+        f"  {kind}: {entry['rows']:,}, such as {entry['examples'][0]}" for kind, entry in report["problems"].items()
+    ]
+    return lines

@@ -1,0 +1,236 @@
+"""The commands that make data with a model: what they write, that it is right, what they refuse and how."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mllm_align.cli import main
+from mllm_align.cli.making import model_name
+from mllm_align.cli.speaker import ModelSpeaker
+from mllm_align.data.loading import load_rows
+from mllm_align.data.mine.speaking import Ask
+from mllm_align.data.output import RowFile
+from mllm_align.data.world import Scene, instruction_rows
+from mllm_align.models import attach_lora, load_model
+from mllm_align.models.arguments import ModelArguments
+from tiny import tiny
+from world_truth import row_scenes, share_false
+
+COMMANDS = ("data reject", "data retrieve")
+NUM_ROWS, WORLD = 56, {"seed": 3, "distribution": "balanced"}
+RETRIEVE = ("--complete", "continue", "--text-model", "none", "--band", "-1", "0.995", "--index", "exact")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Right answers about balanced scenes, in a file whose name is not ASCII."""
+    path = tmp_path_factory.mktemp("welt ü") / "zeilen é.jsonl"
+    RowFile(path).write(instruction_rows(NUM_ROWS, noise=0, **WORLD))
+    return path
+
+
+@pytest.fixture(scope="module")
+def scenes(rows: Path) -> dict[str, Scene]:
+    names = [json.loads(line)["id"] for line in rows.read_text(encoding="utf-8").splitlines()]
+    return dict(zip(names, row_scenes(NUM_ROWS, **WORLD), strict=True))
+
+
+def run(command: str, rows: Path, output: Path, *options: str) -> int:
+    fixed = ("--model", "demo-base", "--batch-size", "64", "--max-new-tokens", "48")
+    return main(["data", command, str(rows), "--output", str(output), *fixed, *options])
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(argv) == 2
+    lines = [line for line in capsys.readouterr().err.strip().splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    assert f"usage: mllm-align {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("image", "least"), [("none", 0.5), ("other", 0.5)])
+def test_rejected_responses_are_wrong(
+    image: str, least: float, rows: Path, scenes: dict[str, Scene], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.jsonl"
+    assert run("reject", rows, output, "--image", image) == 0
+    kept = read(output)
+    assert share_false(kept, scenes) >= 0.95
+    assert len(kept) >= least * NUM_ROWS
+    assert Counter(row["kind"] for row in kept)["caption"] >= 6
+    report = json.loads((tmp_path / "out.jsonl.report.json").read_text())
+    assert report["kept"] + sum(report["filters"].values()) == report["rows"] == NUM_ROWS
+    assert f"{NUM_ROWS} rows, {len(kept)} kept" in capsys.readouterr().out
+
+
+def test_retrieved_and_completed_responses_are_wrong(
+    rows: Path, scenes: dict[str, Scene], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.jsonl"
+    assert run("retrieve", rows, output, *RETRIEVE) == 0
+    kept = read(output)
+    assert share_false(kept, scenes) >= 0.95
+    assert len(kept) >= 0.6 * NUM_ROWS
+    assert all(-1 <= row["contrast_similarity"] <= 0.995 for row in kept)
+    own = {row["id"]: row["image"] for row in read(rows)}
+    assert all(Path(own[row["contrast_id"]]).name == Path(row["contrast_image"]).name for row in kept)
+    assert all(row["contrast_id"] != row["id"] for row in kept)
+    report = json.loads((tmp_path / "out.jsonl.report.json").read_text())
+    assert report["kept"] + sum(report["filters"].values()) == report["rows"] == NUM_ROWS
+    assert f"{NUM_ROWS} rows, {len(kept)} kept" in capsys.readouterr().out
+    assert len(load_rows(output)) == len(kept)
+
+
+def test_limit_first_turn_and_further_pictures(rows: Path, tmp_path: Path) -> None:
+    talk = [
+        {**row, "prompt": [
+            {"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["chosen"]},
+            {"role": "user", "content": "Really?"},
+        ], "chosen": "yes", "image": str(rows.parent / row["image"])}
+        for row in read(rows)
+    ]  # fmt: skip
+    RowFile(tmp_path / "talk.jsonl").write(talk)
+    pictures = next(path for path in rows.parent.iterdir() if path.is_dir())
+    options = ("--limit", "8", *RETRIEVE, "--images", str(pictures), "--first-turn")
+    assert run("retrieve", tmp_path / "talk.jsonl", tmp_path / "out.jsonl", *options) == 0
+    report = json.loads((tmp_path / "out.jsonl.report.json").read_text())
+    assert (report["rows"], report["problems"]) == (8, {})
+    assert report["retrieval"]["pictures"] == 8 + NUM_ROWS
+    kept = read(tmp_path / "out.jsonl")
+    assert any(row["contrast_id"].endswith(".png") for row in kept)
+    assert {row["chosen"] for row in kept} <= {row["chosen"] for row in read(rows)[:8]}
+
+
+def test_bad_rows_and_no_rows(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = [row | {"image": str(rows.parent / row["image"])} for row in read(rows)[:8]]
+    bad[0]["image"], bad[1]["image"] = str(tmp_path / "fehlt ü.png"), str(tmp_path / "kaputt ü.png")
+    (tmp_path / "kaputt ü.png").write_bytes(b"no picture")
+    bad[3]["id"] = bad[2]["id"]
+    RowFile(tmp_path / "bad.jsonl").write(bad)
+    for command, options in (("reject", ()), ("retrieve", RETRIEVE)):
+        assert run(command, tmp_path / "bad.jsonl", tmp_path / f"{command}.jsonl", *options) == 0
+        out = capsys.readouterr().out
+        for line in ("missing file: 1, such as", "damaged image: 1, such as", "duplicate id: 1, such as", "ü.png"):
+            assert line in out
+    arguments = ("--model", "demo-base", "--output", str(tmp_path / "strict.jsonl"), "--strict")
+    assert "fehlt ü.png" in refused(capsys, "data", "reject", str(tmp_path / "bad.jsonl"), *arguments)
+    (tmp_path / "none.jsonl").write_text("")
+    for command, options in (("reject", ()), ("retrieve", RETRIEVE)):
+        assert run(command, tmp_path / "none.jsonl", tmp_path / f"no_{command}.jsonl", *options) == 0
+        assert "0 rows, 0 kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("reject", "--image", "corrupt:crip"), "did you mean 'crop'?"),
+        (("reject", "--image", "corrupt:swap"), "say --image other"),
+        (("reject", "--image", "corrupt:{kind: crop"), "cannot be read"),
+        (("reject", "--image", "own"), "none, other or corrupt:KIND"),
+        (("reject", "--contrast"), "none to give as contrast_image"),
+        (("reject", "--max-overlap", "2"), "max_overlap"),
+        (("reject", "--output", "out.txt"), "not this"),
+        (("reject", "--model", "./no_model"), "./no_model"),
+        (("reject", "--text-model", "./no_encoder"), "no text encoder ./no_encoder"),
+        (("retrieve", "--mask-share", "0"), "share of segments"),
+        (("retrieve", "--text-model", "./no_encoder"), "no text encoder ./no_encoder"),
+        (("retrieve", "--text-model", "none", "--encoder", "./no_model"), "./no_model"),
+        (("retrieve", "--text-model", "none", "--images", "./no_images"), "./no_images"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line(
+    argv: tuple[str, ...], message: str, rows: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    fixed = (str(rows), "--limit", "2", "--model", "demo-base", "--output", "out.jsonl")
+    assert message in refused(capsys, "data", argv[0], *fixed, *argv[1:])
+
+
+def test_an_output_that_is_there_is_kept(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out.jsonl"
+    output.write_text("mine")
+    arguments = ("data", "reject", str(rows), "--model", "demo-base", "--limit", "4", "--output", str(output))
+    assert "is kept" in refused(capsys, *arguments)
+    assert output.read_text() == "mine"
+    assert main([*arguments, "--overwrite"]) == 0
+    assert main([*arguments]) == 0
+    assert "holds a job with" in refused(capsys, *arguments, "--max-new-tokens", "9")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "options"), [("reject", ("--image", "other")), ("retrieve", RETRIEVE)])
+def test_killed_at_a_random_moment_it_ends_the_same(
+    command: str, options: tuple[str, ...], rows: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "killed").mkdir()
+    output = tmp_path / "killed" / "out.jsonl"
+    fixed = ["--model", "demo-base", "--block-size", "8", "--max-new-tokens", "48", "--output", str(output)]
+    argv = [sys.executable, "-m", "mllm_align.cli", "data", command, str(rows), *fixed, *options]
+    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    work = RowFile(output).work_folder
+    while process.poll() is None and not list(work.rglob("block*")):
+        time.sleep(0.01)
+    time.sleep(random.SystemRandom().uniform(0, 4))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for name in ("killed", "whole"):
+        assert main([*argv[3 : -len(options) - 1], str(tmp_path / name / "out.jsonl"), *options]) == 0
+    for file in ("out.jsonl", "out.jsonl.report.json"):
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl"])
+def test_a_speaker_answers_each_ask_as_if_it_were_alone(family: str, pictures: list[Any]) -> None:
+    model, processor = tiny(family)
+    speaker = ModelSpeaker(model, processor, batch_size=2)
+    asks = [
+        Ask("What colour is the circle?", (pictures[0],)),
+        Ask("Is it?"),
+        Ask("What is the small square left of?", (pictures[1],), start="The small"),
+        Ask("Is the star red?", (pictures[2],)),
+        Ask("How many objects are in the picture?", start="The"),
+    ]
+    together = speaker(asks, 4)
+    assert together == [speaker([ask], 4)[0] for ask in asks]
+    assert len(set(together)) > 2
+    assert speaker([], 4) == []
+
+
+def test_a_speaker_is_who_its_weights_say() -> None:
+    model, processor = tiny("llava")
+    names = {
+        ModelSpeaker(model, processor).identity,
+        ModelSpeaker(*tiny("llava")).identity,
+        ModelSpeaker(*tiny("llava", seed=1)).identity,
+    }
+    assert len(names) == 2
+    adapted = attach_lora(tiny("llava")[0], ModelArguments(use_peft=True, lora_r=2))
+    assert ModelSpeaker(adapted, processor).identity not in names
+
+
+def test_the_demo_base_has_a_name() -> None:
+    model, _ = load_model(model_name("demo-base"))
+    assert type(model).__name__ == "LlavaForConditionalGeneration"
+    assert model_name("org/model") == "org/model"
