@@ -53,7 +53,7 @@ class Window:
                     "objective returns must not depend on what was measured"
                 )
             count = self.counts[term.name]
-            divisor = count.clamp(min=1.0) if isinstance(count, Tensor) else max(count, 1.0)
+            divisor = max(count, 1.0) if isinstance(count, float | int) else count.clamp(min=1.0)
             shares.append(term.weight * term.sum / divisor)
         return torch.stack(shares).sum() if shares else torch.zeros(())
 
