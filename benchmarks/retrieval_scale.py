@@ -7,11 +7,12 @@ falls, and topics of very unequal size; neighbours lie across clusters, so that 
 some. Queries are drawn the same way and are not among them. Every index is built with its default parameters in a
 process of its own, from blocks that are read from disk, and asked for the 10 nearest.
 
-Written to the JSON: `points`, for each size and kind of index `build_seconds`, `query_ms` (one query, all asked at
-once), `recall_at_10` against all similarities taken in float64, `peak_mb` above the process before it builds,
-`file_mb`; `nearest`, quantiles of the similarity of the nearest; `at_10m`, what follows for ten million vectors that
-are each a query, as `linear` (seconds = a + b N, from the sizes measured) and as `law` (a + b g(N), with the growth
-that the algorithm has, `law_is`). Both assume vectors like these, this machine, and room for the index in memory.
+Written to the JSON: `points`, for each size and kind of index seconds to build it and milliseconds of one query (all
+asked at once), by the clock and of processor time, which others on the machine disturb less; `recall_at_10` against
+all similarities taken in float64; `peak_mb` above the process before it builds; `file_mb`. `nearest`: quantiles of the
+similarity of the nearest. `at_10m`: core hours that follow from the processor time for ten million vectors that are
+each a query, as `linear` (seconds = a + b N, from the sizes measured) and as `law` (a + b g(N), with the growth that
+the algorithm has, `law_is`). Both assume vectors like these, cores like these, and room for the index in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import argparse
 import math
 import multiprocessing as mp
 import resource
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -124,15 +124,16 @@ def measure(kind: str, blocks: Blocks, queries: np.ndarray, rounds: int, threads
     torch.set_num_threads(threads)
     load_faiss().omp_set_num_threads(threads)
     before = _peak()
-    start = time.perf_counter()
+    start = _now()
     index = build_index(blocks, kind)
-    built = time.perf_counter() - start
-    seconds = []
+    built = _now() - start
+    asked = []
     found = np.empty(0)
     for _ in range(rounds):
-        start = time.perf_counter()
+        start = _now()
         found, _ = index.search(queries, NEIGHBOURS)
-        seconds.append(time.perf_counter() - start)
+        asked.append(_now() - start)
+    query = 1000 * np.median(asked, 0) / len(queries)
     peak = _peak() - before
     file = blocks.path.with_suffix(".index")
     index.save(file)
@@ -140,12 +141,19 @@ def measure(kind: str, blocks: Blocks, queries: np.ndarray, rounds: int, threads
         "kind": kind,
         "vectors": blocks.count,
         "identity": index.identity,
-        "build_seconds": built,
-        "query_ms": 1000 * statistics.median(seconds) / len(queries),
+        "build_seconds": built[0],
+        "build_cpu_seconds": built[1],
+        "query_ms": query[0],
+        "query_cpu_ms": query[1],
         "peak_mb": peak / 2**20,
         "file_mb": file.stat().st_size / 2**20,
         "found": found,
     }
+
+
+def _now() -> np.ndarray:
+    """By the clock, and of this process's threads."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def _peak() -> int:
@@ -153,7 +161,10 @@ def _peak() -> int:
 
 
 def fit(sizes: list[int], seconds: list[float], growth: Callable[[float], float]) -> tuple[float, float]:
-    """a and b, neither negative, of seconds = a + b growth(size), by least relative squares."""
+    """a and b, neither negative, of seconds = a + b growth(size), by least relative squares.
+
+    Where noise makes one of them negative a is 0: all that was measured is then taken to grow, an upper bound.
+    """
     grown, taken = np.array([growth(size) for size in sizes]), np.array(seconds)
     slope, offset = np.polyfit(grown, taken, 1, w=1 / taken)
     if offset < 0 or slope < 0:
@@ -162,15 +173,15 @@ def fit(sizes: list[int], seconds: list[float], growth: Callable[[float], float]
 
 
 def extrapolate(points: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    """Hours and memory for `TARGET` vectors, each a query, by both fits."""
+    """Core hours and memory for `TARGET` vectors, each a query, by both fits."""
     own = [point for point in points if point["kind"] == kind]
     sizes = [point["vectors"] for point in own]
     law = LAWS[kind]
     result: dict[str, Any] = {"law_is": law.text, "file_gb": own[-1]["file_mb"] / own[-1]["vectors"] * TARGET / 1024}
     linear = Growth(float, float, "")
     for name, growth in (("linear", linear), ("law", law)):
-        build = fit(sizes, [point["build_seconds"] for point in own], growth.build)
-        query = fit(sizes, [point["query_ms"] / 1000 for point in own], growth.query)
+        build = fit(sizes, [point["build_cpu_seconds"] for point in own], growth.build)
+        query = fit(sizes, [point["query_cpu_ms"] / 1000 for point in own], growth.query)
         build_hours = (build[0] + build[1] * growth.build(TARGET)) / 3600
         query_hours = TARGET * (query[0] + query[1] * growth.query(TARGET)) / 3600
         result[name] = {"build_hours": build_hours, "query_hours": query_hours, "build": build, "query": query}
@@ -215,16 +226,17 @@ def main() -> None:
     result = compare(SIZES["tiny" if arguments.preset.startswith("tiny") else "small"], arguments)
     rows = []
     for point in result["points"]:
-        cells = [f"{point['vectors']}", f"{point['build_seconds']:.1f}", f"{point['query_ms']:.3f}"]
+        cells = [f"{point['vectors']}", f"{point['build_seconds']:.1f}", f"{point['build_cpu_seconds']:.1f}"]
+        cells += [f"{point['query_ms']:.3f}", f"{point['query_cpu_ms']:.3f}"]
         cells += [f"{point['recall_at_10']:.4f}", f"{point['peak_mb']:.0f}", f"{point['file_mb']:.0f}"]
         rows.append([point["kind"], *cells])
-    print_table(["index", "vectors", "build s", "query ms", "recall@10", "peak MB", "file MB"], rows)
+    print_table(["index", "vectors", "build s", "cpu", "query ms", "cpu", "recall@10", "peak MB", "file MB"], rows)
     print()
     rows = []
     for kind, found in result["at_10m"].items():
         cells = [f"{found[fit][part]:.1f}" for fit in ("linear", "law") for part in ("build_hours", "query_hours")]
         rows.append([kind, *cells, f"{found['file_gb']:.1f}"])
-    print_table(["10,000,000", "build h", "all queries h", "build h by law", "queries h by law", "file GB"], rows)
+    print_table(["core hours, 10M", "build", "queries", "build by law", "queries by law", "file GB"], rows)
     finish(result, arguments)
 
 

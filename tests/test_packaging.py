@@ -150,7 +150,7 @@ def test_tests_run_on_the_pinned_stack(name: str) -> None:
 def test_third_party_imports_are_declared() -> None:
     """A fresh installation must bring whatever the packages import."""
     names = {canonicalize_name(r.name) for r in declared()}
-    spelled = {"PIL": "pillow", "yaml": "pyyaml", "mpl_toolkits": "matplotlib"}
+    spelled = {"PIL": "pillow", "faiss": "faiss-cpu", "yaml": "pyyaml", "mpl_toolkits": "matplotlib"}
     # torch and transformers cannot be without these.
     names |= {"tokenizers", "tqdm"}
     pattern = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)

@@ -56,9 +56,7 @@ class Listing:
         value = self.rows[row].get(self.column)
         if isinstance(value, list | tuple):
             if len(value) > 1:
-                raise DataError(
-                    f"row {row}, column {self.column!r}: {len(value)} images, and no telling which is meant"
-                )
+                raise DataError(f"row {row}: {len(value)} images in column {self.column!r}, where one is wanted")
             value = value[0] if value else None
         if value is None:
             raise DataError(f"row {row}: no image in column {self.column!r}")
