@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mllm_align.data.blocks import PROBLEM, SETTINGS
@@ -81,7 +80,7 @@ class Embeddings:
         light = self._light(["same_as", "digest", PROBLEM])
         self.shown_by = _shown_by(light)
         self.rows = np.flatnonzero(self.shown_by == np.arange(self.num_rows))
-        bad = pc.indices_nonzero(light[PROBLEM].is_valid()).to_pylist()
+        bad = np.flatnonzero(light[PROBLEM].is_valid().to_numpy()).tolist()
         self.problems: dict[int, str] = {row: light[PROBLEM][row].as_py() for row in bad}
 
     def __len__(self) -> int:

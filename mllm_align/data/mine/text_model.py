@@ -36,12 +36,12 @@ class TextModel:
         revision: str | None = None,
     ) -> None:
         name = os.fspath(model)
-        self.device = torch.device(device) if device is not None else PartialState().device
+        self.device = torch.device(device if device is not None else str(PartialState().device))
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self.batch_size = batch_size
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
-            loaded = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=self.dtype)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=self.dtype)
         except OSError as error:
             raise ValueError(f"there is no chat model {name}: {str(error).splitlines()[0]}") from error
         if self.tokenizer.chat_template is None:
