@@ -76,7 +76,7 @@ def _embed(arguments: argparse.Namespace) -> None:
         workers=arguments.workers,
         strict=arguments.strict,
     )
-    if PartialState().is_main_process:
+    if PartialState().is_main_process and not found.problems:  # else a warning has said it
         print(found.summary())
 
 

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -120,27 +119,43 @@ def _of_folder(folder: Path) -> Listing:
 def _of_rows(rows: Any, column: str, group: str | None) -> Listing:
     if not len(rows):
         raise DataError("there are no rows, so no images to embed")
-    columns = rows.column_names if isinstance(rows, datasets.Dataset) else list(dict.fromkeys(chain(*rows)))
-    for name in (column, *([group] if group else [])):
+    wanted = [column, *([group] if group else [])]
+    whole = isinstance(rows, datasets.Dataset)
+    columns, keys, ids, groups = (_of_dataset if whole else _of_mappings)(rows, *wanted)
+    for name in wanted:
         if name not in columns:
             raise missing_column(name, columns, "the rows")
-    keys = _paths(rows, column)
     first: dict[str, int] = {}
     same_as = [first.setdefault(key, row) if key else row for row, key in enumerate(keys)]
-    ids = _names(rows, "id") if "id" in columns else [None] * len(keys)
-    groups = _names(rows, group) if group else [None] * len(keys)
-    held = rows.select_columns([column]) if isinstance(rows, datasets.Dataset) else rows
+    held = rows.select_columns([column]) if whole else rows
     return Listing(keys, ids, groups, same_as, rows=held, column=column)
 
 
-def _paths(rows: Any, column: str) -> list[str]:
-    if isinstance(rows, datasets.Dataset):
-        # Only where the column holds paths alone is it read: elsewhere that would read every image.
-        feature = rows.features[column]
-        feature = feature.feature if isinstance(feature, datasets.List) else feature
-        if not isinstance(feature, datasets.Value):
-            return [""] * len(rows)
-    return [_path_of(value) for value in _values(rows, column)]
+_Read = tuple[list[str], list[str], list[str | None], list[str | None]]
+
+
+def _of_dataset(rows: datasets.Dataset, column: str, group: str | None = None) -> _Read:
+    """Columns; path, id and group of each row. A column that holds images is not read for it."""
+    feature: Any = rows.features.get(column)
+    feature = feature.feature if isinstance(feature, datasets.List) else feature
+    nothing: list[str | None] = [None] * len(rows)
+    keys = [_path_of(value) for value in rows[column]] if isinstance(feature, datasets.Value) else [""] * len(rows)
+    ids, groups = (
+        [_name(value) for value in rows[name]] if name in rows.column_names else nothing for name in ("id", group)
+    )
+    return rows.column_names, keys, ids, groups
+
+
+def _of_mappings(rows: Sequence[Mapping[str, Any]], column: str, group: str | None = None) -> _Read:
+    """The same in one pass, which keeps no row."""
+    columns: dict[str, None] = {}
+    read: _Read = [], [], [], []
+    for row in rows:
+        columns.update(dict.fromkeys(row))
+        read[1].append(_path_of(row.get(column)))
+        read[2].append(_name(row.get("id")))
+        read[3].append(_name(row.get(group)) if group else None)
+    return list(columns), *read[1:]
 
 
 def _path_of(value: Any) -> str:
@@ -149,9 +164,5 @@ def _path_of(value: Any) -> str:
     return os.fspath(value) if isinstance(value, str | os.PathLike) else ""
 
 
-def _names(rows: Any, column: str) -> list[str | None]:
-    return [None if value is None else str(value) for value in _values(rows, column)]
-
-
-def _values(rows: Any, column: str) -> Any:
-    return rows[column] if isinstance(rows, datasets.Dataset) else (row.get(column) for row in rows)
+def _name(value: Any) -> str | None:
+    return None if value is None else str(value)
