@@ -80,6 +80,7 @@ class ModelEngine:
         self.renderer = ChatRenderer(processor)
         self.options = options or EngineOptions()
         self._latest: tuple[list[tuple[Request, str]], Batch, View] | None = None
+        self._collators = {view: self._collator(view) for view in (View("image", "chosen"), View(None, "chosen"))}
 
     @torch.no_grad()
     def choice_logps(self, requests: Sequence[Request]) -> list[list[float]]:
@@ -136,17 +137,15 @@ class ModelEngine:
             view = View("image" if rows[0][0].images else None, "chosen")
             if any(bool(request.images) != bool(rows[0][0].images) for request, _ in rows):
                 raise ValueError("a batch of requests either shows pictures throughout or not at all")
-            needs = Needs(views=(view,))
-            collator = AlignCollator(
-                self.processor,
-                needs_for=lambda source: needs,
-                image_keys=self.family.image_keys,
-                token_keys=self.family.token_keys,
-            )
             examples = [_row(request, response, str(number)) for number, (request, response) in enumerate(rows)]
-            batch: Batch = collator(examples)["batch"]
+            batch: Batch = self._collators[view](examples)["batch"]
             self._latest = rows, batch.to(unwrap(self.model).device), view
         return self._latest[1:]
+
+    def _collator(self, view: View) -> AlignCollator:
+        needs = Needs(views=(view,))
+        keys = {"image_keys": self.family.image_keys, "token_keys": self.family.token_keys}
+        return AlignCollator(self.processor, needs_for=lambda source: needs, **keys)
 
     def _start_ids(self, request: Request) -> list[int]:
         """The tokens that a response beginning with the start begins with."""

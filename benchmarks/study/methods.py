@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,7 @@ Spec = dict[str, Any]
 BETA = 0.5  # the tiny model's; 0.1 in the papers
 BETAS = {"beta_attend": BETA, "beta_reject": BETA}
 PAIRS_PER_STEP, REPLAY_PER_STEP = 11, 21
-CONTROL = "next_token"
+CONTROL, CLEAN = "next_token", "clean"
 CROP = {"kind": "crop", "scale": [0.01, 0.2]}
 
 
@@ -119,25 +118,24 @@ class Arm:
         return parts
 
 
-def arms(condition: str) -> Iterator[Arm]:
+def arms(condition: str) -> list[Arm]:
     """The arms of a condition, the most telling first."""
-    yield Arm(CONTROL)
+    return main_arms(condition) + (further_arms() if condition == CLEAN else [])
+
+
+def main_arms(condition: str) -> list[Arm]:
+    """Those with replay, as users train: the control, and preference objectives alone and beside next-token."""
+    control = Arm(CONTROL)
     if condition == "one_sided":
-        for method in ("image", "svco_one_sided", "crop"):
-            yield Arm(method, next_token=True)
-        return
-    if condition != "clean":
-        for method in ("svco", "rdpo", "image", "dpo"):
-            yield Arm(method, next_token=True)
-        return
-    for method in ("svco", "dpo", "mdpo", "rdpo"):
-        yield Arm(method)
-    for method in ("svco", "dpo", "mdpo", "rdpo", "image"):
-        yield Arm(method, next_token=True)
-    yield Arm(CONTROL, replay=False)
-    for method in ("svco", "dpo", "mdpo", "rdpo"):
-        yield Arm(method, replay=False)
-    for method in ("image", "crop", "attend", "reject"):
-        yield Arm(method)
-    for method in ("svco", "dpo"):
-        yield Arm(method, next_token=True, replay=False)
+        return [control, *(Arm(method, next_token=True) for method in ("image", "svco_one_sided", "crop"))]
+    if condition != CLEAN:
+        return [control, *(Arm(method, next_token=True) for method in ("svco", "image", "dpo"))]
+    alone = [Arm(method) for method in ("svco", "dpo", "mdpo", "rdpo")]
+    beside = [Arm(method, next_token=True) for method in ("svco", "dpo", "mdpo", "rdpo", "image")]
+    return [control, *alone, *beside]
+
+
+def further_arms() -> list[Arm]:
+    """Of clean pairs: without replay, and single terms."""
+    without = [Arm(method, replay=False) for method in (CONTROL, "svco", "dpo", "rdpo")]
+    return [*without, *(Arm(method) for method in ("image", "crop", "attend", "reject"))]

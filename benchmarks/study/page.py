@@ -11,10 +11,11 @@ import numpy as np
 from conditions import CONDITIONS
 from evaluation import NUM_CAPTIONS, NUM_PAIRS, NUM_POLLS, NUM_SCENES, clusters
 from intervals import NUM_RESAMPLES, Columns, Interval, interval, paired_interval
-from methods import METHODS, Arm, arms
+from methods import METHODS, PAIRS_PER_STEP, REPLAY_PER_STEP, Arm, arms
 from mllm_align_eval.environment import machine
 from mllm_align_eval.statistics import holm
-from records import SEEDS, chosen_rate, run_of
+from one_run import STEPS
+from records import LEARNING_RATES, SEEDS, chosen_rate, run_of
 
 # Column, heading, whether more is better.
 METRICS = (
@@ -82,19 +83,26 @@ def _head(records: Any) -> str:
     return f"""# Does a preference objective beat plain next-token training on the same pairs?
 
 `python benchmarks/study/study.py` runs what is missing and writes this page ({count} runs so far). From the shipped
-base, under NF4 with LoRA and a trained projector: 300 steps; every step of every arm sees 11 pairs from both sides,
-and with *replay* 21 ordinary instruction rows, which have the prior and its noise. For every arm three learning rates
-are tried with seed 0; the one with the best mean of three accuracies on validation (scenes that no test uses) is kept,
-and two more seeds run with it. Then the test is looked at: {_sizes()}. Per cent; 95 % intervals from
-{NUM_RESAMPLES:,} resamples of seeds and scenes together. **The control is next-token on both matched views of the same
-pairs, with the same replay**; an arm is ahead of it only where the paired difference says so after Holm's correction
-over all arms and metrics of the condition. Not one setting was chosen by a look at the test.
+base, under NF4 with LoRA and a trained projector: {STEPS} steps; every step of every arm sees {PAIRS_PER_STEP} pairs
+from both sides, and with *replay* {REPLAY_PER_STEP} ordinary instruction rows, which have the prior and its noise.
+
+For every arm {len(LEARNING_RATES)} learning rates ({_rates()}) are tried with seed 0 on the clean pairs (on its own
+condition where it has no place there); the one with the best mean of three accuracies on validation (scenes that no
+test uses) is kept, and two more seeds run with it. Not one setting was chosen by a look at the test.
+
+The test: {_sizes()}. Per cent; 95 % intervals from {NUM_RESAMPLES:,} resamples of seeds and scenes together. **The
+control is next-token on both matched views of the same pairs, with the same replay**; an arm is ahead of it only where
+the paired difference says so after Holm's correction over all arms and metrics of the condition.
 
 | arm | what it trains for |
 |---|---|
 {methods}
 
 Machine: {machine()["cores"]} cores, {machine()["processor"]}."""
+
+
+def _rates() -> str:
+    return " and ".join(f"{rate:g}" for rate in LEARNING_RATES)
 
 
 def _sizes() -> str:

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from methods import Arm
+from methods import CLEAN, Arm, arms
 
 SEEDS = (0, 1, 2)
-LEARNING_RATES = (4e-3, 2e-3, 1e-3)
+LEARNING_RATES = (4e-3, 1e-3)
 
 
 class Run(NamedTuple):
@@ -69,7 +69,13 @@ def run_of(condition: str, arm: Arm, rate: float, seed: int) -> Run:
 
 def chosen_rate(records: Records, condition: str, arm: Arm) -> float | None:
     """The learning rate with the best validation score, or None while one has not been tried."""
-    tried = {rate: records.get(run_of(condition, arm, rate, SEEDS[0])) for rate in LEARNING_RATES}
+    where = chosen_on(condition, arm)
+    tried = {rate: records.get(run_of(where, arm, rate, SEEDS[0])) for rate in LEARNING_RATES}
     if any(record is None for record in tried.values()):
         return None
     return max(LEARNING_RATES, key=lambda rate: tried[rate]["validation"]["score"])  # type: ignore[index]
+
+
+def chosen_on(condition: str, arm: Arm) -> str:
+    """The condition on which an arm's rate is chosen: the clean one, where the arm is one of its arms."""
+    return CLEAN if arm in arms(CLEAN) else condition

@@ -3,8 +3,9 @@
     python benchmarks/study/study.py                     # everything that is not in runs.jsonl yet
     python benchmarks/study/study.py --conditions clean  # one condition
 
-For each arm every learning rate is tried with seed 0, and the one with the best validation score is kept; then the
-other seeds run with it. No choice looks at the test. Each finished run is a line of `runs.jsonl`; a run that is killed
+For each arm every learning rate is tried with seed 0 on the clean pairs (on its own condition where it has no place
+there), and the one with the best validation score is kept; then the other seeds run with it. No choice looks at the
+test. Each finished run is a line of `runs.jsonl`; a run that is killed
 is done again, a finished one never.
 """
 
@@ -20,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from conditions import CONDITIONS
-from methods import Arm, arms
+from methods import CLEAN, Arm, further_arms, main_arms
 from one_run import Run, base_record, carry_out
 from page import write_page
-from records import LEARNING_RATES, SEEDS, Records, chosen_rate, run_of
+from records import LEARNING_RATES, SEEDS, Records, chosen_on, chosen_rate, run_of
 
 HERE = Path(__file__).resolve().parent
 
@@ -31,9 +32,12 @@ HERE = Path(__file__).resolve().parent
 def next_runs(records: Records, condition: str, arm: Arm) -> Iterator[Run]:
     """What is to be done next for an arm: all rates first, then the other seeds at the best."""
     rate = chosen_rate(records, condition, arm)
-    wanted = [(r, SEEDS[0]) for r in LEARNING_RATES] if rate is None else [(rate, seed) for seed in SEEDS]
-    for rate_, seed in wanted:
-        run = run_of(condition, arm, rate_, seed)
+    if rate is None:
+        where = chosen_on(condition, arm)
+        wanted = [run_of(where, arm, tried, SEEDS[0]) for tried in LEARNING_RATES]
+    else:
+        wanted = [run_of(condition, arm, rate, seed) for seed in SEEDS]
+    for run in wanted:
         if records.get(run) is None:
             yield run
 
@@ -45,7 +49,8 @@ def work_off(records: Records, conditions: list[str], cache: Path, workers: int,
         running: dict[Future[Any], Any] = {}
         if "base" not in records.found:
             running[pool.submit(base_record)] = "base"
-        todo = [(condition, arm) for condition in conditions for arm in arms(condition)]
+        todo = [(condition, arm) for condition in conditions for arm in main_arms(condition)]
+        todo += [(CLEAN, arm) for arm in further_arms() if CLEAN in conditions]
         while True:
             if time.monotonic() < until:
                 fresh = (run for condition, arm in todo for run in next_runs(records, condition, arm))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mllm_align.contract import Needs, View
 from mllm_align.data.masks import ChatRenderer, laid_out, leading_ids, plain_ids, response_ids
 from mllm_align.data.messages import without_images
+from mllm_align.data.remember import Remembered
 from mllm_align.data.schema import RESPONSES, DataError, Row, missing_column
 
 # Gives the key of an image and the text that its placeholder becomes; told is also whether the prompt has several.
@@ -50,9 +52,11 @@ class RowEncoder:
     def __init__(self, processor: Any, needs_for: Callable[[str], Needs]) -> None:
         self.processor = processor
         self.renderer = ChatRenderer(processor)
-        self.tokenizer = processor.tokenizer
         self.image_token: str = processor.image_token
         self.needs_for = needs_for
+        self._plain_ids = Remembered(partial(plain_ids, processor.tokenizer))
+        self._leading_ids = Remembered(partial(leading_ids, processor.tokenizer))
+        self._response_ids = Remembered(partial(response_ids, processor.tokenizer))
         if self.image_token is None:
             raise ValueError(f"{type(processor).__name__} has no image token; pass an image-text processor")
 
@@ -118,17 +122,17 @@ class RowEncoder:
             if (column, text) not in prefixes:
                 prefixes[column, text] = self.prefix(text, images, f"{row.name}, column {column!r}", expand)
             prefix, prefix_ids, keys = prefixes[column, text]
-            yield EncodedView(view, prefix, prefix_ids, tuple(response_ids(self.tokenizer, text, response)), keys)
+            yield EncodedView(view, prefix, prefix_ids, tuple(self._response_ids(text, response)), keys)
 
     def prefix(
         self, text: str, images: Sequence[Any], where: str, expand: Expand
     ) -> tuple[str, tuple[int, ...], tuple[str, ...]]:
         """A prompt as laid out, with its images expanded: the text, its token ids, and the keys of the images."""
-        head = leading_ids(self.tokenizer, text)
+        head = self._leading_ids(text)
         pairs = [expand(image, where, len(images) > 1) for image in images]
         pieces = text.split(self.image_token)
         expanded = pieces[0] + "".join(new + piece for (_, new), piece in zip(pairs, pieces[1:], strict=True))
-        return expanded, (*head, *plain_ids(self.tokenizer, expanded)), tuple(key for key, _ in pairs)
+        return expanded, (*head, *self._plain_ids(expanded)), tuple(key for key, _ in pairs)
 
     @staticmethod
     def _require(row: Row, view: View) -> None:

@@ -17,6 +17,7 @@ template's own.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from PIL import Image
 
 from mllm_align.data.errors import DataError, quoted
 from mllm_align.data.messages import Message
+from mllm_align.data.remember import Remembered
 
 _PROBES = "abc"
 # Joints across which a tokenizer keeps apart what follows: a line break, or else a letter.
@@ -48,6 +50,7 @@ class ChatRenderer:
         if self.tokenizer.eos_token is None:
             raise ValueError(f"{type(self.tokenizer).__name__} has no EOS token, so no response could end; set one")
         self.template = _template(processor)
+        self._rendered = Remembered(self._render)
         self.takes_parts = True
         if self.template is not None:
             self.takes_parts = self._reads_parts()
@@ -107,12 +110,15 @@ class ChatRenderer:
     def _apply(self, messages: Sequence[Message], generation: bool, where: str) -> str:
         chat = [message if self.takes_parts else self._flat(message) for message in messages]
         try:
-            return self.processor.apply_chat_template(
-                chat, chat_template=self.template, add_generation_prompt=generation, tokenize=False
-            )
+            return self._rendered(json.dumps(chat), generation)
         except (jinja2.TemplateError, TypeError) as error:
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(f"{where}: the chat template refuses a conversation of {roles}: {error}") from error
+
+    def _render(self, chat: str, generation: bool) -> str:
+        return self.processor.apply_chat_template(
+            json.loads(chat), chat_template=self.template, add_generation_prompt=generation, tokenize=False
+        )
 
     def _verbatim(self, messages: Sequence[Message], where: str) -> str:
         if [message["role"] for message in messages] != ["user"]:

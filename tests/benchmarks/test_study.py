@@ -76,6 +76,16 @@ def test_all_rates_are_tried_before_the_best_gets_its_seeds(tmp_path: Path) -> N
     ]
 
 
+def test_an_arm_brings_the_rate_that_it_had_on_clean_pairs(tmp_path: Path) -> None:
+    records, arm = Records(tmp_path / "runs.jsonl"), Arm("svco", next_token=True)
+    assert [run.condition for run in next_runs(records, "noisy", arm)] == ["clean"] * len(LEARNING_RATES)
+    for place, rate in enumerate(LEARNING_RATES):
+        records.add(record("clean", arm, rate, SEEDS[0], score=0.1 * place))
+    assert list(next_runs(records, "noisy", arm)) == [run_of("noisy", arm, LEARNING_RATES[-1], s) for s in SEEDS]
+    alone = Arm("svco_one_sided", next_token=True)
+    assert [run.condition for run in next_runs(records, "one_sided", alone)] == ["one_sided"] * len(LEARNING_RATES)
+
+
 def test_a_line_cut_short_is_done_again_and_the_next_one_is_whole(tmp_path: Path) -> None:
     path, arm = tmp_path / "runs.jsonl", Arm(CONTROL)
     records = Records(path)

@@ -157,7 +157,7 @@ def build_index(
     Args:
         blocks: Read once ("exact", "hnsw") or twice ("ivf", "auto"), one at a time.
         kind: "exact", "ivf" (inverted lists), "hnsw" (a graph, built by one thread), or "auto": exact up to 100,000
-            vectors, else ivf.
+            vectors, else hnsw (`benchmarks/retrieval_scale.py` says why).
         num_lists: Lists of "ivf"; 4 sqrt(N) by default.
         probes: Lists that a query of "ivf" visits; 64 by default.
         links: Of a vector of "hnsw".
@@ -171,18 +171,17 @@ def build_index(
     if kind not in KINDS:
         raise ValueError(f"kind of index must be one of {', '.join(KINDS)}, not {kind!r}")
     faiss = load_faiss()
-    sample = None
-    if kind in ("auto", "ivf"):
-        if iter(blocks) is blocks:
-            raise ValueError(f"kind {kind!r} reads the blocks twice: give a list or Embeddings, not a generator")
-        sample = Sample(blocks, MAX_TRAINING, seed)
-        kind = ("exact" if sample.seen <= EXACT_UP_TO else "ivf") if kind == "auto" else kind
+    if kind in ("auto", "ivf") and iter(blocks) is blocks:
+        raise ValueError(f"kind {kind!r} reads the blocks twice: give a list or Embeddings, not a generator")
+    if kind == "auto":
+        kind = "exact" if sum(map(len, blocks)) <= EXACT_UP_TO else "hnsw"
+    sample = Sample(blocks, MAX_TRAINING, seed) if kind == "ivf" else None
     chunks = equal_chunks(blocks, ADDED_AT_ONCE)
     first = next(chunks, None)
     if first is None:
         raise ValueError("there are no vectors to index")
     dim = first.shape[1]
-    if sample is not None and kind == "ivf":
+    if sample is not None:
         index = _trained(sample, dim, num_lists, probes)
     elif kind == "hnsw":
         index = faiss.IndexHNSWFlat(dim, links, faiss.METRIC_INNER_PRODUCT)

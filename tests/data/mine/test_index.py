@@ -98,8 +98,8 @@ def test_auto_is_exact_until_there_are_many(
 ) -> None:
     assert build_index([vectors]).kind == "exact"
     monkeypatch.setattr(index, "EXACT_UP_TO", COUNT - 1)
-    many = build_index([vectors])
-    assert many.identity == "ivf of 219 lists, 64 probed"
+    assert build_index([vectors]).identity == "hnsw of 32 links, built 64 and searched 128 wide"
+    assert build_index([vectors], "ivf").identity == "ivf of 219 lists, 64 probed"
     assert build_index([vectors], "ivf", num_lists=20, probes=30).identity == "ivf of 20 lists, 20 probed"
     all_lists = build_index([vectors], "ivf", num_lists=20, probes=20)
     assert np.array_equal(all_lists.search(queries, K)[0], nearest(vectors, queries, K)[0])

@@ -145,10 +145,18 @@ def test_what_cannot_be_asked(embeddings: Embeddings, tmp_path: Path) -> None:
     similar_images(embeddings, tmp_path / "same", k=3, progress=False)
     with pytest.raises(ValueError, match="k 3, this one has 4"):
         similar_images(embeddings, tmp_path / "same", k=4, progress=False)
-    (tmp_path / "image.png").write_bytes(b"")
-    bad = made(tmp_path / "bad", vectors_of()[9:10])
-    bad = made(tmp_path / "one", vectors_of()[:1])
-    assert "1 have none" in similar_images(bad, tmp_path / "few", progress=False).summary()
+    with pytest.raises(ValueError, match="auto, exact, ivf, hnsw"):
+        similar_images(embeddings, tmp_path / "kind", index="flat", progress=False)
+
+
+def test_one_image_has_no_neighbour_and_none_is_an_error(tmp_path: Path) -> None:
+    one = made(tmp_path / "one", vectors_of()[:1])
+    assert "1 have none, first: row 0: no image" in similar_images(one, tmp_path / "few", progress=False).summary()
+    settings = {"job": "embed", "dim": DIM, "precision": "float32"}
+    job = BlockJob(tmp_path / "none", settings, 1, embedding_schema(DIM, "float32"))
+    job.run(lambda rows: [{"row": 0, "problem": "row 0: broken"}], "made", progress=False)
+    with pytest.raises(ValueError, match=r"no image that could be used.*row 0: broken"):
+        similar_images(Embeddings(tmp_path / "none"), tmp_path / "out", progress=False)
 
 
 JOB = """
@@ -211,6 +219,12 @@ def test_on_the_world_pictures_are_of_the_band_that_was_asked_for(tmp_path: Path
             fits[[row, row ^ 1]] = False  # itself, and the other of its pair
             left = fits & ~np.isin(np.arange(len(rows)), neighbours)
             assert not left.any() or similarities[row, left].max() < own.min() + 1e-5
+    # And they are like what they were found for.
     shapes = [set(scene.shapes) for scene in scenes]
-    nearest = [len(shapes[record["row"]] & shapes[record["neighbours"][0]]) for record in found.records()]
-    assert np.mean(nearest) > 0
+    nearest = similar_images(embeddings, tmp_path / "-1.0", k=5, progress=False)
+    shared = np.array([[len(one & two) for two in shapes] for one in shapes], dtype=float)
+    others = ~np.kron(np.eye(len(rows) // 2, dtype=bool), np.ones((2, 2), dtype=bool))
+    found_shared = [shared[row, nearest.of(row).rows[0]] for row in range(len(rows))]
+    by_chance = [shared[row, others[row]].mean() for row in range(len(rows))]
+    gain = np.subtract(found_shared, by_chance)
+    assert gain.mean() > 2 * gain.std() / np.sqrt(len(gain))
