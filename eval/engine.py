@@ -144,8 +144,7 @@ class ModelEngine:
 
     def _collator(self, view: View) -> AlignCollator:
         needs = Needs(views=(view,))
-        keys = {"image_keys": self.family.image_keys, "token_keys": self.family.token_keys}
-        return AlignCollator(self.processor, needs_for=lambda source: needs, **keys)
+        return AlignCollator(self.processor, lambda source: needs, self.family.image_keys, self.family.token_keys)
 
     def _start_ids(self, request: Request) -> list[int]:
         """The tokens that a response beginning with the start begins with."""

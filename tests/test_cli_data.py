@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 
 from mllm_align.cli import main
-from mllm_align.cli.making import model_name
 from mllm_align.cli.speaker import ModelSpeaker
 from mllm_align.data.loading import load_rows
 from mllm_align.data.mine.speaking import Ask
 from mllm_align.data.output import RowFile
 from mllm_align.data.world import Scene, instruction_rows
-from mllm_align.models import attach_lora, load_model
+from mllm_align.models import attach_lora
 from mllm_align.models.arguments import ModelArguments
 from tiny import tiny
 from world_truth import row_scenes, share_false
@@ -228,9 +227,3 @@ def test_a_speaker_is_who_its_weights_say() -> None:
     assert len(names) == 2
     adapted = attach_lora(tiny("llava")[0], ModelArguments(use_peft=True, lora_r=2))
     assert ModelSpeaker(adapted, processor).identity not in names
-
-
-def test_the_demo_base_has_a_name() -> None:
-    model, _ = load_model(model_name("demo-base"))
-    assert type(model).__name__ == "LlavaForConditionalGeneration"
-    assert model_name("org/model") == "org/model"

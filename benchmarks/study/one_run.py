@@ -20,12 +20,11 @@ from mllm_align import AlignConfig, AlignTrainer
 from mllm_align.demo.quiet import quiet
 from mllm_align.models import ModelArguments, load_model, lora_config
 from mllm_align.objectives.load import objective_from
-from mllm_align.recipe.build import DEMO_BASE, resolve_model_name
 from records import Run
 
 STEPS = 300
 MODEL = ModelArguments(
-    model_name_or_path=DEMO_BASE, load_in_4bit=True, lora_r=8, lora_alpha=16, lora_dropout=0.0, train_projector=True
+    model_name_or_path="demo-base", load_in_4bit=True, lora_r=8, lora_alpha=16, lora_dropout=0.0, train_projector=True
 )
 
 
@@ -58,8 +57,7 @@ def batch_size(run: Run) -> int:
 def train(run: Run, folder: Path, cache: Path, **changes: Any) -> tuple[Any, Any, dict[str, float]]:
     """The trained model, its processor, and what it cost."""
     set_seed(run.seed)
-    arguments = resolve_model_name(MODEL)
-    model, processor = load_model(arguments, device=torch.device("cpu"))
+    model, processor = load_model(MODEL, device=torch.device("cpu"))
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": STEPS,
@@ -85,7 +83,7 @@ def train(run: Run, folder: Path, cache: Path, **changes: Any) -> tuple[Any, Any
         AlignConfig(**(settings | changes)),
         processing_class=processor,
         train_dataset=rows_of(run),
-        peft_config=lora_config(model, replace(arguments, use_peft=True)),
+        peft_config=lora_config(model, replace(MODEL, use_peft=True)),
     )
     trainer.remove_callback(PrinterCallback)
     started = time.perf_counter()
@@ -111,7 +109,7 @@ def base_record() -> dict[str, Any]:
     """The base itself under NF4, untrained, with every test column."""
     quiet()
     torch.set_num_threads(1)
-    model, processor = load_model(resolve_model_name(MODEL), device=torch.device("cpu"))
+    model, processor = load_model(MODEL, device=torch.device("cpu"))
     return {
         "run": "base",
         "validation": validation_score(model, processor),

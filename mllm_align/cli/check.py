@@ -51,16 +51,14 @@ def _fit(rows: Any, arguments: argparse.Namespace) -> None:
     from mllm_align.data.collator import AlignCollator
     from mllm_align.data.sample import sample_as_model_sees
     from mllm_align.families import family_of
-    from mllm_align.models import ModelArguments, load_processor
+    from mllm_align.models import load_processor, model_path
     from mllm_align.objectives.load import objective_from
-    from mllm_align.recipe.build import DEMO_BASE, resolve_model_name
     from mllm_align.trainers.setup import NeedsOfSources
 
     # An objective of the user's own may lie in the working folder, as for a recipe.
     sys.path.append(str(Path.cwd()))
     objective = objective_from(arguments.objective)
-    given = ModelArguments(model_name_or_path=arguments.model or DEMO_BASE)
-    name = resolve_model_name(given).model_name_or_path or ""
+    name = model_path(arguments.model or "demo-base")
     processor = load_processor(name)
     family = family_of(AutoConfig.from_pretrained(name))
     collator = AlignCollator(processor, NeedsOfSources(objective), family.image_keys, family.token_keys)
@@ -77,9 +75,7 @@ def _balance(rows: Any, arguments: argparse.Namespace) -> None:
     scores = None
     if arguments.model is not None:
         from mllm_align.cli.blind import scores_without_image
-        from mllm_align.models import ModelArguments, load_model
-        from mllm_align.recipe.build import resolve_model_name
+        from mllm_align.models import load_model
 
-        given = ModelArguments(model_name_or_path=arguments.model, load_in_4bit=arguments.load_in_4bit)
-        scores = scores_without_image(*load_model(resolve_model_name(given)), rows)
+        scores = scores_without_image(*load_model(arguments.model, load_in_4bit=arguments.load_in_4bit), rows)
     print(text_balance(rows, category=arguments.category, scores=scores))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mllm_align.cli.commands import add_command
-from mllm_align.cli.making import add_rows, load_rows_of, model_name, refuse_other_output
+from mllm_align.cli.making import add_rows, load_rows_of, refuse_other_output
 
 
 def add(data: Any) -> None:
@@ -85,6 +85,7 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
 
     from mllm_align.data.mine.assembling import CounterfactualOptions, make_counterfactual
     from mllm_align.data.mine.encoder import ImageEmbedder
+    from mllm_align.models import model_path
 
     options = CounterfactualOptions(
         visual_above=arguments.above,
@@ -101,7 +102,7 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
     rows = load_rows_of(arguments)
     speaker = _speaker(arguments)
     look_alike, meaning = (
-        ImageEmbedder(model_name(name), arguments.device, arguments.dtype, 2 * arguments.batch_size)
+        ImageEmbedder(model_path(name), arguments.device, arguments.dtype, 2 * arguments.batch_size)
         for name in (arguments.look_alike, arguments.meaning)
     )
     report = make_counterfactual(

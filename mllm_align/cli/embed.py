@@ -55,15 +55,15 @@ def _embed(arguments: argparse.Namespace) -> None:
     from mllm_align.data.mine.encoder import ImageEmbedder
     from mllm_align.data.mine.listing import is_image_folder
     from mllm_align.data.schema import DEFAULT_SOURCE
-    from mllm_align.models import ModelArguments
-    from mllm_align.recipe.build import load_source, resolve_model_name
+    from mllm_align.models import model_path
+    from mllm_align.recipe.build import load_source
     from mllm_align.recipe.schema import DataSource
 
     images: Any = arguments.images
     if not is_image_folder(images):
         source = DataSource(images, arguments.split, row_format=arguments.format, image_folder=arguments.image_folder)
         images = load_source(DEFAULT_SOURCE, source)
-    model = resolve_model_name(ModelArguments(model_name_or_path=arguments.model)).model_name_or_path or ""
+    model = model_path(arguments.model)
     embedder = ImageEmbedder(model, arguments.device, arguments.dtype, arguments.batch_size, arguments.pooling)
     found = embed_images(
         images,

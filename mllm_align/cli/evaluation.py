@@ -33,7 +33,6 @@ def _add_eval(commands: Any) -> None:
 
 def _eval_run(arguments: argparse.Namespace) -> None:
     from mllm_align.models import ModelArguments
-    from mllm_align.recipe.build import resolve_model_name
     from mllm_align_eval.report import print_table
     from mllm_align_eval.run import benchmark_items, evaluate
 
@@ -41,7 +40,7 @@ def _eval_run(arguments: argparse.Namespace) -> None:
     model = ModelArguments(model_name_or_path=arguments.model, load_in_4bit=arguments.load_in_4bit)
     adapters = dict(_named(adapter) for adapter in arguments.adapter)
     results = evaluate(
-        resolve_model_name(model),
+        model,
         adapters,
         items,
         arguments.output,

@@ -72,14 +72,6 @@ def load_rows_of(arguments: argparse.Namespace, path: str | None = None) -> Any:
     return FirstTurns(rows) if arguments.first_turn else rows
 
 
-def model_name(name: str) -> str:
-    """The folder of "demo-base", any other name as it is."""
-    from mllm_align.models import ModelArguments
-    from mllm_align.recipe.build import resolve_model_name
-
-    return resolve_model_name(ModelArguments(model_name_or_path=name)).model_name_or_path or ""
-
-
 def load_speaker(arguments: argparse.Namespace) -> Any:
     """The model that the arguments name, as a `Speaker`.
 
@@ -89,7 +81,7 @@ def load_speaker(arguments: argparse.Namespace) -> Any:
     from mllm_align.cli.speaker import ModelSpeaker
     from mllm_align.models import load_model
 
-    model, processor = load_model(model_name(arguments.model), arguments.adapter, load_in_4bit=arguments.load_in_4bit)
+    model, processor = load_model(arguments.model, arguments.adapter, load_in_4bit=arguments.load_in_4bit)
     return ModelSpeaker(model, processor, batch_size=arguments.batch_size)
 
 

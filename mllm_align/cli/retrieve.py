@@ -14,7 +14,6 @@ from mllm_align.cli.making import (
     load_rows_of,
     load_speaker,
     load_text_encoder,
-    model_name,
     print_summary,
     refuse_other_output,
 )
@@ -116,9 +115,10 @@ def _neighbours(arguments: argparse.Namespace, pictures: Any, work: Path) -> tup
     from mllm_align.data.mine.embed import embed_images
     from mllm_align.data.mine.encoder import ImageEmbedder
     from mllm_align.data.mine.neighbours import similar_images
+    from mllm_align.models import model_path
 
     low, high = arguments.band
-    embedder = ImageEmbedder(model_name(arguments.encoder or arguments.model))
+    embedder = ImageEmbedder(model_path(arguments.encoder or arguments.model))
     facts = {"encoder": embedder.identity, "index": arguments.index, "band": [low, high], "pictures": len(pictures)}
     if not len(pictures):
         return _NoNeighbours(), facts

@@ -21,6 +21,8 @@ from mllm_align.data.schema import DataError, Row, parse_row
 
 logger = logging.getLogger(__name__)
 
+MAX_PROBLEMS = 10
+
 
 @dataclass
 class DatasetSummary:
@@ -105,8 +107,9 @@ def check_dataset(
         observe: Is shown every row and its views.
 
     Raises:
-        DataError: For the first row that cannot be used, naming row, column and mend; with `on_overflow="error"`, for
-            rows longer than `max_length`, with their number and the longest.
+        DataError: For rows that cannot be used, naming row, column and mend: the first alone where no row before it
+            could be used (then it is probably all of them), else up to `MAX_PROBLEMS`; with `on_overflow="error"`,
+            for rows longer than `max_length`, with their number and the longest.
     """
     size = len(dataset) if isinstance(dataset, Sized) else None
     if size == 0:
@@ -115,27 +118,57 @@ def check_dataset(
     if size is None:
         logger.warning("the dataset is a stream: only its first %d rows are checked", stream_rows)
     meter, compared = _LengthMeter(collator), False
+    problems: list[DataError] = []
     for index, raw in enumerate(tqdm(_rows(dataset, size, stream_rows), "checking data", size, disable=not progress)):
-        row = parse_row(raw, index)
-        views = list(collator.rows.encode(row, meter.expand))
-        for column, images in collator.rows.images_for_features(row).items():
-            for image in images:
-                meter.expand(image, f"{row.name}, column {column!r}", len(images) > 1)
-        _count(summary, row, views, collator)
-        if observe is not None:
-            observe(row, views)
+        try:
+            row = parse_row(raw, index)
+            views = _measured(row, collator, meter)
+            _count(summary, row, views, collator)
+            if observe is not None:
+                observe(row, views)
+        except DataError as error:
+            problems.append(error)
+            if len(problems) == MAX_PROBLEMS or not summary.rows:
+                break
+            continue
         if row.images and not compared:
-            _compare_with_processor(row, collator)
-            # The others are only measured, which for most means to look at what they are made of.
-            for image in row.contrast_images or ():
-                if isinstance(image, MadeImage):
-                    load_image(image, f"{row.name}, column 'contrast_image'")
+            _compare_first(row, collator)
             compared = True
+    if problems:
+        raise _together(problems, index + 1, size) from problems[0]
     if not summary.rows:
         raise DataError("the dataset has no rows")
     summary.images = len(meter.sizes)
     _refuse_overflow(summary, collator)
     return summary
+
+
+def _measured(row: Row, collator: AlignCollator, meter: _LengthMeter) -> list[EncodedView]:
+    """The views of a row; images that only features look at are read too."""
+    views = list(collator.rows.encode(row, meter.expand))
+    for column, images in collator.rows.images_for_features(row).items():
+        for image in images:
+            meter.expand(image, f"{row.name}, column {column!r}", len(images) > 1)
+    return views
+
+
+def _compare_first(row: Row, collator: AlignCollator) -> None:
+    """What is done once: the processor's own prefix, and one image that is made for training."""
+    _compare_with_processor(row, collator)
+    # The others are only measured, which for most means to look at what they are made of.
+    for image in row.contrast_images or ():
+        if isinstance(image, MadeImage):
+            load_image(image, f"{row.name}, column 'contrast_image'")
+
+
+def _together(problems: list[DataError], seen: int, size: int | None) -> DataError:
+    """One error: of one row as it is, of several a list."""
+    if len(problems) == 1:
+        return problems[0]
+    of = f"the first {seen:,}" if size is None or seen < size else f"{size:,}"
+    more = f"; the check stopped at {MAX_PROBLEMS}" if len(problems) == MAX_PROBLEMS and seen != size else ""
+    lines = "".join(f"\n- {problem}" for problem in problems)
+    return DataError(f"{len(problems)} of {of} rows cannot be used{more}:{lines}")
 
 
 def _rows(dataset: Iterable[Mapping[str, Any]], size: int | None, stream_rows: int) -> Iterator[Mapping[str, Any]]:

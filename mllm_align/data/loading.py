@@ -14,8 +14,11 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from mllm_align.data.errors import DataError
 from mllm_align.data.sources import converter
+from mllm_align.data.world import instruction_rows, pair_rows
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+WORLD = "world:"
+WORLD_ROWS = {"world:pairs": (pair_rows, "balanced"), "world:instructions": (instruction_rows, "prior")}
 IMAGE_COLUMNS = ("image", "images", "contrast_image")
 
 
@@ -33,7 +36,7 @@ def load_rows(
 
     Args:
         path_or_id: A .json, .jsonl or .parquet file, a folder (of `Dataset.save_to_disk`, of such files, or of images
-            with a metadata file), or the id of a dataset on the Hub.
+            with a metadata file), the id of a dataset on the Hub, or rows of the rendered world (`world_rows`).
         split: Which split; needed only where there are several and none is called "train".
         columns: Names of columns as `{canonical: theirs}`.
         streaming: Read row by row, without a local copy.
@@ -46,7 +49,10 @@ def load_rows(
         DataError: If there is no such file, dataset, split or column, or the file cannot be read.
     """
     path = Path(path_or_id).expanduser()
-    dataset = _one_split(_read(path, str(path_or_id), split, streaming, name), split, str(path_or_id))
+    if str(path_or_id).startswith(WORLD):
+        dataset: Any = world_rows(str(path_or_id))
+    else:
+        dataset = _one_split(_read(path, str(path_or_id), split, streaming, name), split, str(path_or_id))
     dataset = undecoded(dataset)
     if columns:
         dataset = _rename(dataset, columns, str(path_or_id))
@@ -58,6 +64,26 @@ def load_rows(
     if source is not None:
         dataset = dataset.map(partial(_tag, source=source), **_quiet(streaming, "source"))
     return dataset
+
+
+def world_rows(
+    path: str, num_rows: int | None = None, seed: int = 0, distribution: str | None = None
+) -> datasets.Dataset:
+    """Rows of the rendered world.
+
+    Args:
+        path: "world:pairs" (`pair_rows`) or "world:instructions" (`instruction_rows`).
+        num_rows: How many; 1,000 by default.
+        seed: Which.
+        distribution: Of the scenes; by default balanced for pairs, with the prior for instructions.
+
+    Raises:
+        ValueError: If the world has no such rows or distribution.
+    """
+    if path not in WORLD_ROWS:
+        raise DataError(f"{path!r}: the world gives {', '.join(WORLD_ROWS)}")
+    make, usual = WORLD_ROWS[path]
+    return datasets.Dataset.from_list(make(num_rows or 1000, seed, distribution=distribution or usual))
 
 
 def undecoded(dataset: Any) -> Any:

@@ -20,7 +20,6 @@ from mllm_align.demo.arms import ALIGNED, BASE, CONTROL, Log, Progressed, contro
 from mllm_align.demo.quiet import quiet
 from mllm_align.models import load_adapter, load_model
 from mllm_align.recipe import Recipe, load_recipe
-from mllm_align.recipe.build import resolve_model_name
 from mllm_align_eval.arms import Arm
 from mllm_align_eval.benchmarks.world import world_items
 from mllm_align_eval.cache import AnswerCache
@@ -147,13 +146,12 @@ def _train(recipe: Recipe, folder: Path) -> dict[str, Log]:
 def _answer(recipe: Recipe, folder: Path, items: Sequence[Item]) -> dict[str, Any]:
     """Answers of all arms: three on one NF4 load, and the base in full precision on the same questions."""
     cache = AnswerCache(folder / "answers.jsonl")
-    arguments = resolve_model_name(recipe.model)
-    model, processor = load_model(arguments, adapter=folder / ALIGNED, use_peft=False)
+    model, processor = load_model(recipe.model, adapter=folder / ALIGNED, use_peft=False)
     model = load_adapter(model, folder / CONTROL, name=CONTROL)
     arms = [Arm(BASE), Arm(CONTROL, CONTROL), Arm(ALIGNED, "default")]
     settings = {"batch_size": EVAL_BATCH, "cache": cache, "max_new_tokens": 4, "wanted": is_asked}
     answers = answer_arms(model, processor, items, arms, **settings)
-    full, processor = load_model(arguments, load_in_4bit=False, use_peft=False)
+    full, processor = load_model(recipe.model, load_in_4bit=False, use_peft=False)
     return answers | answer_arms(
         full, processor, items, [Arm(FULL_PRECISION)], images=("right",), methods=("logprob",), **settings
     )

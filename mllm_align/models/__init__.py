@@ -4,7 +4,7 @@ from mllm_align.models.adapters import attach_lora, load_adapter, lora_config
 from mllm_align.models.arguments import ModelArguments
 from mllm_align.models.export import merge_and_export
 from mllm_align.models.identity import base_probe, check_base, save_base_identity
-from mllm_align.models.loading import load_model, load_processor
+from mllm_align.models.loading import load_model, load_processor, model_path
 
 __all__ = [
     "ModelArguments",
@@ -16,5 +16,6 @@ __all__ = [
     "load_processor",
     "lora_config",
     "merge_and_export",
+    "model_path",
     "save_base_identity",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mllm_align.families.image_only import load_processor as family_processor
 from mllm_align.models.adapters import attach_lora, load_adapter
 from mllm_align.models.arguments import ModelArguments
 
+DEMO_BASE = "demo-base"
 SMALLEST_4BIT_WIDTH = 64
 
 
@@ -31,7 +33,7 @@ def load_model(
     """A model and its processor, ready to train or to generate.
 
     Args:
-        model: Hub id, folder, or `ModelArguments`.
+        model: Hub id, folder, "demo-base", or `ModelArguments`.
         adapter: Folder or Hub id of a PEFT adapter to put on top.
         device: Where to; the first GPU (of this process) where there is one, else the CPU.
         trainable: Whether the adapter's parameters train. With `use_peft` and no `adapter`, a new one is attached.
@@ -46,9 +48,7 @@ def load_model(
     """
     arguments = model if isinstance(model, ModelArguments) else ModelArguments(model_name_or_path=os.fspath(model))
     arguments = replace(arguments, **overrides)
-    name = arguments.model_name_or_path
-    if not name:
-        raise ValueError("model_name_or_path is empty: name a Hub id or a folder")
+    name = model_path(arguments.model_name_or_path)
     target = _device(device)
     config = _config(name, arguments)
     family_of(config)
@@ -63,13 +63,26 @@ def load_model(
     return base, processor
 
 
+def model_path(name: str | os.PathLike[str] | None) -> str:
+    """The folder of the small model that comes with the package for "demo-base"; any other name as it is.
+
+    Raises:
+        ValueError: If no model is named.
+    """
+    if not name:
+        raise ValueError("model_name_or_path is missing: name a Hub id or a folder")
+    if name != DEMO_BASE:
+        return os.fspath(name)
+    return str(Path(str(resources.files("mllm_align"))) / "demo" / "base")
+
+
 def load_processor(model: str | os.PathLike[str], arguments: ModelArguments | None = None) -> Any:
     """The processor of a model, set up for generation: padding on the left, a pad token always there.
 
     Raises:
         ValueError: If the checkpoint has no processor that reads images.
     """
-    name = os.fspath(model)
+    name = model_path(model)
     kwargs = (arguments or ModelArguments()).loading_kwargs()
     try:
         processor: Any = family_processor(name, **kwargs)

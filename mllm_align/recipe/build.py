@@ -6,28 +6,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import datasets
 import yaml
 from transformers import set_seed
 
 from mllm_align.contract import Objective
 from mllm_align.data.corrupt import corrupted
-from mllm_align.data.loading import load_rows
-from mllm_align.data.world import instruction_rows, pair_rows
-from mllm_align.models import ModelArguments, load_model, lora_config
+from mllm_align.data.loading import WORLD, load_rows, world_rows
+from mllm_align.models import load_model, lora_config, model_path
 from mllm_align.objectives.load import objective_from
 from mllm_align.recipe.schema import DataSource, Recipe, RecipeError
 from mllm_align.trainers import AlignConfig, AlignTrainer
 from mllm_align.trainers.checkpoint import claim_output_dir, last_complete_checkpoint
 from mllm_align.trainers.save import RECIPE_FILE
 from mllm_align.trainers.setup import check_sources
-
-DEMO_BASE = "demo-base"
-WORLD_ROWS = {"world:pairs": (pair_rows, "balanced"), "world:instructions": (instruction_rows, "prior")}
 
 
 def run_recipe(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> AlignTrainer:
@@ -86,7 +80,9 @@ def build_trainer(recipe: Recipe, *, overwrite: bool = False) -> AlignTrainer:
     """
     objective = build_objective(recipe)
     arguments = build_arguments(recipe, overwrite=overwrite)
-    model_arguments = resolve_model_name(recipe.model)
+    model_arguments = recipe.model
+    with _naming("model"):
+        model_path(model_arguments.model_name_or_path)
     train = {name: load_source(name, source) for name, source in recipe.data.items()}
     evaluation = {name: load_source(name, source) for name, source in recipe.eval_data.items()}
     # Before the model: an adapter draws its first weights from this seed.
@@ -152,13 +148,9 @@ def load_source(name: str, source: DataSource) -> Any:
 
 
 def _read_source(name: str, source: DataSource) -> Any:
-    if source.path.startswith("world:"):
-        if source.path not in WORLD_ROWS:
-            raise RecipeError(f"data.{name}.path {source.path!r}: the world gives {', '.join(WORLD_ROWS)}")
-        make, distribution = WORLD_ROWS[source.path]
+    if source.path.startswith(WORLD):
         with _naming(f"data.{name}"):
-            rows = make(source.num_rows or 1000, source.seed, distribution=source.distribution or distribution)
-        return datasets.Dataset.from_list(rows)
+            return world_rows(source.path, source.num_rows, source.seed, source.distribution)
     rows: Any = load_rows(
         source.path,
         source.split,
@@ -171,19 +163,6 @@ def _read_source(name: str, source: DataSource) -> Any:
     if source.num_rows is None:
         return rows
     return rows.take(source.num_rows) if source.streaming else rows.select(range(min(source.num_rows, len(rows))))
-
-
-def resolve_model_name(arguments: ModelArguments) -> ModelArguments:
-    """The arguments with "demo-base" replaced by the folder of the base model that comes with the package.
-
-    Raises:
-        RecipeError: If no model is named.
-    """
-    if not arguments.model_name_or_path:
-        raise RecipeError("model.model_name_or_path is missing: name a Hub id or a folder")
-    if arguments.model_name_or_path != DEMO_BASE:
-        return arguments
-    return replace(arguments, model_name_or_path=str(Path(str(resources.files("mllm_align"))) / "demo" / "base"))
 
 
 def _make_importable(recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 OVERFLOW = ("error", "drop", "truncate")
 PACKING = ("auto", "off")
@@ -137,6 +138,7 @@ class AlignConfig(TrainingArguments):
             accelerator.non_blocking = True
         self._check_numbers()
         self._check_choices()
+        self._check_reporting()
 
     @property
     def output_folder(self) -> str:
@@ -163,6 +165,15 @@ class AlignConfig(TrainingArguments):
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not self.learning_rate >= 0:
             raise ValueError(f"learning_rate must not be negative, but is {self.learning_rate}")
+
+    def _check_reporting(self) -> None:
+        usable = get_available_reporting_integrations()
+        for name in self.report_to or ():
+            if name not in usable:
+                raise ValueError(
+                    f"report_to {name!r} is not installed, or no such integration (installed are: "
+                    f"{', '.join(usable) or 'none'}); install it, or set report_to to none"
+                )
 
     def _check_choices(self) -> None:
         if self.on_overflow not in OVERFLOW:

@@ -115,6 +115,22 @@ def test_bad_rows_are_found_before_training(rows: list[dict[str, Any]], changes:
         check(rows)
 
 
+def test_several_bad_rows_are_listed_together(rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows[1]["chosen"], rows[3]["image"] = None, 5
+    with pytest.raises(
+        DataError, match=rf"^2 of {len(rows)} rows cannot be used:\n- row 1 .*\n- row 3 .*int 5"
+    ) as error:
+        check(rows)
+    assert len(str(error.value).splitlines()) == 3
+    monkeypatch.setattr("mllm_align.data.check.MAX_PROBLEMS", 2)
+    with pytest.raises(DataError, match=r"^2 of the first 4 rows cannot be used; the check stopped at 2:"):
+        check(rows)
+    # Where the first row fails they may all: nobody waits for a million rows to be told so.
+    rows[0]["chosen"] = None
+    with pytest.raises(DataError, match=r"^row 0 .*no column 'chosen'"):
+        check(rows)
+
+
 def test_too_long_rows_are_counted(rows: list[dict[str, Any]]) -> None:
     longest = check(rows).longest
     assert check(rows, max_length=longest).too_long == 0

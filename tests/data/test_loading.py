@@ -174,3 +174,13 @@ def test_what_cannot_be_read(folder: Path) -> None:
         load_rows(folder / "empty")
     with pytest.raises(DataError, match="neither a file nor a dataset on the Hub in reach"):
         load_rows("nobody/nothing")
+
+
+def test_rows_of_the_world_have_a_path() -> None:
+    pairs = load_rows("world:pairs", source="pairs")
+    assert len(pairs) == 1000
+    assert parse_row(pairs[0]).contrast_images
+    assert parse_row(pairs[0]).source == "pairs"
+    assert "kind" in load_rows("world:instructions").column_names
+    with pytest.raises(DataError, match="the world gives world:pairs, world:instructions"):
+        load_rows("world:pears")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from mllm_align.models import ModelArguments, load_model, load_processor
+from mllm_align.models import ModelArguments, load_model, load_processor, model_path
 from tiny import save_tiny, tiny
 
 
@@ -99,8 +99,8 @@ def test_models_that_cannot_be_loaded(tmp_path: Path, folder: Path) -> None:
         with pytest.raises(ValueError, match=message):
             load_model(model, **kwargs)
 
-    refused("", "model_name_or_path is empty")
-    refused(ModelArguments(), "model_name_or_path is empty")
+    refused("", "model_name_or_path is missing")
+    refused(ModelArguments(), "model_name_or_path is missing")
     refused("nobody/no-such-model", "no model could be loaded from 'nobody/no-such-model'")
     refused(tmp_path, "no config.json in .*wrong folder")
     (tmp_path / "adapter_config.json").write_text("{}")
@@ -112,3 +112,13 @@ def test_models_that_cannot_be_loaded(tmp_path: Path, folder: Path) -> None:
 def test_a_checkpoint_without_a_processor(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(ValueError, match=r"no processor could be loaded|has no image processor"):
         load_model(without(folder, tmp_path, "processor_config.json", "preprocessor_config.json"))
+
+
+def test_the_model_that_comes_with_the_package_has_a_name() -> None:
+    model, processor = load_model("demo-base", device="cpu")
+    assert type(model).__name__ == "LlavaForConditionalGeneration"
+    assert type(load_processor("demo-base")) is type(processor)
+    assert model_path("org/model") == "org/model"
+    for missing in (None, ""):
+        with pytest.raises(ValueError, match="model_name_or_path is missing"):
+            model_path(missing)

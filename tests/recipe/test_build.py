@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from mllm_align.data.corrupt import Crop
 from mllm_align.objectives import DPO, Weighted
 from mllm_align.recipe import Recipe, RecipeError, build_trainer, load_recipe, plan_of, run_recipe
-from mllm_align.recipe.build import build_arguments, build_objective, load_source, resolve_model_name
+from mllm_align.recipe.build import build_arguments, build_objective, load_source
 from mllm_align.recipe.schema import DataSource, parse_recipe
 from runs import picture
 from tiny import save_tiny
@@ -209,13 +209,6 @@ def test_rows_of_the_world_and_of_files(tmp_path):
         load_source("rows", DataSource("world:pairs", num_rows=1, distribution="odd"))
 
 
-def test_demo_base_is_a_folder_of_the_package():
-    resolved = resolve_model_name(parse_recipe_model("demo-base")).model_name_or_path
-    assert resolved.replace("\\", "/").endswith("mllm_align/demo/base")
-    assert resolve_model_name(parse_recipe_model("a/b")).model_name_or_path == "a/b"
-    with pytest.raises(RecipeError, match="model_name_or_path is missing"):
-        resolve_model_name(parse_recipe_model(None))
-
-
-def parse_recipe_model(name):
-    return recipe_with(model={"model_name_or_path": name}).model
+def test_a_model_must_be_named():
+    with pytest.raises(RecipeError, match="model: model_name_or_path is missing"):
+        build_trainer(recipe_with(model={"model_name_or_path": None}))

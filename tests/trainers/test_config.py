@@ -58,6 +58,7 @@ def test_both_names_of_checkpointing(tmp_path: Path, name: str) -> None:
         ({"learning_rate": -1.0}, "learning_rate must not be negative"),
         ({"max_tokens_per_batch": 0}, "max_tokens_per_batch must be at least 1"),
         ({"max_tokens_per_batch": 9, "dataloader_drop_last": True}, "dataloader_drop_last must be off"),
+        ({"report_to": "wandbee"}, "report_to 'wandbee' is not installed"),
     ],
 )
 def test_settings_that_cannot_work(tmp_path: Path, settings: dict[str, Any], message: str) -> None:

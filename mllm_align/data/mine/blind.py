@@ -13,7 +13,7 @@ from mllm_align.data.loading import undecoded
 from mllm_align.data.messages import PLACEHOLDER
 from mllm_align.data.mine.pairs import CATEGORY_COLUMNS, image_name
 from mllm_align.data.mine.probes import TextPair
-from mllm_align.data.mine.problems import PairProblem, Problems
+from mllm_align.data.mine.problems import Problems, RowProblem
 from mllm_align.data.mine.selection import rank
 from mllm_align.data.mine.splitting import components
 from mllm_align.data.schema import parse_row
@@ -54,7 +54,7 @@ def read_texts(rows: Any, category: str | None = None) -> BlindRows:
             images = (*row.images, *(row.contrast_images or ()))
             named = tuple(dict.fromkeys(image_name(image) for image in images))
         except DataError as error:
-            found.problems.add(PairProblem("invalid row", str(error)))
+            found.problems.add(RowProblem("invalid row", str(error)))
             continue
         texts = [part["text"] for turn in row.messages for part in turn["content"] if part["type"] == "text"]
         contrasted = row.contrast_images is not None

@@ -19,7 +19,7 @@ from mllm_align.data.blocks import PROBLEM, BlockJob
 from mllm_align.data.errors import DataError
 from mllm_align.data.loading import undecoded
 from mllm_align.data.mine.pairs import input_digest, load_pair, pixel_digest, read_pair
-from mllm_align.data.mine.problems import PairProblem, Problems
+from mllm_align.data.mine.problems import Problems, RowProblem
 from mllm_align.data.mine.selection import Candidate
 
 LOOK_ALIKE = "google/siglip-so400m-patch14-384"
@@ -115,7 +115,7 @@ class _PairMeter:
     def _read(self, number: int, images: dict[str, Image.Image]) -> dict[str, Any]:
         try:
             first, second = load_pair(read_pair(self.rows[number], number))
-        except PairProblem as problem:
+        except RowProblem as problem:
             if self.strict:
                 raise
             return {"row": number, PROBLEM: str(problem)}

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from mllm_align.data.errors import DataError
-from mllm_align.data.images import load_image
 from mllm_align.data.loading import IMAGE_COLUMNS
 from mllm_align.data.messages import PLACEHOLDER
-from mllm_align.data.mine.problems import PairProblem
+from mllm_align.data.mine.problems import RowProblem, read_picture
 from mllm_align.data.mine.speaking import Ask, Speaker
 from mllm_align.data.schema import COLUMNS, DEFAULT_SOURCE, Row, parse_row, row_name
-
-
-class RowProblem(PairProblem):
-    """A plain instruction row that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -106,21 +99,6 @@ def read_instruction(raw: Mapping[str, Any], number: int) -> Instruction:
         chosen=row.responses["chosen"].strip(),
         extras={key: value for key, value in raw.items() if key not in own and isinstance(value, str | int | float)},
     )
-
-
-def read_picture(value: Any, where: str) -> Image.Image:
-    """A picture, upright RGB.
-
-    Raises:
-        RowProblem: If the file is missing or damaged.
-    """
-    try:
-        return load_image(value, where)
-    except DataError as error:
-        if isinstance(value, Mapping) and value.get("bytes") is None:
-            value = value.get("path")
-        missing = isinstance(value, str | os.PathLike) and not Path(value).expanduser().is_file()
-        raise RowProblem("missing file" if missing else "damaged image", str(error)) from None
 
 
 def answers_to(asks: Sequence[Ask], speaker: Speaker, max_new_tokens: int) -> Iterator[str | RowProblem]:

@@ -7,16 +7,15 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from mllm_align.data.errors import DataError
-from mllm_align.data.images import image_key, load_image
+from mllm_align.data.images import image_key
 from mllm_align.data.loading import IMAGE_COLUMNS
 from mllm_align.data.messages import PLACEHOLDER
-from mllm_align.data.mine.problems import PairProblem
+from mllm_align.data.mine.problems import RowProblem, image_path, read_picture
 from mllm_align.data.schema import RESPONSES, Row, parse_row, row_name
 
 CATEGORY_COLUMNS = ("category", "kind")
@@ -60,25 +59,25 @@ def read_pair(raw: Mapping[str, Any], index: int, category: str | None = None) -
         category: The column that holds its category; `category` or `kind` by default.
 
     Raises:
-        PairProblem: If it lacks a text or an image, has several images, or the same text twice.
+        RowProblem: If it lacks a text or an image, has several images, or the same text twice.
     """
     where = row_name(raw, index)
     try:
         row = parse_row(raw, index)
     except DataError as error:
-        raise PairProblem(_kind(raw), str(error)) from None
+        raise RowProblem(_kind(raw), str(error)) from None
     absent = [column for column in RESPONSES if column not in row.responses]
     if absent:
-        raise PairProblem("missing text", f"{where}: no column {absent[0]!r}")
+        raise RowProblem("missing text", f"{where}: no column {absent[0]!r}")
     num_images = len(row.images)
     if row.contrast_images is None:
         column = "contrast_image" if num_images else "image"
-        raise PairProblem("missing image", f"{where}: no column {column!r}")
+        raise RowProblem("missing image", f"{where}: no column {column!r}")
     if num_images != 1:
-        raise PairProblem("several images", f"{where}: {num_images} images; a pair has one on each side")
+        raise RowProblem("several images", f"{where}: {num_images} images; a pair has one on each side")
     chosen, rejected = row.responses["chosen"].strip(), row.responses["rejected"].strip()
     if plain(chosen) == plain(rejected):
-        raise PairProblem("same texts", f"{where}: chosen and rejected say the same")
+        raise RowProblem("same texts", f"{where}: chosen and rejected say the same")
     columns = CATEGORY_COLUMNS if category is None else (category,)
     named = next((str(raw[column]) for column in columns if raw.get(column) is not None), "")
     own = {"id", "source", "system", "prompt", "category", *RESPONSES, *IMAGE_COLUMNS}
@@ -106,35 +105,13 @@ def load_pair(pair: ContrastPair) -> tuple[Image.Image, Image.Image]:
     """Both images, upright RGB.
 
     Raises:
-        PairProblem: If a file is missing or damaged, or both show the very same pixels.
+        RowProblem: If a file is missing or damaged, or both show the very same pixels.
     """
-    first, second = (_load(image, f"{pair.id}, {name}") for image, name in zip(_sides(pair), IMAGE_NAMES, strict=True))
+    first = read_picture(pair.image, f"{pair.id}, image")
+    second = read_picture(pair.contrast, f"{pair.id}, contrast image")
     if first.size == second.size and first.tobytes() == second.tobytes():
-        raise PairProblem("same images", f"{pair.id}: image and contrast image are the same")
+        raise RowProblem("same images", f"{pair.id}: image and contrast image are the same")
     return first, second
-
-
-IMAGE_NAMES = ("image", "contrast image")
-
-
-def _sides(pair: ContrastPair) -> tuple[Any, Any]:
-    return pair.image, pair.contrast
-
-
-def _load(value: Any, where: str) -> Image.Image:
-    try:
-        return load_image(value, where)
-    except DataError as error:
-        path = _path(value)
-        missing = path is not None and not path.is_file()
-        raise PairProblem("missing file" if missing else "damaged image", str(error)) from None
-
-
-def _path(value: Any) -> Path | None:
-    """The file that a value names, where it names one."""
-    if isinstance(value, Mapping):
-        value = value.get("path") if value.get("bytes") is None else None
-    return Path(value).expanduser() if isinstance(value, str | os.PathLike) else None
 
 
 def _turns(row: Row) -> tuple[Turn, ...]:
@@ -174,7 +151,7 @@ def input_digest(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def image_name(value: Any) -> str:
     """A name that is equal for the same file or equal content; files are not read."""
-    path = _path(value)
+    path = image_path(value)
     return os.path.abspath(path) if path is not None else image_key(value)
 
 
@@ -183,7 +160,7 @@ def _described(value: Any, image: bool) -> Any:
         return value
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_described(entry, image) for entry in value]
-    path = _path(value) if image or isinstance(value, os.PathLike) else None
+    path = image_path(value) if image or isinstance(value, os.PathLike) else None
     if path is not None:
         return [os.path.abspath(path), path.stat().st_size if path.is_file() else None]
     if isinstance(value, Mapping) and value.get("bytes") is None:

@@ -18,9 +18,10 @@ from mllm_align.data.blocks import PROBLEM, BlockJob
 from mllm_align.data.loading import undecoded
 from mllm_align.data.mine.completing import WAYS, Task, Way, complete
 from mllm_align.data.mine.differing import Differing
-from mllm_align.data.mine.instructions import Instruction, RowProblem, read_instruction, read_picture
+from mllm_align.data.mine.instructions import Instruction, read_instruction
 from mllm_align.data.mine.masking import Masking, Segment, Template, rule_segments, spoken_segments
 from mllm_align.data.mine.pairs import input_digest
+from mllm_align.data.mine.problems import RowProblem, read_picture
 from mllm_align.data.mine.results import Tally, TextSimilarity, write_results
 from mllm_align.data.mine.speaking import Speaker
 from mllm_align.data.output import RowFile

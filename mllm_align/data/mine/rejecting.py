@@ -23,8 +23,9 @@ from mllm_align.data.errors import DataError
 from mllm_align.data.images import image_key
 from mllm_align.data.loading import undecoded
 from mllm_align.data.mine.differing import Differing
-from mllm_align.data.mine.instructions import Instruction, RowProblem, answers_to, read_instruction
+from mllm_align.data.mine.instructions import Instruction, answers_to, read_instruction
 from mllm_align.data.mine.pairs import input_digest
+from mllm_align.data.mine.problems import RowProblem
 from mllm_align.data.mine.results import Tally, TextSimilarity, write_results
 from mllm_align.data.mine.speaking import Ask, Speaker
 from mllm_align.data.output import RowFile

@@ -12,8 +12,8 @@ from accelerate import PartialState
 
 from mllm_align.data.errors import DataError
 from mllm_align.data.files import write_whole
-from mllm_align.data.mine.instructions import Instruction, RowProblem
-from mllm_align.data.mine.problems import Problems
+from mllm_align.data.mine.instructions import Instruction
+from mllm_align.data.mine.problems import Problems, RowProblem
 from mllm_align.data.output import RowFile
 
 

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from mllm_align.data.errors import DataError
-from mllm_align.data.mine.instructions import RowProblem, answers_to, read_instruction
+from mllm_align.data.mine.instructions import answers_to, read_instruction
+from mllm_align.data.mine.problems import RowProblem
 from mllm_align.data.mine.speaking import Ask
 from speakers import Scripted
 

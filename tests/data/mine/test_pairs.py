@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mllm_align.data.mine.pairs import image_name, input_digest, plain, read_pair
-from mllm_align.data.mine.problems import EXAMPLES, PairProblem, Problems
+from mllm_align.data.mine.problems import EXAMPLES, Problems, RowProblem
 
 ROW: dict[str, Any] = {"image": "a.png", "contrast_image": "b.png", "prompt": "What?", "chosen": "A", "rejected": "B"}
 
@@ -35,7 +35,7 @@ def test_mvc_and_conversational_rows() -> None:
 def test_problems_keep_a_few_messages_and_all_counts() -> None:
     problems = Problems()
     for number in range(EXAMPLES + 3):
-        problems.add(PairProblem("missing file", f"row {number}: gone"))
+        problems.add(RowProblem("missing file", f"row {number}: gone"))
     problems.add("other: once")
     assert list(problems.as_dict()) == ["missing file", "other"]
     assert problems.as_dict()["missing file"]["rows"] == EXAMPLES + 3
