@@ -17,7 +17,7 @@ from mllm_align.data.encode import EncodedView
 from mllm_align.data.images import MadeImage, image_key, load_image
 from mllm_align.data.loading import undecoded
 from mllm_align.data.masks import laid_out
-from mllm_align.data.schema import DataError, Row, parse_row
+from mllm_align.data.schema import RESPONSES, DataError, Row, parse_row
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ class DatasetSummary:
         longest_row: The row that has it.
         too_long: Rows longer than `max_length`.
         overflow: What becomes of these while training.
+        same_responses: Rows whose chosen and rejected response are the same, which no preference can be learnt from.
+        repeated_ids: Rows with the id of an earlier row.
     """
 
     rows: int = 0
@@ -47,6 +49,8 @@ class DatasetSummary:
     longest_row: str = ""
     too_long: int = 0
     overflow: str = "error"
+    same_responses: int = 0
+    repeated_ids: int = 0
 
     def __str__(self) -> str:
         """A few lines for the terminal."""
@@ -57,6 +61,10 @@ class DatasetSummary:
         if self.too_long:
             verb = {"drop": "are dropped", "truncate": "have responses cut"}.get(self.overflow, "are refused")
             lines.append(f"  {self.too_long:,} rows are longer than max_length and {verb}")
+        if self.same_responses:
+            lines.append(f"  {self.same_responses:,} rows have the same chosen and rejected response")
+        if self.repeated_ids:
+            lines.append(f"  {self.repeated_ids:,} rows have the id of an earlier row")
         return "\n".join(lines)
 
 
@@ -119,11 +127,14 @@ def check_dataset(
         logger.warning("the dataset is a stream: only its first %d rows are checked", stream_rows)
     meter, compared = _LengthMeter(collator), False
     problems: list[DataError] = []
+    ids: set[str] = set()
     for index, raw in enumerate(tqdm(_rows(dataset, size, stream_rows), "checking data", size, disable=not progress)):
         try:
             row = parse_row(raw, index)
             views = _measured(row, collator, meter)
             _count(summary, row, views, collator)
+            summary.repeated_ids += row.id in ids
+            ids.update([row.id] if row.id is not None else [])
             if observe is not None:
                 observe(row, views)
         except DataError as error:
@@ -191,6 +202,8 @@ def _rows(dataset: Iterable[Mapping[str, Any]], size: int | None, stream_rows: i
 
 def _count(summary: DatasetSummary, row: Row, views: list[EncodedView], collator: AlignCollator) -> None:
     summary.rows += 1
+    said = [row.responses[name].strip() for name in RESPONSES if name in row.responses]
+    summary.same_responses += len(said) == len(RESPONSES) and len(set(said)) == 1
     counter = summary.views.setdefault(row.source, Counter())
     counter.update(str(view.view) for view in views)
     longest = max((view.length for view in views), default=0)

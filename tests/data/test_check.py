@@ -115,6 +115,16 @@ def test_bad_rows_are_found_before_training(rows: list[dict[str, Any]], changes:
         check(rows)
 
 
+def test_what_is_odd_but_no_error_is_counted(rows: list[dict[str, Any]]) -> None:
+    assert "same chosen" not in str(check(rows))
+    rows[1]["rejected"] = rows[1]["chosen"] + " "
+    rows[2]["id"] = rows[3]["id"] = rows[0]["id"]
+    summary = check([*rows, {**rows[0], "id": None}, {**rows[0], "id": None}])
+    assert (summary.same_responses, summary.repeated_ids) == (1, 2)
+    assert "1 rows have the same chosen and rejected response" in str(summary)
+    assert "2 rows have the id of an earlier row" in str(summary)
+
+
 def test_several_bad_rows_are_listed_together(rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     rows[1]["chosen"], rows[3]["image"] = None, 5
     with pytest.raises(
