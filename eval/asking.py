@@ -101,7 +101,8 @@ class Asking:
 
     def _load(self, index: int, item: Item, source: Item) -> Question:
         try:
-            pictures = () if self.image == "none" else (source.load_image().convert("RGB"),)
+            shown = () if self.image == "none" else source.pictures
+            pictures = tuple(picture.load().convert("RGB") for picture in shown)
         except (OSError, ValueError) as error:
             return Question(index, item, None, f"{type(error).__name__}: {error}")
         return Question(index, item, Request(pictures, item.prompt, item.choices))
@@ -176,6 +177,8 @@ def _finish(item: Item, answer: Answer) -> Answer:
     """The answer read and marked; one from the cache too, so that a better parser needs no new generation."""
     if answer.state == "error":
         return replace(answer, item=item.id)
+    if not item.is_closed:
+        return replace(answer, item=item.id, state="answered" if answer.text.strip() else "invalid")
     if answer.scores:
         return replace(answer, item=item.id, right=answer.choice == item.answer)
     said = parse(answer.text, item)

@@ -63,7 +63,7 @@ def _in_turn(items: Sequence[Item], number: int) -> list[Item]:
 
 def _entry(item: Item, said: Mapping[str, Answer]) -> GalleryEntry:
     return GalleryEntry(
-        image=item.load_image(),
+        image=item.pictures[0].load(),
         question=item.prompt,
         truth=item.answer,
         prior=item.prior_answer,

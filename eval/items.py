@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
@@ -16,23 +16,32 @@ METHODS: tuple[Method, ...] = ("logprob", "generate")
 YES_NO = ("yes", "no")
 
 
+class Picture(NamedTuple):
+    """A picture by the name that its benchmark gives it; `load` returns it, and is called when it is needed."""
+
+    name: str
+    load: Callable[[], Image.Image]
+
+
 @dataclass(frozen=True)
 class Item:
-    """One closed question.
+    """One question.
 
     Attributes:
         id: Unique within a run.
         benchmark: Where it comes from, for example "world" or "pope".
-        split: The test it belongs to: "in_distribution", "adversarial", "pairs", "pope_random", ...
+        split: The test it belongs to: "in_distribution", "adversarial", "pairs", "random", ...
         kind: What is asked for: existence, colour, size, side, count, relation, ...
         cluster: The scene or picture: the unit of resampling.
         prompt: The question's text.
-        choices: The possible answers; for yes/no questions exactly ("yes", "no").
-        answer: The true one.
-        load_image: Returns the picture; called when it is needed.
+        pictures: What is shown with it, in order; none for questions about no picture.
+        choices: The possible answers of a closed question; for yes/no questions exactly ("yes", "no"). Empty for an
+            open one.
+        answer: The true choice; "" for an open question.
         pair: Name of the pair whose two questions must both be right, or None.
         prior_answer: What language alone would say, or None.
         labels: Per choice the wording that the prompt gives it, where choices are letters; empty otherwise.
+        truth: What the benchmark's own scorer needs beside the answer (objects, reference answers, groups).
     """
 
     id: str
@@ -41,18 +50,26 @@ class Item:
     kind: str
     cluster: str
     prompt: str
-    choices: tuple[str, ...]
-    answer: str
-    load_image: Callable[[], Image.Image]
+    pictures: tuple[Picture, ...]
+    choices: tuple[str, ...] = ()
+    answer: str = ""
     pair: str | None = None
     prior_answer: str | None = None
     labels: tuple[str, ...] = ()
+    truth: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.answer not in self.choices:
+        if self.choices and self.answer not in self.choices:
             raise ValueError(f"item {self.id!r}: the answer {self.answer!r} is none of its choices {self.choices}")
+        if not self.choices and self.answer:
+            raise ValueError(f"item {self.id!r}: an answer {self.answer!r} without choices; put it in truth")
         if self.labels and len(self.labels) != len(self.choices):
             raise ValueError(f"item {self.id!r}: {len(self.labels)} labels for {len(self.choices)} choices")
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the answer is one of several choices."""
+        return bool(self.choices)
 
     @property
     def is_yes_no(self) -> bool:
@@ -68,7 +85,8 @@ class Answer:
         item: `Item.id`.
         text: The generated text, or the most probable choice.
         choice: The choice that the text was read as; None where it is none of them or more than one.
-        right: Whether `choice` is the item's answer; an unreadable answer is wrong.
+        right: Whether `choice` is the item's answer; an unreadable answer is wrong. False for open questions, which
+            their benchmark's own scorer judges.
         scores: Per choice the log-probability of it as the whole answer, end of turn included; empty if generated.
         state: "answered", "abstained" ("I cannot tell"), "invalid" (unreadable), or "error" (the model failed).
         truncated: Whether generation stopped at its limit.

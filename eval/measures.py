@@ -1,6 +1,6 @@
 """Which metrics a set of answers has: names, units and clusters.
 
-`<benchmark>/<split>_acc`, `<benchmark>/pair_acc` (both questions of a pair right), and on the benchmark's main split
+`<benchmark>/<split>/acc`, `<benchmark>/pair_acc` (both questions of a pair right), and on the benchmark's main split
 (adversarial, where it has one) accuracy by kind, under another and no image, the visual gap, and how often a wrong
 prior is followed. Splits of yes/no questions alone have d', criterion, share of yes, AUC, hallucination and omission
 index. Metrics of generated answers end in `_generated`.
@@ -8,25 +8,17 @@ index. Metrics of generated answers end in `_generated`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
 
 from mllm_align_eval.detection import auc_metric, criterion_metric, dprime_metric, prior_index_metric
 from mllm_align_eval.items import Answer, ImageArm, Item, Method
+from mllm_align_eval.metrics import Measure, Measures, clusters_of, mean
 from mllm_align_eval.statistics import Metric, difference, mean_metric
 
 GENERATED = "_generated"
+ABLATIONS = {"other": "other", "none": "no"}
 MAIN_SPLIT = "adversarial"
 
-
-class Measure(NamedTuple):
-    """A metric and the cluster of each of its units."""
-
-    metric: Metric
-    clusters: tuple[str, ...]
-
-
-Measures = dict[str, Measure]
 ByItem = Mapping[str, Answer]
 
 
@@ -41,13 +33,15 @@ def measures(items: Sequence[Item], answers: Mapping[tuple[Method, ImageArm], Se
         ValueError: If an answer is to an unknown item, or a pair is not answered whole.
     """
     known = {item.id for item in items}
+    items = [item for item in items if item.is_closed]
+    closed = {item.id for item in items}
     found: Measures = {}
     for (method, image), given in answers.items():
         stray = next((entry.item for entry in given if entry.item not in known), None)
         if stray is not None:
             raise ValueError(f"there is an answer to {stray!r}, which is none of the items")
-        said = {entry.item: entry for entry in given}
-        right = {entry.item: float(entry.right) for entry in given}
+        said = {entry.item: entry for entry in given if entry.item in closed}
+        right = {name: float(entry.right) for name, entry in said.items()}
         suffix = GENERATED if method == "generate" else ""
         if image == "right":
             parts = accuracies(items, right) | _detection(items, said, method) | _prior(items, said)
@@ -70,15 +64,15 @@ def accuracies(items: Sequence[Item], right: Mapping[str, float]) -> Measures:
     found: Measures = {}
     for (benchmark, split), members in _splits(items, right).items():
         paired = [item for item in members if item.pair is not None]
-        name = "pair_item" if len(paired) == len(members) else split
-        found[f"{benchmark}/{name}_acc"] = _mean(members, lambda item: right[item.id])
+        name = "pair_item_" if len(paired) == len(members) else f"{split}/"
+        found[f"{benchmark}/{name}acc"] = mean(members, lambda item: right[item.id])
         if paired:
             found[f"{benchmark}/pair_acc"] = _pair_accuracy(paired, right)
         kinds = dict.fromkeys(item.kind for item in members)
         if split == MAIN_SPLIT and len(kinds) > 1:
             for kind in kinds:
                 chosen = [item for item in members if item.kind == kind]
-                found[f"{benchmark}/{split}_{kind}_acc"] = _mean(chosen, lambda item: right[item.id])
+                found[f"{benchmark}/{split}/{kind}_acc"] = mean(chosen, lambda item: right[item.id])
     return found
 
 
@@ -108,8 +102,8 @@ def _detection(items: Sequence[Item], said: ByItem, method: Method) -> Measures:
         if method == "logprob":
             parts["auc"] = auc_metric([_log_odds(item, said[item.id]) for item in members], truth)
         parts |= _prior_indices([item for item in members if item.prior_answer is not None], said, len(members))
-        clusters = tuple(item.cluster for item in members)
-        found |= {f"{benchmark}/{split}_{name}": Measure(metric, clusters) for name, metric in parts.items()}
+        clusters = clusters_of(members)
+        found |= {f"{benchmark}/{split}/{name}": Measure(metric, clusters) for name, metric in parts.items()}
     return found
 
 
@@ -138,7 +132,7 @@ def _prior(items: Sequence[Item], said: ByItem) -> Measures:
     for (benchmark, split), members in _splits(items, said).items():
         misled = [item for item in members if item.prior_answer not in (None, item.answer)]
         if split == MAIN_SPLIT and misled:
-            found[f"{benchmark}/{split}_follows_prior"] = _mean(
+            found[f"{benchmark}/{split}/follows_prior"] = mean(
                 misled, lambda item: float(said[item.id].choice == item.prior_answer)
             )
     return found
@@ -150,16 +144,14 @@ def _gap(items: Sequence[Item], right: Mapping[str, float], other: Mapping[str, 
     for (benchmark, split), members in _main_splits(items, right.keys() & other.keys()).items():
         seen = mean_metric([right[item.id] for item in members])
         mismatched = mean_metric([other[item.id] for item in members])
-        name = "visual_gap" if split in (MAIN_SPLIT, "pairs") else f"{split}_visual_gap"
-        found[f"{benchmark}/{name}"] = Measure(difference(seen, mismatched), tuple(i.cluster for i in members))
+        name = "visual_gap" if split in (MAIN_SPLIT, "pairs") else f"{split}/visual_gap"
+        found[f"{benchmark}/{name}"] = Measure(difference(seen, mismatched), clusters_of(members))
     return found
 
 
 def _ablated(items: Sequence[Item], right: Mapping[str, float], image: ImageArm) -> Measures:
     return {
-        f"{benchmark}/{split}_{image}_image_acc".replace("_none_image", "_no_image"): _mean(
-            members, lambda item: right[item.id]
-        )
+        f"{benchmark}/{split}/{ABLATIONS[image]}_image_acc": mean(members, lambda item: right[item.id])
         for (benchmark, split), members in _splits(items, right).items()
     }
 
@@ -177,7 +169,3 @@ def _main_splits(items: Sequence[Item], answered: Iterable[str]) -> dict[tuple[s
     splits = _splits(items, answered)
     led = {benchmark for benchmark, split in splits if split == MAIN_SPLIT}
     return {key: members for key, members in splits.items() if key[0] not in led or key[1] == MAIN_SPLIT}
-
-
-def _mean(items: Sequence[Item], value: Callable[[Item], float]) -> Measure:
-    return Measure(mean_metric([value(item) for item in items]), tuple(item.cluster for item in items))

@@ -9,9 +9,8 @@ from typing import Any
 
 from mllm_align.models import ModelArguments, load_adapter, load_model
 from mllm_align_eval.arms import Arm
-from mllm_align_eval.benchmarks.mmvp import mmvp_items
-from mllm_align_eval.benchmarks.pope import pope_items
-from mllm_align_eval.benchmarks.world import world_items
+from mllm_align_eval.benchmarks import BENCHMARKS, world_items
+from mllm_align_eval.benchmarks.files import PictureFolder, data_folder
 from mllm_align_eval.cache import AnswerCache
 from mllm_align_eval.changes import changed_answers
 from mllm_align_eval.items import Item
@@ -23,14 +22,14 @@ BASE = "base"
 
 
 def benchmark_items(
-    benchmark: str, annotations: str | None = None, images: str | None = None, limit: int | None = None
+    benchmark: str, data: str | None = None, images: str | None = None, limit: int | None = None
 ) -> list[Item]:
     """The questions of a benchmark.
 
     Args:
-        benchmark: world, pope or mmvp.
-        annotations: Folder of the annotation files; `MLLM_ALIGN_DATA`/<benchmark> by default.
-        images: Folder of the pictures (pope, mmvp).
+        benchmark: "world", or one of `benchmarks.BENCHMARKS`.
+        data: Folder that holds the annotation files as <benchmark>/; `MLLM_ALIGN_DATA` by default.
+        images: Folder of the pictures; without one, questions can be read but not shown.
         limit: Questions per split at the most; for the world the number of scenes, pairs and polls.
 
     Raises:
@@ -40,10 +39,9 @@ def benchmark_items(
         raise ValueError(f"--limit must be at least 1, not {limit}; leave it out to ask everything")
     if benchmark == "world":
         return world_items(limit, limit, limit) if limit else world_items()
-    if images is None:
-        raise ValueError(f"--images is missing: {benchmark} needs the folder with its pictures")
-    read = {"pope": pope_items, "mmvp": mmvp_items}[benchmark]
-    items = read(images, annotations)
+    found = BENCHMARKS[benchmark]
+    pictures = PictureFolder(images, found.image_origin)
+    items = found.read(data_folder(data, found.name, found.origin), pictures)
     if limit is None:
         return items
     taken: dict[str, int] = {}

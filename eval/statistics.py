@@ -172,6 +172,27 @@ class ClusterBootstrap:
         return float(shifted[0]), float(shifted[1])
 
 
+class Bootstraps:
+    """One bootstrap per set of clusters, so that metrics of the same units share their resamples.
+
+    Args:
+        num_resamples: As of `ClusterBootstrap`.
+        confidence: As of `ClusterBootstrap`.
+        method: As of `ClusterBootstrap`.
+        seed: As of `ClusterBootstrap`.
+    """
+
+    def __init__(self, num_resamples: int, confidence: float, method: str, seed: int) -> None:
+        self.settings = (num_resamples, confidence, method, seed)
+        self.made: dict[tuple[str, ...], ClusterBootstrap] = {}
+
+    def of(self, clusters: tuple[str, ...]) -> ClusterBootstrap:
+        """That of the units with these clusters."""
+        if clusters not in self.made:
+            self.made[clusters] = ClusterBootstrap(clusters, *self.settings)
+        return self.made[clusters]
+
+
 def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """The exact binomial interval (Clopper and Pearson 1934)."""
     tail = (1 - confidence) / 2

@@ -9,8 +9,9 @@ from typing import Any
 from mllm_align_eval.baselines import baselines
 from mllm_align_eval.environment import machine, versions
 from mllm_align_eval.items import Answer, ImageArm, Item, Method, check_items
-from mllm_align_eval.measures import Measure, Measures, measures
-from mllm_align_eval.statistics import ClusterBootstrap, difference, mcnemar_exact, minimum_detectable_effect
+from mllm_align_eval.measures import measures
+from mllm_align_eval.metrics import Measures
+from mllm_align_eval.statistics import Bootstraps, difference, mcnemar_exact, minimum_detectable_effect
 
 Answers = Mapping[tuple[Method, ImageArm], Sequence[Answer]]
 COMPARISONS = (("aligned", "base"), ("control", "base"), ("aligned", "control"), ("base", "base_16bit"))
@@ -51,12 +52,12 @@ def summarise(
     check_items(items)
     _check_same_questions(answers)
     found = {arm: measures(items, given) for arm, given in answers.items()}
-    bootstrap = _Bootstraps(num_resamples, confidence, interval, seed)
+    bootstrap = Bootstraps(num_resamples, confidence, interval, seed)
     wanted = COMPARISONS if comparisons is None else tuple(comparisons)
     pairs = [(first, second) for first, second in wanted if first in found and second in found]
     return {
         "arms": {
-            arm: {name: bootstrap.of(m).estimate(m.metric).as_dict() for name, m in parts.items()}
+            arm: {name: bootstrap.of(m.clusters).estimate(m.metric).as_dict() for name, m in parts.items()}
             for arm, parts in found.items()
         },
         "differences": {f"{a}-{b}": _differences(found[a], found[b], bootstrap) for a, b in pairs},
@@ -93,24 +94,11 @@ def _digest(items: Sequence[Item]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-class _Bootstraps:
-    """One bootstrap per set of clusters, so that metrics of the same units share their resamples."""
-
-    def __init__(self, num_resamples: int, confidence: float, method: str, seed: int) -> None:
-        self.settings = (num_resamples, confidence, method, seed)
-        self.made: dict[tuple[str, ...], ClusterBootstrap] = {}
-
-    def of(self, measure: Measure) -> ClusterBootstrap:
-        if measure.clusters not in self.made:
-            self.made[measure.clusters] = ClusterBootstrap(measure.clusters, *self.settings)
-        return self.made[measure.clusters]
-
-
-def _differences(first: Measures, second: Measures, bootstrap: _Bootstraps) -> dict[str, dict[str, Any]]:
+def _differences(first: Measures, second: Measures, bootstrap: Bootstraps) -> dict[str, dict[str, Any]]:
     found = {}
     for name in (name for name in first if name in second):
         a, b = first[name], second[name]
-        estimate = bootstrap.of(a).estimate(difference(a.metric, b.metric))
+        estimate = bootstrap.of(a.clusters).estimate(difference(a.metric, b.metric))
         found[name] = estimate.as_dict() | {
             "excludes_zero": estimate.excludes_zero,
             "detectable": minimum_detectable_effect(estimate.error),
@@ -120,7 +108,7 @@ def _differences(first: Measures, second: Measures, bootstrap: _Bootstraps) -> d
 
 def _mcnemar(first: Measures, second: Measures) -> dict[str, dict[str, float | int]]:
     found = {}
-    for name in (name for name in first if name in second and name.removesuffix("_generated").endswith("_acc")):
+    for name in (name for name in first if name in second and name.removesuffix("_generated").endswith("acc")):
         a, b = first[name], second[name]
         if len(set(a.clusters)) == len(a.clusters):
             only_first, only_second, p = mcnemar_exact(a.metric.columns[:, 0] > 0, b.metric.columns[:, 0] > 0)

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from mllm_align_eval.engine import Generated, Request
-from mllm_align_eval.items import Answer, Item
+from mllm_align_eval.items import Answer, Item, Picture
 
 
 def picture(shade: int) -> Image.Image:
@@ -17,7 +17,7 @@ def picture(shade: int) -> Image.Image:
 
 
 def item(name: str, answer: str = "yes", **fields: Any) -> Item:
-    """A yes/no item of the world's adversarial split, unless told otherwise."""
+    """A yes/no item of the world's adversarial split, unless told otherwise; `load` gives its only picture."""
     number = abs(hash(name)) % 65536
     settings: dict[str, Any] = {
         "benchmark": "world",
@@ -26,9 +26,11 @@ def item(name: str, answer: str = "yes", **fields: Any) -> Item:
         "cluster": f"scene of {name}",
         "prompt": "Is there a star?",
         "choices": ("yes", "no"),
-        "load_image": lambda: picture(number),
+        "load": lambda: picture(number),
     }
-    return Item(id=name, answer=answer, **{**settings, **fields})
+    settings |= fields
+    shown = (Picture(name, settings.pop("load")),)
+    return Item(id=name, answer=answer, **{"pictures": shown, **settings})
 
 
 def said(asked: Item, choice: str | None, **fields: Any) -> Answer:

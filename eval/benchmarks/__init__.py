@@ -1,7 +1,10 @@
-"""One benchmark per file: its questions as items."""
+"""One benchmark per file: its questions as items, its readings, its metrics. A further one is a row of the table."""
 
-from mllm_align_eval.benchmarks.mmvp import mmvp_items
-from mllm_align_eval.benchmarks.pope import pope_items
+from mllm_align_eval.benchmark import Benchmark
+from mllm_align_eval.benchmarks.mmvp import MMVP
+from mllm_align_eval.benchmarks.pope import POPE
 from mllm_align_eval.benchmarks.world import validation_items, world_items
 
-__all__ = ["mmvp_items", "pope_items", "validation_items", "world_items"]
+BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (POPE, MMVP)}
+
+__all__ = ["BENCHMARKS", "validation_items", "world_items"]

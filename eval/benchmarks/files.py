@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
+
+from mllm_align_eval.items import Picture
 
 DATA_VARIABLE = "MLLM_ALIGN_DATA"
 
 
-def annotation_folder(given: str | os.PathLike[str] | None, name: str, origin: str) -> Path:
-    """The folder of a benchmark's annotation files: the one given, else `$MLLM_ALIGN_DATA/<name>`.
+def data_folder(given: str | os.PathLike[str] | None, name: str, origin: str) -> Path:
+    """The folder of a benchmark's annotation files: `<given>/<name>`, by default `$MLLM_ALIGN_DATA/<name>`.
 
     Raises:
         FileNotFoundError: If there is no such folder, or none was named.
     """
-    root = os.environ.get(DATA_VARIABLE)
-    if given is None and not root:
+    root = given if given is not None else os.environ.get(DATA_VARIABLE)
+    if not root:
         raise FileNotFoundError(
-            f"no annotations of {name}: get them from {origin} and pass their folder, or set {DATA_VARIABLE} to a "
-            f"folder that holds them as {name}/"
+            f"no annotations of {name}: get them from {origin}, put them into a folder {name}/ and name the folder "
+            f"that holds it, with --data or {DATA_VARIABLE}"
         )
-    folder = Path(given) if given is not None else Path(root or "") / name
+    folder = Path(root) / name
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: put the annotations of {name} there, from {origin}")
     return folder
@@ -37,21 +41,35 @@ def require_file(path: Path, origin: str) -> Path:
     return path
 
 
-def image_loaders(
-    folder: str | os.PathLike[str], names: Iterable[str], origin: str
-) -> dict[str, Callable[[], Image.Image]]:
-    """A loader for each picture of a folder.
+class PictureFolder:
+    """Pictures by the names that annotations give them.
 
-    Raises:
-        FileNotFoundError: If some are not there; one message for all.
+    Args:
+        root: The folder; None where nothing is shown and only questions are read. Loading one is an error then.
+        origin: Where the pictures come from.
     """
-    root, wanted = Path(folder), list(dict.fromkeys(names))
-    missing = [name for name in wanted if not (root / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(wanted)} images are not in {root} (first: {missing[0]}): get them from {origin}"
-        )
-    return {name: partial(open_image, root / name) for name in wanted}
+
+    def __init__(self, root: str | os.PathLike[str] | None, origin: str) -> None:
+        self.root = Path(root) if root is not None else None
+        self.origin = origin
+
+    def __call__(self, name: str) -> Picture:
+        """The picture of a name."""
+        if self.root is None:
+            return Picture(name, partial(_no_folder, name, self.origin))
+        return Picture(name, partial(open_image, self.root / name))
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raises FileNotFoundError if some are not there, one message for all; asks nothing where there is no root."""
+        if self.root is None:
+            return
+        wanted = list(dict.fromkeys(names))
+        missing = [name for name in wanted if not (self.root / name).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(wanted)} images are not in {self.root} (first: {missing[0]}): get them from "
+                f"{self.origin}"
+            )
 
 
 def open_image(path: Path) -> Image.Image:
@@ -61,3 +79,41 @@ def open_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"cannot read the image {path}: {error}") from error
+
+
+def read_json(path: Path, origin: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        FileNotFoundError: If it is not there; with its origin.
+        ValueError: If it is no JSON.
+    """
+    try:
+        return json.loads(require_file(path, origin).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def read_lines(path: Path, columns: Iterable[str], origin: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The number and the object of each line of a JSONL file.
+
+    Raises:
+        FileNotFoundError: If it is not there; with its origin.
+        ValueError: Naming the line that is not an object with all `columns`.
+    """
+    wanted = set(columns)
+    with require_file(path, origin).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
+            if not isinstance(row, Mapping) or not wanted <= row.keys():
+                raise ValueError(f"{path}, line {number}: not an object with {', '.join(sorted(wanted))}")
+            yield number, row
+
+
+def _no_folder(name: str, origin: str) -> Image.Image:
+    raise FileNotFoundError(f"image {name} is needed and no folder of images was named: get them from {origin}")

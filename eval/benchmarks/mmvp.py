@@ -7,12 +7,15 @@ is a quarter and a constant answer gets nothing. The pair is the cluster.
 from __future__ import annotations
 
 import csv
-import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mllm_align_eval.benchmarks.files import annotation_folder, image_loaders, require_file
-from mllm_align_eval.items import Item
+from mllm_align_eval.benchmark import Benchmark
+from mllm_align_eval.benchmarks.files import PictureFolder, require_file
+from mllm_align_eval.items import Answer, Item
+from mllm_align_eval.metrics import Measure, Measures, mean
+from mllm_align_eval.statistics import mean_metric
 
 ORIGIN = "https://huggingface.co/datasets/MMVP/MMVP"
 COLUMNS = ("Index", "Question", "Options", "Correct Answer")
@@ -21,26 +24,16 @@ SWAPPED = (99, 100, 279, 280)
 LETTERS = ("(a)", "(b)")
 
 
-def mmvp_items(
-    image_folder: str | os.PathLike[str], annotations: str | os.PathLike[str] | None = None, corrected: bool = False
-) -> list[Item]:
+def mmvp_items(folder: Path, pictures: PictureFolder, corrected: bool = False) -> list[Item]:
     """The questions of MMVP, asked with their options as published: "... (a) Open (b) Closed".
 
     Args:
-        image_folder: Holds `1.jpg` to `300.jpg` ("MMVP Images" in the published archive).
-        annotations: Folder of `Questions.csv`; `$MLLM_ALIGN_DATA/mmvp` if None.
+        folder: Holds Questions.csv.
+        pictures: `1.jpg` to `300.jpg` ("MMVP Images" in the published archive).
         corrected: Whether the answers of two pairs that are disputed are swapped.
-
-    Raises:
-        FileNotFoundError: If annotations or images are missing; it says where they come from.
-        ValueError: If the file is not MMVP's.
     """
-    folder = annotation_folder(annotations, "mmvp", ORIGIN)
-    path = require_file(folder / "Questions.csv", ORIGIN)
-    rows = read_questions(path)
-    loaders = image_loaders(image_folder, [f"{index}.jpg" for index, *_ in rows], ORIGIN)
     items = []
-    for index, question, options, answer in rows:
+    for index, question, options, answer in read_questions(require_file(folder / "Questions.csv", ORIGIN)):
         if corrected and index in SWAPPED:
             answer = LETTERS[1 - LETTERS.index(answer)]
         pair = f"mmvp/{(index + 1) // 2}"
@@ -52,13 +45,14 @@ def mmvp_items(
                 kind="pair",
                 cluster=pair,
                 prompt=f"{question} (a) {options[0]} (b) {options[1]}",
+                pictures=(pictures(f"{index}.jpg"),),
                 choices=LETTERS,
                 answer=answer,
-                load_image=loaders[f"{index}.jpg"],
                 pair=pair,
                 labels=options,
             )
         )
+    pictures.check(picture.name for item in items for picture in item.pictures)
     return items
 
 
@@ -80,3 +74,21 @@ def read_questions(path: Path) -> list[tuple[int, str, tuple[str, str], str]]:
                 raise ValueError(f"{path}, line {reader.line_num}: not a question with options (a) and (b)")
             rows.append((int(row["Index"]), row["Question"].strip(), (options[1], options[2]), answer))
     return rows
+
+
+def mmvp_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str) -> Measures:
+    """`mmvp/pair_acc`, both questions of a pair right, and `mmvp/pair_item_acc`, each on its own."""
+    right = [answers[item.id].right for item in items]
+    both = [float(a and b) for a, b in zip(right[::2], right[1::2], strict=True)]
+    pairs = Measure(mean_metric(both), tuple(item.cluster for item in items[::2]))
+    return {"mmvp/pair_acc": pairs, "mmvp/pair_item_acc": mean(items, lambda item: answers[item.id].right)}
+
+
+MMVP = Benchmark(
+    name="mmvp",
+    title="MMVP (Tong et al., 2024): pairs of images that CLIP takes for one",
+    origin=ORIGIN,
+    image_origin=ORIGIN,
+    read=mmvp_items,
+    score=mmvp_score,
+)

@@ -7,79 +7,79 @@ their 9,000 questions are 5,127 different ones. A text-only reader who knows whi
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from mllm_align_eval.benchmarks.files import annotation_folder, image_loaders, require_file
-from mllm_align_eval.items import YES_NO, Item
+from mllm_align_eval.benchmark import Benchmark
+from mllm_align_eval.benchmarks.files import PictureFolder, read_lines
+from mllm_align_eval.items import YES_NO, Answer, Item
+from mllm_align_eval.metrics import Measures, by_split, f1, mean, mean_of
+from mllm_align_eval.readings import exact_yes_no, pope_official, word_yes_no
 
 SPLITS = ("random", "popular", "adversarial")
 ORIGIN = "https://github.com/AoiDragon/POPE (output/coco)"
 IMAGES = "COCO val2014, http://images.cocodataset.org/zips/val2014.zip"
+# As LLaVA's scripts ask it.
 SUFFIX = "\nAnswer the question using a single word or phrase."
+COLUMNS = ("question_id", "image", "text", "label")
 
 
-def pope_items(
-    image_folder: str | os.PathLike[str],
-    annotations: str | os.PathLike[str] | None = None,
-    splits: Sequence[str] = SPLITS,
-    suffix: str = SUFFIX,
-) -> list[Item]:
-    """The questions of POPE.
+def pope_items(folder: Path, pictures: PictureFolder) -> list[Item]:
+    """The questions of the splits of which there is a file `coco_pope_<split>.json`; at least one must be there."""
+    there = [split for split in SPLITS if (folder / f"coco_pope_{split}.json").is_file()] or SPLITS[:1]
+    items = []
+    for split in there:
+        path = folder / f"coco_pope_{split}.json"
+        for number, row in read_lines(path, COLUMNS, ORIGIN):
+            if row["label"] not in YES_NO:
+                raise ValueError(f"{path}, line {number}: label {row['label']!r} is neither yes nor no")
+            items.append(
+                Item(
+                    id=f"pope/{split}/{row['question_id']}",
+                    benchmark="pope",
+                    split=split,
+                    kind="existence",
+                    cluster=row["image"],
+                    prompt=row["text"] + SUFFIX,
+                    pictures=(pictures(row["image"]),),
+                    choices=YES_NO,
+                    answer=row["label"],
+                )
+            )
+    pictures.check(item.cluster for item in items)
+    return items
 
-    Args:
-        image_folder: Holds the COCO val2014 images by their names.
-        annotations: Folder of `coco_pope_<split>.json`; `$MLLM_ALIGN_DATA/pope` if None.
-        splits: Which of random, popular, adversarial.
-        suffix: What is added to each question. With the default, as LLaVA's scripts ask it.
 
-    Raises:
-        FileNotFoundError: If annotations or images are missing; it says where they come from.
-        ValueError: If a split is unknown or a line is not a POPE question.
+def pope_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str) -> Measures:
+    """Accuracy, precision, recall and F1 of yes, and the share of yes, by split; `pope/f1_mean3` is LLaVA's column.
+
+    An answer that cannot be read is wrong. VLMEvalKit counts it as a no in F1; lmms-eval leaves it out of F1.
     """
-    unknown = [split for split in splits if split not in SPLITS]
-    if unknown:
-        raise ValueError(f"POPE has no split {unknown[0]!r}, only {', '.join(SPLITS)}")
-    folder = annotation_folder(annotations, "pope", ORIGIN)
-    rows = {split: read_questions(require_file(folder / f"coco_pope_{split}.json", ORIGIN)) for split in splits}
-    names = [row["image"] for asked in rows.values() for row in asked]
-    loaders = image_loaders(image_folder, names, IMAGES)
-    return [
-        Item(
-            id=f"pope/{split}/{row['question_id']}",
-            benchmark="pope",
-            split=split,
-            kind="existence",
-            cluster=row["image"],
-            prompt=row["text"] + suffix,
-            choices=YES_NO,
-            answer=row["label"],
-            load_image=loaders[row["image"]],
-        )
-        for split, asked in rows.items()
-        for row in asked
-    ]
+
+    def says(item: Item) -> bool:
+        return answers[item.id].choice == "yes"
+
+    def is_yes(item: Item) -> bool:
+        return item.answer == "yes"
+
+    found: Measures = {}
+    for split, members in by_split(items).items():
+        read = [item for item in members if parser != "lmms-eval" or answers[item.id].choice is not None]
+        parts = {"acc": mean(members, lambda item: answers[item.id].right), "yes_rate": mean(members, says)}
+        parts |= f1(read, says, is_yes) if read else {}
+        found |= {f"pope/{split}/{name}": measure for name, measure in parts.items()}
+    scores = [found[f"pope/{split}/f1"] for split in SPLITS if f"pope/{split}/f1" in found]
+    if len(scores) == len(SPLITS):
+        found["pope/f1_mean3"] = mean_of(scores)
+    return found
 
 
-def read_questions(path: Path) -> list[dict[str, Any]]:
-    """The lines of one annotation file.
-
-    Raises:
-        ValueError: Naming the line that is not a question with a yes/no label.
-    """
-    questions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            complete = row.keys() >= {"question_id", "image", "text", "label"} and row["label"] in YES_NO
-        except (json.JSONDecodeError, AttributeError):
-            complete = False
-        if not complete:
-            raise ValueError(f"{path}, line {number}: not a POPE question (question_id, image, text, label yes or no)")
-        questions.append(row)
-    return questions
+POPE = Benchmark(
+    name="pope",
+    title="POPE (Li et al., 2023): whether an object is in the image",
+    origin=ORIGIN,
+    image_origin=IMAGES,
+    read=pope_items,
+    score=pope_score,
+    readings={"official": pope_official, "lmms-eval": exact_yes_no, "vlmevalkit": word_yes_no},
+)

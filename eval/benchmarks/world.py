@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from mllm_align.data.world import POPE_REGIMES, Question, existence_questions, pair_questions, questions, render
-from mllm_align_eval.items import Item
+from mllm_align_eval.items import Item, Picture
 
 
 def world_items(
@@ -64,9 +64,9 @@ def world_item(question: Question, split: str) -> Item:
         kind=question.kind,
         cluster=question.cluster,
         prompt=question.text,
+        pictures=(Picture(question.cluster, partial(render, question.scene)),),
         choices=question.choices,
         answer=question.answer,
-        load_image=partial(render, question.scene),
         pair=question.pair_id,
         prior_answer=question.prior_answer,
     )

@@ -25,11 +25,11 @@ def detection_text(results: Mapping[str, Any]) -> str:
     Creelman, Detection Theory, 2005.
     """
     roles = Roles.of(results["arms"])
-    sensitivity = compare(results, roles.after, roles.before, f"{POLL}_dprime")
+    sensitivity = compare(results, roles.after, roles.before, f"{POLL}/dprime")
     if sensitivity is None:
         return ""
-    accuracy = compare(results, roles.after, roles.before, f"{POLL}_acc")
-    criterion = compare(results, roles.after, roles.before, f"{POLL}_criterion")
+    accuracy = compare(results, roles.after, roles.before, f"{POLL}/acc")
+    criterion = compare(results, roles.after, roles.before, f"{POLL}/criterion")
     span = f"{number(sensitivity.metric, sensitivity.second)} to {number(sensitivity.metric, sensitivity.first)}"
     if sensitivity.clear > 0:
         verdict = f"Sensitivity rises from {span}: the aligned model tells present from absent better."
@@ -51,10 +51,10 @@ def detection_text(results: Mapping[str, Any]) -> str:
 def detection_table(results: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Column heads and, per arm, the measures as written; no rows where nothing was measured."""
     arms = results["arms"]
-    used = [(suffix, label) for suffix, label in MEASURES if any(f"{POLL}_{suffix}" in arms[arm] for arm in arms)]
+    used = [(suffix, label) for suffix, label in MEASURES if any(f"{POLL}/{suffix}" in arms[arm] for arm in arms)]
     rows = []
     for arm, cells in arms.items():
-        metrics = [f"{POLL}_{suffix}" for suffix, _ in used]
+        metrics = [f"{POLL}/{suffix}" for suffix, _ in used]
         if any(metric in cells for metric in metrics):
             rows.append((arm, [number(m, cells[m]["value"]) if m in cells else number(m, None) for m in metrics]))
     return [label for _, label in used], rows

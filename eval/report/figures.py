@@ -23,8 +23,8 @@ from mllm_align_eval.report.labels import (
     number,
 )
 
-POLLS = ("world/pope_random_acc", "world/pope_popular_acc", "world/pope_adversarial_acc")
-_KIND = re.compile(r"world/adversarial_(.+)_acc")
+POLLS = ("world/pope_random/acc", "world/pope_popular/acc", "world/pope_adversarial/acc")
+_KIND = re.compile(r"world/adversarial/(.+)_acc")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _kind_metrics(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
             match = _KIND.fullmatch(metric)
             if match and metric not in IMAGE_METRICS:
                 found[metric] = match[1].replace("_", " ").capitalize()
-    known = {f"world/adversarial_{kind}_acc": i for i, kind in enumerate(KINDS)}
+    known = {f"world/adversarial/{kind}_acc": i for i, kind in enumerate(KINDS)}
     return dict(sorted(found.items(), key=lambda item: known.get(item[0], len(known))))
 
 

@@ -90,7 +90,7 @@ def cautions(results: Mapping[str, Any]) -> list[str]:
     """What the figures do not say by themselves: gains without looking, the other way of reading, lost answers."""
     roles = Roles.of(results["arms"])
     notes = []
-    accuracy = compare(results, roles.after, roles.before, "world/adversarial_acc")
+    accuracy = compare(results, roles.after, roles.before, "world/adversarial/acc")
     gap = compare(results, roles.after, roles.before, "world/visual_gap")
     if gap:
         text = f"Visual gap, aligned against base: {difference_text(gap)}."
@@ -102,7 +102,7 @@ def cautions(results: Mapping[str, Any]) -> list[str]:
                 "unlearned the prior rather than learned to look."
             )
         notes.append(text)
-    generated = compare(results, roles.after, roles.before, "world/adversarial_acc" + GENERATED)
+    generated = compare(results, roles.after, roles.before, "world/adversarial/acc" + GENERATED)
     if generated and accuracy:
         metric = accuracy.metric
         notes.append(
@@ -115,7 +115,7 @@ def cautions(results: Mapping[str, Any]) -> list[str]:
         rates = ", ".join(f"{arm_label(arm).lower()} {number('', rate)} %" for arm, rate in unreadable.items())
         notes.append(f"Generated answers that could not be read, which count as wrong: {rates}.")
     sixteen = (
-        compare(results, roles.before, "base_16bit", "world/adversarial_acc")
+        compare(results, roles.before, "base_16bit", "world/adversarial/acc")
         if ("base_16bit" in results["arms"])
         else None
     )

@@ -9,8 +9,8 @@ from typing import Any
 from mllm_align_eval.report.comparison import Change, Roles, compare
 from mllm_align_eval.report.labels import interval, metric_label, number
 
-PRIMARY = ("world/adversarial_acc", "world/pair_acc")
-IN_DISTRIBUTION = "world/in_distribution_acc"
+PRIMARY = ("world/adversarial/acc", "world/pair_acc")
+IN_DISTRIBUTION = "world/in_distribution/acc"
 
 
 @dataclass(frozen=True)

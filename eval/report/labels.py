@@ -12,12 +12,12 @@ MINUS = "\N{MINUS SIGN}"
 
 KEY_METRICS = (
     "world/pair_acc",
-    "world/adversarial_acc",
-    "world/pope_adversarial_acc",
+    "world/adversarial/acc",
+    "world/pope_adversarial/acc",
     "world/visual_gap",
-    "world/in_distribution_acc",
+    "world/in_distribution/acc",
 )
-IMAGE_METRICS = ("world/adversarial_acc", "world/adversarial_other_image_acc", "world/adversarial_no_image_acc")
+IMAGE_METRICS = ("world/adversarial/acc", "world/adversarial/other_image_acc", "world/adversarial/no_image_acc")
 
 _DETECTION = {
     "dprime": "sensitivity d\N{PRIME}",
@@ -27,32 +27,32 @@ _DETECTION = {
 }
 _LABELS = {
     "world/pair_acc": "Pair accuracy",
-    "world/adversarial_acc": "Adversarial accuracy",
-    "world/in_distribution_acc": "In-distribution accuracy",
-    "world/pope_random_acc": "Existence polling, random",
-    "world/pope_popular_acc": "Existence polling, popular",
-    "world/pope_adversarial_acc": "Existence polling, adversarial",
-    **{f"world/adversarial_{kind}_acc": f"Adversarial, {kind}" for kind in KINDS},
-    "world/adversarial_other_image_acc": "Adversarial, another scene's image",
-    "world/adversarial_no_image_acc": "Adversarial, no image",
+    "world/adversarial/acc": "Adversarial accuracy",
+    "world/in_distribution/acc": "In-distribution accuracy",
+    "world/pope_random/acc": "Existence polling, random",
+    "world/pope_popular/acc": "Existence polling, popular",
+    "world/pope_adversarial/acc": "Existence polling, adversarial",
+    **{f"world/adversarial/{kind}_acc": f"Adversarial, {kind}" for kind in KINDS},
+    "world/adversarial/other_image_acc": "Adversarial, another scene's image",
+    "world/adversarial/no_image_acc": "Adversarial, no image",
     "world/visual_gap": "Visual gap",
     **{
-        f"world/pope_{regime}_{measure}": f"{regime.capitalize()} polling, {label}"
+        f"world/pope_{regime}/{measure}": f"{regime.capitalize()} polling, {label}"
         for regime in ("adversarial", "popular", "random")
         for measure, label in _DETECTION.items()
     },
-    "world/adversarial_follows_prior": "Answers that follow the prior",
+    "world/adversarial/follows_prior": "Answers that follow the prior",
     "world/pair_item_acc": "Questions of pairs, one by one",
 }
 
 _NOTES = {
     "world/pair_acc": "two scenes that differ in one fact, one question; both must be right",
-    "world/adversarial_acc": "all kinds of question, scenes that break the prior",
-    "world/in_distribution_acc": "scenes like those of training",
-    "world/pope_adversarial_acc": "object-matched; text alone gets half",
+    "world/adversarial/acc": "all kinds of question, scenes that break the prior",
+    "world/in_distribution/acc": "scenes like those of training",
+    "world/pope_adversarial/acc": "object-matched; text alone gets half",
     "world/visual_gap": "adversarial accuracy with the right image minus with another scene's",
-    "world/adversarial_follows_prior": "on prior-broken scenes, where the prior is wrong; lower is better",
-    "world/pope_adversarial_criterion": "0 is neutral, below 0 leans to yes",
+    "world/adversarial/follows_prior": "on prior-broken scenes, where the prior is wrong; lower is better",
+    "world/pope_adversarial/criterion": "0 is neutral, below 0 leans to yes",
 }
 
 _ARMS = {"base": "Base", "control": "Control", "aligned": "Aligned", "base_16bit": "Base, 16 bit"}
@@ -98,7 +98,7 @@ def difference_label(name: str, arms: Mapping[str, Any]) -> str:
 
 def is_rate(metric: str) -> bool:
     """Whether the metric is a share or a difference of shares, written in per cent."""
-    return not metric.removesuffix(GENERATED).endswith(("_dprime", "_criterion", "_auc"))
+    return not metric.removesuffix(GENERATED).endswith(("/dprime", "/criterion", "/auc"))
 
 
 def number(metric: str, value: float | None, signed: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Commands that evaluate: eval run, report."""
+"""Commands that evaluate: eval run, eval questions, eval score, report."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mllm_align.cli.commands import add_command
+
+# Written out, because to import the benchmarks takes seconds; a test compares.
+NAMES = "mmvp, pope"
+PARSERS = ("strict", "official", "lmms-eval", "vlmevalkit")
+DATA_HELP = "folder that holds the annotations in a folder by the benchmark's name (default: $MLLM_ALIGN_DATA)"
 
 
 def add(commands: Any) -> None:
@@ -21,14 +26,67 @@ def _add_eval(commands: Any) -> None:
     run = add_command(evaluation, "run", _eval_run, "answer a benchmark with a model, and with an adapter on it")
     run.add_argument("model", help="Hub id or folder, or demo-base")
     run.add_argument("--adapter", action="append", default=[], metavar="[NAME=]FOLDER", help="one more arm")
-    run.add_argument("--benchmark", default="world", choices=("world", "pope", "mmvp"))
-    run.add_argument("--annotations", help="folder or file of the benchmark's annotations (pope, mmvp)")
-    run.add_argument("--images", help="folder of the benchmark's images (pope, mmvp)")
+    run.add_argument("--benchmark", default="world", metavar="BENCH", help=f"world, or {NAMES} (default: %(default)s)")
+    run.add_argument("--data", help=DATA_HELP)
+    run.add_argument("--images", help="folder of the benchmark's images")
     run.add_argument("--limit", type=int, help="questions (world: scenes) per split")
     run.add_argument("--load-in-4bit", action="store_true", help="NF4 with double quantisation")
     run.add_argument("--batch-size", type=int, default=32)
     run.add_argument("--output", required=True, help="folder for results.json, the report and the answers")
     run.add_argument("--overwrite", action="store_true", help="replace results in that folder; answers are reused")
+
+    text = "print a benchmark's questions as JSON lines, for any model: id, split, image, prompt"
+    questions = add_command(evaluation, "questions", _questions, text)
+    score = add_command(evaluation, "score", _score, "score answers that any model gave; none is loaded")
+    for command in (questions, score):
+        command.add_argument("benchmark", metavar="BENCH", help=NAMES)
+        command.add_argument("--data", help=DATA_HELP)
+    score.add_argument("--answers", required=True, help="JSON lines with the id of a question and the text it got")
+    score.add_argument("--json", metavar="OUT", help="file for the scores: {key: {value, low, high, n}}")
+    score.add_argument("--overwrite", action="store_true", help="replace that file")
+    score.add_argument("--parser", choices=PARSERS, help="whose rules hold (default: official, where there is one)")
+
+
+def _questions(arguments: argparse.Namespace) -> None:
+    import json
+
+    from mllm_align_eval.run import benchmark_items
+    from mllm_align_eval.scoring import questions_of
+
+    for question in questions_of(benchmark_items(_known(arguments.benchmark), arguments.data)):
+        print(json.dumps(question, ensure_ascii=False))
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from mllm_align_eval.benchmarks import BENCHMARKS
+    from mllm_align_eval.report.scores import print_scores, write_scores
+    from mllm_align_eval.run import benchmark_items
+    from mllm_align_eval.scoring import estimates, measures_of, read_texts
+
+    benchmark = BENCHMARKS[_known(arguments.benchmark)]
+    parser = arguments.parser or ("official" if "official" in benchmark.parsers else "strict")
+    benchmark.reading(parser)
+    if arguments.json is not None and Path(arguments.json).exists() and not arguments.overwrite:
+        raise FileExistsError(f"{arguments.json} exists: name another file, or --overwrite")
+    items = benchmark_items(benchmark.name, arguments.data)
+    texts = read_texts(arguments.answers)
+    scores = estimates(measures_of(benchmark, items, texts, parser))
+    if arguments.json is not None:
+        write_scores(scores, Path(arguments.json))
+    print_scores(scores, f"{benchmark.title}, {parser} rules")
+
+
+def _known(name: str, *further: str) -> str:
+    """The name of a benchmark.
+
+    Raises:
+        ValueError: If there is no such one.
+    """
+    from mllm_align_eval.benchmarks import BENCHMARKS
+
+    if name not in (*BENCHMARKS, *further):
+        raise ValueError(f"no benchmark is called {name!r}; there are {', '.join((*further, *BENCHMARKS))}")
+    return name
 
 
 def _eval_run(arguments: argparse.Namespace) -> None:
@@ -36,7 +94,9 @@ def _eval_run(arguments: argparse.Namespace) -> None:
     from mllm_align_eval.report import print_table
     from mllm_align_eval.run import benchmark_items, evaluate
 
-    items = benchmark_items(arguments.benchmark, arguments.annotations, arguments.images, arguments.limit)
+    if _known(arguments.benchmark, "world") != "world" and arguments.images is None:
+        raise ValueError(f"--images is missing: {arguments.benchmark} needs the folder with its pictures")
+    items = benchmark_items(arguments.benchmark, arguments.data, arguments.images, arguments.limit)
     model = ModelArguments(model_name_or_path=arguments.model, load_in_4bit=arguments.load_in_4bit)
     adapters = dict(_named(adapter) for adapter in arguments.adapter)
     results = evaluate(

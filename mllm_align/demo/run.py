@@ -36,13 +36,13 @@ EVAL_BATCH = 100
 # What the terminal shows; the report has everything.
 SHOWN = (
     "world/pair_acc",
-    "world/adversarial_acc",
-    "world/pope_adversarial_acc",
-    "world/pope_adversarial_dprime",
+    "world/adversarial/acc",
+    "world/pope_adversarial/acc",
+    "world/pope_adversarial/dprime",
     "world/visual_gap",
-    "world/adversarial_other_image_acc",
-    "world/adversarial_no_image_acc",
-    "world/in_distribution_acc",
+    "world/adversarial/other_image_acc",
+    "world/adversarial/no_image_acc",
+    "world/in_distribution/acc",
 )
 
 

@@ -14,9 +14,9 @@ from mllm_align.recipe import load_recipe
 
 REQUIRED = (
     "world/pair_acc",
-    "world/adversarial_acc",
-    "world/pope_adversarial_acc",
-    "world/in_distribution_acc",
+    "world/adversarial/acc",
+    "world/pope_adversarial/acc",
+    "world/in_distribution/acc",
     "world/visual_gap",
 )
 

@@ -34,7 +34,7 @@ def adapted():
 
 def questions(pictures):
     return [
-        item(f"i{n}", "red", choices=("red", "blue"), prompt="What colour is it?", load_image=lambda n=n: pictures[n])
+        item(f"i{n}", "red", choices=("red", "blue"), prompt="What colour is it?", load=lambda n=n: pictures[n])
         for n in range(4)
     ]
 
@@ -101,7 +101,7 @@ def test_errors_of_all_arms_are_counted(adapted, pictures):
     def missing():
         raise OSError("gone")
 
-    asked = [*questions(pictures), item("bad", load_image=missing)]
+    asked = [*questions(pictures), item("bad", load=missing)]
     with pytest.raises(AnswerErrors, match="2 of 10 items"):
         answer_arms(
             model, processor, asked, [Arm("base"), Arm("a", "aligned")], images=("right",), show_progress=False

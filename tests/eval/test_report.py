@@ -28,16 +28,16 @@ LEVELS = {"base": 0.49, "control": 0.93, "aligned": 0.82}
 def make_results(adversarial: dict[str, float], in_distribution: dict[str, float] | None = None) -> dict[str, Any]:
     """Results whose intervals all reach 3 points to either side, differences included."""
     values = {
-        "world/adversarial_acc": adversarial,
+        "world/adversarial/acc": adversarial,
         "world/pair_acc": {arm: value - 0.1 for arm, value in adversarial.items()},
-        "world/in_distribution_acc": in_distribution or dict.fromkeys(adversarial, 0.94),
+        "world/in_distribution/acc": in_distribution or dict.fromkeys(adversarial, 0.94),
         "world/visual_gap": {arm: value - 0.3 for arm, value in adversarial.items()},
-        "world/pope_adversarial_acc": adversarial,
-        "world/adversarial_colour_acc": adversarial,
-        "world/adversarial_other_image_acc": {arm: value / 3 for arm, value in adversarial.items()},
-        "world/adversarial_acc_generated": adversarial,
-        "world/pope_adversarial_dprime": {arm: value * 4 for arm, value in adversarial.items()},
-        "world/pope_adversarial_criterion": {arm: value - 1 for arm, value in adversarial.items()},
+        "world/pope_adversarial/acc": adversarial,
+        "world/adversarial/colour_acc": adversarial,
+        "world/adversarial/other_image_acc": {arm: value / 3 for arm, value in adversarial.items()},
+        "world/adversarial/acc_generated": adversarial,
+        "world/pope_adversarial/dprime": {arm: value * 4 for arm, value in adversarial.items()},
+        "world/pope_adversarial/criterion": {arm: value - 1 for arm, value in adversarial.items()},
         "another/metric": adversarial,
     }
     arms = {arm: {m: bounds(v[arm]) for m, v in values.items()} for arm in adversarial}
@@ -52,7 +52,7 @@ def make_results(adversarial: dict[str, float], in_distribution: dict[str, float
     return {
         "arms": arms,
         "differences": differences,
-        "baselines": {"text_only": {"world/adversarial_acc": 0.21}},
+        "baselines": {"text_only": {"world/adversarial/acc": 0.21}},
         "unreadable": dict.fromkeys(arms, 0.01),
         "seconds": 432.2,
         "stages": {"train aligned": 118.0},
@@ -261,23 +261,23 @@ def test_headline_with_mixed_signs_or_without_control_or_aligned() -> None:
 def test_accuracy_without_sensitivity_is_called_a_shift_of_the_threshold() -> None:
     results = make_results(LEVELS)
     assert "tells present from absent better" in detection_text(results)
-    results["differences"]["aligned-base"]["world/pope_adversarial_dprime"] |= {"low": -1.0, "excludes_zero": False}
+    results["differences"]["aligned-base"]["world/pope_adversarial/dprime"] |= {"low": -1.0, "excludes_zero": False}
     assert "shift of the threshold" in detection_text(results)
     assert "not sight" in detection_text(results)
     assert "yes less readily" in detection_text(results)
     for cells in results["arms"].values():
-        del cells["world/pope_adversarial_dprime"]
+        del cells["world/pope_adversarial/dprime"]
     assert detection_text(results) == ""
 
 
 def test_figure_places_values_on_its_axis_and_lengthens_it_for_negative_gaps() -> None:
     first = figures(make_results(LEVELS))[0]
-    row = next(r for r in first.rows if r.metric == "world/adversarial_acc")
+    row = next(r for r in first.rows if r.metric == "world/adversarial/acc")
     assert [lane.at for lane in row.lanes] == pytest.approx([49, 93, 82])
     assert (row.lanes[0].low, row.lanes[0].high) == pytest.approx((46, 52))
     assert row.marks == (("a", pytest.approx(21)),)
     near = make_results(LEVELS)
-    near["baselines"] = {name: {"world/adversarial_acc": v} for name, v in (("x", 0.5), ("y", 0.2), ("z", 0.51))}
+    near["baselines"] = {name: {"world/adversarial/acc": v} for name, v in (("x", 0.5), ("y", 0.2), ("z", 0.51))}
     assert figures(near)[0].rows[1].marks == (("b", pytest.approx(20)), ("ac", pytest.approx(50)))
     negative = figures(make_results({"base": 0.2, "aligned": 0.8}))[0]
     assert [label for _, label in negative.ticks] == ["\N{MINUS SIGN}25", "0", "25", "50", "75", "100"]
@@ -295,7 +295,7 @@ def test_curves_leave_out_what_is_not_finite_and_name_what_is_not_drawn() -> Non
 def test_numbers_as_written() -> None:
     assert number("world/pair_acc", -0.0004, signed=True) == "0.0"
     assert number("world/pair_acc", 0.123, signed=True) == "+12.3"
-    assert number("world/pope_adversarial_criterion", -0.5) == "\N{MINUS SIGN}0.50"
+    assert number("world/pope_adversarial/criterion", -0.5) == "\N{MINUS SIGN}0.50"
     assert number("world/pair_acc", None) == "\N{EN DASH}"
     assert difference_label("a-b-c", {"a-b": 0, "c": 0}) == "a-b \N{MINUS SIGN} c"
     assert metric_label("mmvp/unheard_of") == "mmvp/unheard_of"

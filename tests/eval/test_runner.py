@@ -12,7 +12,7 @@ def shade(request):
 
 def items(number):
     return [
-        item(f"i{n}", ("no", "yes")[n % 2], load_image=lambda n=n: picture(n), prompt="x" * (n % 5 + 1))
+        item(f"i{n}", ("no", "yes")[n % 2], load=lambda n=n: picture(n), prompt="x" * (n % 5 + 1))
         for n in range(number)
     ]
 
@@ -110,7 +110,7 @@ def test_a_missing_picture_is_an_error_of_its_item():
     def missing():
         raise OSError("no such picture")
 
-    asked = [*items(3), item("bad", load_image=missing)]
+    asked = [*items(3), item("bad", load=missing)]
     with pytest.raises(AnswerErrors, match="no such picture"):
         ask(asked, lambda r: "yes")
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from mllm_align_eval.items import Answer, Item
+from mllm_align_eval.items import Answer, Item, Picture
 from mllm_align_eval.report import write_results
 from mllm_align_eval.summary import describe, summarise
 
@@ -25,7 +25,7 @@ def ask(split, number, kind, answer, *, prior=None, pair=None, scene=None):
         prompt={"existence": "Is there a star?", "colour": "What colour is the star?"}[kind],
         choices=COLOURS if kind == "colour" else ("yes", "no"),
         answer=answer,
-        load_image=lambda: Image.new("RGB", (8, 8)),
+        pictures=(Picture("scene", lambda: Image.new("RGB", (8, 8))),),
         pair=pair,
         prior_answer=prior,
     )
@@ -99,19 +99,19 @@ def results(items, answers):
 @pytest.mark.parametrize(
     ("metric", "base", "aligned", "n"),
     [
-        ("world/adversarial_acc", 6 / 24, 21 / 24, 24),
-        ("world/adversarial_existence_acc", 3 / 12, 10 / 12, 12),
-        ("world/adversarial_colour_acc", 3 / 12, 11 / 12, 12),
-        ("world/in_distribution_acc", 7 / 8, 6 / 8, 8),
-        ("world/pope_adversarial_acc", 10 / 16, 15 / 16, 16),
+        ("world/adversarial/acc", 6 / 24, 21 / 24, 24),
+        ("world/adversarial/existence_acc", 3 / 12, 10 / 12, 12),
+        ("world/adversarial/colour_acc", 3 / 12, 11 / 12, 12),
+        ("world/in_distribution/acc", 7 / 8, 6 / 8, 8),
+        ("world/pope_adversarial/acc", 10 / 16, 15 / 16, 16),
         # Base: pairs 0, 1, 2, 3 have a wrong question (0 has two), 4 and 5 none. Aligned: pair 5 has one.
         ("world/pair_acc", 2 / 6, 5 / 6, 6),
-        ("world/adversarial_other_image_acc", 4 / 24, 4 / 24, 24),
+        ("world/adversarial/other_image_acc", 4 / 24, 4 / 24, 24),
         ("world/visual_gap", 2 / 24, 17 / 24, 24),
         # The prior is wrong on all 24; a wrong answer to existence is its "yes" or "no", to colour the first choice.
-        ("world/adversarial_follows_prior", 18 / 24, 3 / 24, 24),
+        ("world/adversarial/follows_prior", 18 / 24, 3 / 24, 24),
         # Yes is said to 7 of 8 present and 5 of 8 absent things, then to 8 and 1.
-        ("world/pope_adversarial_yes_rate", 12 / 16, 9 / 16, 16),
+        ("world/pope_adversarial/yes_rate", 12 / 16, 9 / 16, 16),
     ],
 )
 def test_values_by_hand(results, metric, base, aligned, n):
@@ -131,42 +131,42 @@ def test_values_by_hand(results, metric, base, aligned, n):
 def test_detection_by_hand(results):
     cells = results["arms"]["base"]
     hit, alarm = stats.norm.ppf(7.5 / 9), stats.norm.ppf(5.5 / 9)
-    assert cells["world/pope_adversarial_dprime"]["value"] == pytest.approx(hit - alarm)
-    assert cells["world/pope_adversarial_criterion"]["value"] == pytest.approx(-(hit + alarm) / 2)
+    assert cells["world/pope_adversarial/dprime"]["value"] == pytest.approx(hit - alarm)
+    assert cells["world/pope_adversarial/criterion"]["value"] == pytest.approx(-(hit + alarm) / 2)
     # Two levels of log-odds: 7 * 3 pairs are in order, 7 * 5 + 1 * 3 are tied, 1 * 5 in reverse.
-    assert cells["world/pope_adversarial_auc"]["value"] == pytest.approx((21 + 38 / 2) / 64)
+    assert cells["world/pope_adversarial/auc"]["value"] == pytest.approx((21 + 38 / 2) / 64)
     # Where the kinds are mixed there is no threshold to speak of.
-    assert "world/adversarial_dprime" not in cells
+    assert "world/adversarial/dprime" not in cells
 
 
 def test_large_effect_is_found_and_none_is_not(results):
     differences = results["differences"]["aligned-base"]
-    assert differences["world/adversarial_acc"]["excludes_zero"]
-    assert not differences["world/adversarial_other_image_acc"]["excludes_zero"]
-    assert differences["world/adversarial_other_image_acc"]["value"] == 0
+    assert differences["world/adversarial/acc"]["excludes_zero"]
+    assert not differences["world/adversarial/other_image_acc"]["excludes_zero"]
+    assert differences["world/adversarial/other_image_acc"]["value"] == 0
 
 
 def test_generated_answers_have_their_own_metrics(results):
     cells = results["arms"]["aligned"]
-    for name in ("adversarial_acc", "adversarial_colour_acc", "pair_acc", "in_distribution_acc"):
+    for name in ("adversarial/acc", "adversarial/colour_acc", "pair_acc", "in_distribution/acc"):
         assert cells[f"world/{name}_generated"]["value"] == cells[f"world/{name}"]["value"]
-    assert "world/pope_adversarial_auc_generated" not in cells
+    assert "world/pope_adversarial/auc_generated" not in cells
     assert "world/visual_gap_generated" not in cells
     assert not any("no_image" in name for name in cells)
 
 
 def test_baselines_by_hand(results):
     baselines = results["baselines"]
-    assert baselines["always yes"]["world/pope_adversarial_acc"] == 0.5
-    assert baselines["always no"]["world/pope_adversarial_acc"] == 0.5
-    assert "world/adversarial_acc" not in baselines["always yes"], "colours cannot be answered with yes"
-    assert baselines["chance"]["world/adversarial_acc"] == pytest.approx((12 / 2 + 12 / 3) / 24)
+    assert baselines["always yes"]["world/pope_adversarial/acc"] == 0.5
+    assert baselines["always no"]["world/pope_adversarial/acc"] == 0.5
+    assert "world/adversarial/acc" not in baselines["always yes"], "colours cannot be answered with yes"
+    assert baselines["chance"]["world/adversarial/acc"] == pytest.approx((12 / 2 + 12 / 3) / 24)
     assert baselines["chance"]["world/pair_acc"] == pytest.approx(1 / 9)
-    assert baselines["prior"]["world/adversarial_acc"] == 0
-    assert baselines["prior"]["world/in_distribution_acc"] == 1
-    assert baselines["text only"]["world/in_distribution_acc"] == 1
+    assert baselines["prior"]["world/adversarial/acc"] == 0
+    assert baselines["prior"]["world/in_distribution/acc"] == 1
+    assert baselines["text only"]["world/in_distribution/acc"] == 1
     assert baselines["text only"]["world/pair_acc"] == 0, "one text has one answer, and the two scenes differ"
-    assert baselines["text only"]["world/adversarial_colour_acc"] == 1
+    assert baselines["text only"]["world/adversarial/colour_acc"] == 1
 
 
 def test_text_only_answer_is_not_learned_from_the_question_itself(items):
@@ -177,7 +177,7 @@ def test_text_only_answer_is_not_learned_from_the_question_itself(items):
         if item.split == "pope_adversarial"
     ]
     found = summarise(lone, {"base": {("logprob", "right"): told(lone, {})}})
-    assert found["baselines"]["text only"]["world/pope_adversarial_acc"] == 0.5
+    assert found["baselines"]["text only"]["world/pope_adversarial/acc"] == 0.5
 
 
 def test_unreadable_answers_are_counted_and_wrong(items):
@@ -185,8 +185,8 @@ def test_unreadable_answers_are_counted_and_wrong(items):
     given[:6] = [say(item, None) for item in items[:6]]
     found = summarise(items, {"base": {("generate", "right"): given}})
     assert found["unreadable"]["base"] == pytest.approx(6 / 60)
-    assert found["arms"]["base"]["world/adversarial_acc_generated"]["value"] == pytest.approx(18 / 24)
-    assert "world/adversarial_acc" not in found["arms"]["base"]
+    assert found["arms"]["base"]["world/adversarial/acc_generated"]["value"] == pytest.approx(18 / 24)
+    assert "world/adversarial/acc" not in found["arms"]["base"]
 
 
 def test_seed_reproduces_and_order_does_not_matter(items, answers, results):
@@ -195,8 +195,8 @@ def test_seed_reproduces_and_order_does_not_matter(items, answers, results):
     assert again["differences"] == results["differences"]
     shuffled = {arm: {key: given[::-1] for key, given in parts.items()} for arm, parts in answers.items()}
     assert summarise(items, shuffled, seed=1)["arms"] == results["arms"]
-    moved = summarise(items, answers, seed=2)["arms"]["base"]["world/adversarial_acc"]
-    cell = results["arms"]["base"]["world/adversarial_acc"]
+    moved = summarise(items, answers, seed=2)["arms"]["base"]["world/adversarial/acc"]
+    cell = results["arms"]["base"]["world/adversarial/acc"]
     assert moved["value"] == cell["value"]
     assert (moved["low"], moved["high"]) != (cell["low"], cell["high"]) or moved == cell
 
@@ -215,7 +215,7 @@ def test_differences_are_of_the_arms_that_there_are(items, answers):
 def test_mcnemar_is_given_where_questions_are_scenes_of_their_own(results):
     found = results["mcnemar"]["aligned-base"]
     assert "world/pair_acc" in found
-    assert "world/adversarial_acc" not in found, "two questions a scene"
+    assert "world/adversarial/acc" not in found, "two questions a scene"
     # Of six pairs the aligned model alone has 0, 1, 2, 3 and the base alone 5.
     assert found["world/pair_acc"] == {"only_first": 4, "only_second": 1, "p": pytest.approx(2 * 6 / 32)}
 

@@ -3,23 +3,17 @@ import pytest
 from eval_items import said
 from mllm_align_eval.answers import parse
 from mllm_align_eval.baselines import baselines
-from mllm_align_eval.benchmarks.mmvp import mmvp_items, read_questions
+from mllm_align_eval.benchmarks.files import PictureFolder
+from mllm_align_eval.benchmarks.mmvp import ORIGIN, mmvp_items, read_questions
 from mllm_align_eval.measures import measures
 
+NO_PICTURES = PictureFolder(None, ORIGIN)
 HEAD = "Index,Question,Options,Correct Answer\n"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    images = tmp_path_factory.mktemp("images")
-    for number in range(1, 301):
-        (images / f"{number}.jpg").touch()
-    return images
-
-
-@pytest.fixture(scope="module")
-def items(data_dir, folder):
-    return mmvp_items(folder, data_dir / "mmvp")
+def items(data_dir):
+    return mmvp_items(data_dir / "mmvp", NO_PICTURES)
 
 
 def test_the_real_file(items):
@@ -42,8 +36,8 @@ def test_every_option_is_read_as_its_letter(items):
                 assert parse(label, item).choice == letter, label
 
 
-def test_corrected_answers(data_dir, folder, items):
-    corrected = mmvp_items(folder, data_dir / "mmvp", corrected=True)
+def test_corrected_answers(data_dir, items):
+    corrected = mmvp_items(data_dir / "mmvp", NO_PICTURES, corrected=True)
     changed = [old.id for old, new in zip(items, corrected, strict=True) if old.answer != new.answer]
     assert changed == ["mmvp/99", "mmvp/100", "mmvp/279", "mmvp/280"]
 
@@ -57,7 +51,7 @@ def test_a_constant_answer_gets_no_pair(items):
 
 def test_missing_images(data_dir, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"300 of 300 images .*first: 1.jpg.*huggingface"):
-        mmvp_items(tmp_path, data_dir / "mmvp")
+        mmvp_items(data_dir / "mmvp", PictureFolder(tmp_path, ORIGIN))
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,38 @@
+"""POPE: its real files, and its published metrics against plain transcriptions of each harness's script."""
+
+from __future__ import annotations
+
+import math
 from collections import Counter
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from mllm_align_eval.baselines import baselines
-from mllm_align_eval.benchmarks.pope import SPLITS, pope_items, read_questions
+from mllm_align_eval.benchmarks.files import PictureFolder
+from mllm_align_eval.benchmarks.pope import IMAGES, POPE, SPLITS, pope_items
+from mllm_align_eval.scoring import measures_of
 
 LINE = '{"question_id": 1, "image": "a.jpg", "text": "Is there a dog in the image?", "label": "yes"}\n'
+NO_PICTURES = PictureFolder(None, IMAGES)
+TEXTS = (
+    "Yes",
+    "No",
+    "no.",
+    "Yes, there is a dog.",
+    "There is not. Yes",
+    "",
+    "I cannot tell",
+    "yes and no",
+    "NO",
+    "Yes.",
+)
 
 
 @pytest.fixture(scope="module")
-def folder(data_dir, tmp_path_factory):
-    """Empty files by the names of the images."""
-    images = tmp_path_factory.mktemp("images")
-    for row in read_questions(data_dir / "pope" / "coco_pope_random.json"):
-        (images / row["image"]).touch()
-    return images
-
-
-@pytest.fixture(scope="module")
-def items(data_dir, folder):
-    return pope_items(folder, data_dir / "pope")
+def items(data_dir):
+    return pope_items(data_dir / "pope", NO_PICTURES)
 
 
 def test_the_real_files(items):
@@ -36,44 +48,93 @@ def test_the_real_files(items):
 
 def test_baselines_of_the_real_files(items):
     found = baselines(items)
-    assert found["always yes"]["pope/popular_acc"] == 0.5
-    assert found["text only"]["pope/popular_acc"] == pytest.approx(0.868, abs=0.015)
-    assert found["text only"]["pope/random_acc"] == pytest.approx(0.695, abs=0.02)
+    assert found["always yes"]["pope/popular/acc"] == 0.5
+    assert found["text only"]["pope/popular/acc"] == pytest.approx(0.868, abs=0.015)
+    assert found["text only"]["pope/random/acc"] == pytest.approx(0.695, abs=0.02)
+
+
+def loop(items: list[Any], texts: dict[str, str], parser: str) -> dict[str, float]:
+    """One split by loops over the harness's own rule."""
+    tp = fp = tn = fn = right = yes = 0
+    for item in items:
+        text = texts[item.id]
+        if parser == "official":
+            first = text[: text.index(".")] if "." in text else text
+            words = first.replace(",", "").split(" ")
+            said = "no" if "No" in words or "not" in words or "no" in words else "yes"
+        else:
+            said = text.lower().strip()
+        right += said == item.answer
+        yes += said == "yes"
+        if said == "yes":
+            tp, fp = tp + (item.answer == "yes"), fp + (item.answer == "no")
+        elif said == "no":
+            tn, fn = tn + (item.answer == "no"), fn + (item.answer == "yes")
+    precision = tp / (tp + fp) if tp + fp else math.nan
+    recall = tp / (tp + fn) if tp + fn else math.nan
+    harmonic = 2 * precision * recall / (precision + recall)
+    return {
+        "acc": right / len(items),
+        "precision": precision,
+        "recall": recall,
+        "f1": harmonic,
+        "yes_rate": yes / len(items),
+    }
+
+
+@pytest.mark.parametrize("parser", ["official", "lmms-eval"])
+def test_metrics_are_those_of_the_scripts(items, parser):
+    texts = {item.id: TEXTS[hash((i * i, i % 7)) % len(TEXTS)] for i, item in enumerate(items)}
+    found = measures_of(POPE, items, texts, parser)
+    f1s = []
+    for split in SPLITS:
+        expected = loop([item for item in items if item.split == split], texts, parser)
+        f1s.append(expected["f1"])
+        for name, value in expected.items():
+            assert found[f"pope/{split}/{name}"].metric.value() == pytest.approx(value, abs=1e-12), name
+    assert found["pope/f1_mean3"].metric.value() == pytest.approx(sum(f1s) / 3, abs=1e-12)
+
+
+def test_perfect_constant_and_empty_answers(items):
+    perfect = measures_of(POPE, items, {item.id: item.answer.capitalize() for item in items}, "official")
+    assert all(perfect[f"pope/{split}/{name}"].metric.value() == 1 for split in SPLITS for name in ("acc", "f1"))
+    always_no = measures_of(POPE, items, {item.id: "No" for item in items}, "official")
+    assert math.isnan(always_no["pope/random/precision"].metric.value())
+    assert always_no["pope/random/f1"].metric.value() == 0
+    # The share of yes is that of the answers, never that of the labels.
+    assert always_no["pope/random/yes_rate"].metric.value() == 0
+    nothing = {item.id: "" for item in items}
+    assert measures_of(POPE, items, nothing, "official")["pope/popular/yes_rate"].metric.value() == 1
+    strict = measures_of(POPE, items, nothing, "strict")
+    assert strict["pope/popular/acc"].metric.value() == 0
+    assert strict["pope/popular/invalid"].metric.value() == 1
 
 
 def test_missing_images_are_one_message(data_dir, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"500 of 500 images are not in .*COCO val2014"):
-        pope_items(tmp_path, data_dir / "pope")
+        pope_items(data_dir / "pope", PictureFolder(tmp_path, IMAGES))
 
 
-def test_missing_annotations(tmp_path, monkeypatch):
+def test_missing_annotations(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"coco_pope_random.json: get it from https://github.com/AoiDragon"):
-        pope_items(tmp_path, tmp_path)
-    monkeypatch.delenv("MLLM_ALIGN_DATA", raising=False)
-    with pytest.raises(FileNotFoundError, match="set MLLM_ALIGN_DATA"):
-        pope_items(tmp_path)
+        pope_items(tmp_path, NO_PICTURES)
 
 
-@pytest.mark.parametrize(
-    "bad", ["{broken", '{"image": "a.jpg"}', LINE.replace('"yes"', '"maybe"'), "[1, 2]", '"question_id"']
-)
+@pytest.mark.parametrize("bad", ["{broken", '{"image": "a.jpg"}', LINE.replace('"yes"', '"maybe"'), "[1, 2]"])
 def test_a_line_that_is_no_question(tmp_path, bad):
-    path = tmp_path / "coco_pope_random.json"
-    path.write_text(LINE + bad.strip() + "\n")
-    with pytest.raises(ValueError, match="line 2: not a POPE question"):
-        read_questions(path)
+    (tmp_path / "coco_pope_random.json").write_text(LINE + bad.strip() + "\n")
+    with pytest.raises(ValueError, match="line 2"):
+        pope_items(tmp_path, NO_PICTURES)
 
 
 def test_an_image_is_read_when_it_is_needed(tmp_path):
     (tmp_path / "coco_pope_random.json").write_text(LINE)
     Image.new("L", (9, 7)).save(tmp_path / "a.jpg")
-    (item,) = pope_items(tmp_path, tmp_path, splits=("random",))
-    assert (item.load_image().mode, item.load_image().size) == ("RGB", (9, 7))
+    (item,) = pope_items(tmp_path, PictureFolder(tmp_path, IMAGES))
+    shown = item.pictures[0].load()
+    assert (shown.mode, shown.size) == ("RGB", (9, 7))
     (tmp_path / "a.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cannot read the image .*a\.jpg"):
-        item.load_image()
-
-
-def test_unknown_split(tmp_path):
-    with pytest.raises(ValueError, match="no split 'hard'"):
-        pope_items(tmp_path, tmp_path, splits=("hard",))
+        item.pictures[0].load()
+    with pytest.raises(FileNotFoundError, match=r"a\.jpg is needed and no folder of images was named.*COCO val2014"):
+        pope_items(tmp_path, NO_PICTURES)[0].pictures[0].load()

@@ -31,10 +31,10 @@ def test_at_most_two_questions_a_scene(items):
 def test_what_can_be_had_without_looking(items):
     found = baselines(items)
     for split in ("pope_random", "pope_popular", "pope_adversarial"):
-        assert found["always yes"][f"world/{split}_acc"] == 0.5
-        assert found["text only"][f"world/{split}_acc"] < 0.6
-    assert found["prior"]["world/pope_adversarial_acc"] == 0.0
-    assert found["prior"]["world/in_distribution_acc"] > found["prior"]["world/adversarial_acc"] + 0.2
+        assert found["always yes"][f"world/{split}/acc"] == 0.5
+        assert found["text only"][f"world/{split}/acc"] < 0.6
+    assert found["prior"]["world/pope_adversarial/acc"] == 0.0
+    assert found["prior"]["world/in_distribution/acc"] > found["prior"]["world/adversarial/acc"] + 0.2
     assert found["text only"]["world/pair_acc"] == 0.0, "the questions of a pair are alike and their answers differ"
 
 
@@ -43,8 +43,8 @@ def test_pictures_of_a_pair_differ_and_are_drawn_alike_each_time(items):
     assert first.prompt == second.prompt
     assert first.answer != second.answer
     assert first.cluster == second.cluster
-    assert np.abs(np.asarray(first.load_image(), int) - np.asarray(second.load_image(), int)).max() > 0
-    assert first.load_image().tobytes() == first.load_image().tobytes()
+    assert np.abs(np.asarray(first.pictures[0].load(), int) - np.asarray(second.pictures[0].load(), int)).max() > 0
+    assert first.pictures[0].load().tobytes() == first.pictures[0].load().tobytes()
 
 
 def test_another_picture_exists_for_every_question(items):

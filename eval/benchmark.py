@@ -1,0 +1,95 @@
+"""What a benchmark is: its questions, how each harness reads an answer to them, and its published metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from mllm_align_eval.answers import Parsed, parse
+from mllm_align_eval.benchmarks.files import PictureFolder
+from mllm_align_eval.items import Answer, Item
+from mllm_align_eval.metrics import Measures
+
+STRICT, OFFICIAL = "strict", "official"
+# strict: four states, nothing guessed. The others give what the benchmark's own script, lmms-eval and VLMEvalKit make
+# of the same text, so that a published column can be reproduced.
+PARSERS = (STRICT, OFFICIAL, "lmms-eval", "vlmevalkit")
+
+Reading = Callable[[str, Item], Parsed]
+
+
+class Read(Protocol):
+    """Reads the questions of a benchmark from its annotation files."""
+
+    def __call__(self, folder: Path, pictures: PictureFolder) -> list[Item]:
+        """The questions.
+
+        Raises:
+            FileNotFoundError: If a file is missing; it says where it comes from.
+            ValueError: If a file is not the benchmark's.
+        """
+        ...
+
+
+class Score(Protocol):
+    """Computes the published metrics of a benchmark."""
+
+    def __call__(self, items: Sequence[Item], answers: Mapping[str, Answer], parser: str) -> Measures:
+        """Metrics by key, `<benchmark>/<split>/<metric>` or `<benchmark>/<metric>`.
+
+        Args:
+            items: Questions of the benchmark, every one answered.
+            answers: By item id, read by `parser`.
+            parser: Whose rules hold where metrics differ between harnesses.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
+
+    Attributes:
+        name: Of its folder, its command-line name and the first part of its metrics' keys.
+        title: For people, with authors and year.
+        origin: Where its annotations come from.
+        image_origin: Where its pictures come from.
+        read: Its questions.
+        score: Its published metrics.
+        readings: Per parser beside "strict" how a text becomes a choice; a parser that is not here has no rule for it.
+        max_new_tokens: Of a generated answer.
+    """
+
+    name: str
+    title: str
+    origin: str
+    image_origin: str
+    read: Read
+    score: Score
+    readings: Mapping[str, Reading] = field(default_factory=dict)
+    max_new_tokens: int = 16
+
+    @property
+    def parsers(self) -> tuple[str, ...]:
+        """Parsers that it has a rule for."""
+        return (STRICT, *self.readings)
+
+    def reading(self, parser: str) -> Reading:
+        """How a parser reads an answer.
+
+        Raises:
+            ValueError: If there is no such parser, or it has no rule for this benchmark.
+        """
+        if parser not in self.parsers:
+            known = "is no parser" if parser not in PARSERS else f"has no rule for {self.name}"
+            raise ValueError(f"parser {parser!r} {known}; use {', '.join(self.parsers)}")
+        return parse if parser == STRICT else self.readings[parser]
+
+    def answer(self, item: Item, text: str, parser: str) -> Answer:
+        """What a text says to an item, by a parser's rule; open questions are not read but for emptiness."""
+        if not item.is_closed:
+            return Answer(item.id, text, None, False, state="answered" if text.strip() else "invalid")
+        said = self.reading(parser)(text, item)
+        return Answer(item.id, text, said.choice, said.choice == item.answer, state=said.state)

@@ -1,0 +1,89 @@
+"""Metrics with the cluster of each of their units: what benchmarks compute and the bootstrap resamples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mllm_align_eval.items import Item
+from mllm_align_eval.statistics import Array, Metric, mean_metric, ratio
+
+
+class Measure(NamedTuple):
+    """A metric and the cluster of each of its units."""
+
+    metric: Metric
+    clusters: tuple[str, ...]
+
+
+Measures = dict[str, Measure]
+
+
+def mean(items: Sequence[Item], value: Callable[[Item], float]) -> Measure:
+    """The mean of a number over items."""
+    return Measure(mean_metric([value(item) for item in items]), clusters_of(items))
+
+
+def share(items: Sequence[Item], top: Callable[[Item], float], bottom: Callable[[Item], float]) -> Measure:
+    """One sum over another; undefined (NaN) where the second is 0."""
+    columns = np.array([[top(item), bottom(item)] for item in items], dtype=np.float64).reshape(-1, 2)
+    return Measure(Metric(columns, ratio), clusters_of(items))
+
+
+def f1(items: Sequence[Item], said: Callable[[Item], bool], true: Callable[[Item], bool]) -> dict[str, Measure]:
+    """Precision, recall and F1 of one class: `said` it, and it is `true`. Undefined (NaN) where it never occurs."""
+    hits = np.array([[said(item) and true(item), said(item), true(item)] for item in items], dtype=np.float64)
+    clusters = clusters_of(items)
+    return {
+        "precision": Measure(Metric(hits[:, [0, 1]], ratio), clusters),
+        "recall": Measure(Metric(hits[:, [0, 2]], ratio), clusters),
+        "f1": Measure(Metric(hits, f1_of), clusters),
+    }
+
+
+def f1_of(totals: Array) -> Array:
+    """F1 of (hits, said, true) totals, the harmonic mean of hits / said and hits / true."""
+    return ratio(np.stack([2 * totals[..., 0], totals[..., 1] + totals[..., 2]], axis=-1))
+
+
+def mean_of(measures: Sequence[Measure]) -> Measure:
+    """The unweighted mean of metrics of different items, as of several splits; clusters may be shared."""
+    widths = [measure.metric.columns.shape[1] for measure in measures]
+    starts = np.cumsum([0, *widths])
+    columns = np.zeros((sum(len(measure.clusters) for measure in measures), starts[-1]))
+    row = 0
+    for measure, start, width in zip(measures, starts[:-1], widths, strict=True):
+        columns[row : row + len(measure.clusters), start : start + width] = measure.metric.columns
+        row += len(measure.clusters)
+
+    def statistic(totals: Array) -> Array:
+        parts = [
+            measure.metric.statistic(totals[..., start : start + width])
+            for measure, start, width in zip(measures, starts[:-1], widths, strict=True)
+        ]
+        return np.mean(np.stack(parts, axis=-1), axis=-1)
+
+    return Measure(Metric(columns, statistic), tuple(name for measure in measures for name in measure.clusters))
+
+
+def by_split(items: Iterable[Item]) -> dict[str, list[Item]]:
+    """The items of each split, in order."""
+    found: dict[str, list[Item]] = {}
+    for item in items:
+        found.setdefault(item.split, []).append(item)
+    return found
+
+
+def by_kind(items: Iterable[Item]) -> dict[str, list[Item]]:
+    """The items of each kind, in order."""
+    found: dict[str, list[Item]] = {}
+    for item in items:
+        found.setdefault(item.kind, []).append(item)
+    return found
+
+
+def clusters_of(items: Sequence[Item]) -> tuple[str, ...]:
+    """The cluster of each item."""
+    return tuple(item.cluster for item in items)

@@ -1,0 +1,107 @@
+"""Answers of any model to scores: what is printed, what is read, and what does not fit together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mllm_align.cli import main
+from mllm_align.cli.evaluation import NAMES, PARSERS
+from mllm_align_eval import benchmark
+from mllm_align_eval.benchmarks import BENCHMARKS
+from mllm_align_eval.benchmarks.files import PictureFolder
+from mllm_align_eval.benchmarks.pope import POPE
+from mllm_align_eval.scoring import answers_of, questions_of, read_texts
+
+ROWS = [
+    {"question_id": n, "image": f"{n // 2}.jpg", "text": f"Is there a {thing} in the image?", "label": label}
+    for n, (thing, label) in enumerate([("dog", "yes"), ("cat", "no"), ("car", "yes"), ("cup", "no")])
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data" / "pope"
+    folder.mkdir(parents=True)
+    (folder / "coco_pope_adversarial.json").write_text("\n".join(map(json.dumps, ROWS)))
+    return folder.parent
+
+
+def write_answers(path: Path, texts: dict[str, str]) -> Path:
+    path.write_text("\n".join(json.dumps({"id": name, "text": text}) for name, text in texts.items()))
+    return path
+
+
+def test_from_questions_to_scores(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "questions", "pope", "--data", str(data)]) == 0
+    asked = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [set(question) for question in asked] == [{"id", "split", "image", "prompt"}] * 4
+    assert (asked[2]["image"], asked[2]["split"]) == ("1.jpg", "adversarial")
+    assert asked[2]["prompt"].startswith("Is there a car in the image?")
+    texts = {question["id"]: text for question, text in zip(asked, ["Yes", "Yes", "Yes.", "No"], strict=True)}
+    answers, out = write_answers(tmp_path / "answers.jsonl", texts), tmp_path / "new" / "scores.json"
+    score = ["eval", "score", "pope", "--data", str(data), "--answers", str(answers)]
+    assert main([*score, "--json", str(out)]) == 0
+    assert "pope/adversarial/acc" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert found["pope/adversarial/acc"]["value"] == 0.75
+    assert found["pope/adversarial/f1"]["value"] == pytest.approx(0.8)
+    assert set(found["pope/adversarial/acc"]) == {"value", "low", "high", "n"}
+    assert found["pope/adversarial/acc"]["n"] == 4
+    assert main([*score, "--json", str(out)]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert main([*score, "--json", str(out), "--overwrite", "--parser", "lmms-eval"]) == 0
+    assert json.loads(out.read_text())["pope/adversarial/acc"]["value"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"pope/adversarial/0": "Yes"}, r"3 of 4 questions of pope have no answer \(first: 'pope/adversarial/1'\)"),
+        ({"pope/adversarial/9": "Yes"}, r"1 of 1 answers are to no question of pope \(first: 'pope/adversarial/9'\)"),
+    ],
+)
+def test_answers_that_do_not_fit(data: Path, texts: dict[str, str], message: str) -> None:
+    items = POPE.read(data / "pope", PictureFolder(None, "nowhere"))
+    with pytest.raises(ValueError, match=message):
+        answers_of(POPE, items, texts, "official")
+
+
+@pytest.mark.parametrize("bad", ["{", "3", '{"id": "a"}', '{"id": "b", "text": null}', '{"id": "a", "text": "again"}'])
+def test_lines_that_are_no_answers(tmp_path: Path, bad: str) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"id": "a", "text": ""}\n\n' + bad + "\n")
+    with pytest.raises(ValueError, match=r"line 3: (not an answer|a second answer to 'a')"):
+        read_texts(path)
+    with pytest.raises(FileNotFoundError, match="no file of answers"):
+        read_texts(tmp_path / "none.jsonl")
+
+
+def test_commands_name_what_is_not_there(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: str) -> str:
+        assert main(["eval", *arguments]) == 2
+        return capsys.readouterr().err
+
+    assert f"no benchmark is called 'poppe'; there are {', '.join(BENCHMARKS)}" in refused("questions", "poppe")
+    assert "put the annotations of mmvp there" in refused("questions", "mmvp", "--data", str(data))
+    monkeypatch.delenv("MLLM_ALIGN_DATA", raising=False)
+    assert "with --data or MLLM_ALIGN_DATA" in refused("questions", "pope")
+    assert "--images is missing" in refused("run", "demo-base", "--benchmark", "pope", "--output", "out")
+
+
+def test_what_the_help_says() -> None:
+    assert ", ".join(sorted(BENCHMARKS)) == NAMES
+    assert PARSERS == benchmark.PARSERS
+
+
+def test_questions_about_several_pictures_and_none(data: Path) -> None:
+    items: list[Any] = POPE.read(data / "pope", PictureFolder(None, "nowhere"))
+    shown = [{**vars(items[0]), "pictures": pictures} for pictures in ((), items[0].pictures * 2)]
+    none, two = questions_of([type(items[0])(**fields) for fields in shown])
+    assert none["image"] is None
+    assert two["image"] == ["0.jpg", "0.jpg"]
