@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mllm_align_eval.answers import Parsed, parse
 from mllm_align_eval.benchmarks.files import PictureFolder
@@ -48,6 +48,23 @@ class Score(Protocol):
 
 
 @dataclass(frozen=True)
+class Hub:
+    """A copy of a benchmark on the Hub, pictures included.
+
+    Attributes:
+        path: Id of the dataset.
+        read: Its rows, in order and by number, to questions.
+        split: Of the dataset.
+        name: Its configuration, if it has several.
+    """
+
+    path: str
+    read: Callable[[Sequence[Mapping[str, Any]]], list[Item]]
+    split: str = "test"
+    name: str | None = None
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """One benchmark.
 
@@ -60,6 +77,7 @@ class Benchmark:
         score: Its published metrics.
         readings: Per parser beside "strict" how a text becomes a choice; a parser that is not here has no rule for it.
         max_new_tokens: Of a generated answer.
+        hub: Where it can be had with its pictures, if it can.
     """
 
     name: str
@@ -70,6 +88,7 @@ class Benchmark:
     score: Score
     readings: Mapping[str, Reading] = field(default_factory=dict)
     max_new_tokens: int = 16
+    hub: Hub | None = None
 
     @property
     def parsers(self) -> tuple[str, ...]:
