@@ -7,15 +7,22 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from PIL import Image
 from rich.progress import Progress
 
 from mllm_align_eval.answers import parse
+from mllm_align_eval.benchmark import Reading
 from mllm_align_eval.cache import AnswerCache, content_key, image_digest
 from mllm_align_eval.engine import Engine, Request
 from mllm_align_eval.items import Answer, ImageArm, Item, Method
 from mllm_align_eval.mismatch import other_images
 
 MAX_ERRORS = 20
+LIKE_LENGTH = 32  # characters by which the prompts of a batch may differ at no matter
+GREY = (127, 127, 127)
+SHOWN = {"right": "right image", "other": "another image", "blank": "blank image", "none": "no image"}
 # What a model, a processor or a picture may fail with; anything else is a defect of ours and is not caught.
 FAILURES = (RuntimeError, ValueError, TypeError, KeyError, IndexError, OSError)
 
@@ -64,25 +71,25 @@ class Asking:
     on_error: str
     progress: Progress | None
     voices: Sequence[Voice] = field(default_factory=tuple)
+    readings: Mapping[str, Reading] = field(default_factory=dict)
 
     def __call__(self, items: Sequence[Item]) -> dict[str, list[Answer]]:
         """Per voice the answers in the order of the items.
 
-        A batch is loaded and tokenised once and put to each voice in turn.
+        A batch is loaded and tokenised once and put to each voice in turn. With several processes each asks its share
+        of the batches, and all get all answers.
 
         Raises:
             AnswerErrors: If items failed and `on_error` is "raise", or more than 20 did.
         """
         sources = [items[index] for index in other_images(items, self.seed)] if self.image == "other" else items
-        # Similar lengths in one batch waste least padding.
-        order = sorted(range(len(items)), key=lambda index: (len(items[index].prompt), index))
+        state = PartialState()
+        batches = batches_of(items, self.batch_size)[state.process_index :: state.num_processes]
         found: dict[str, dict[int, Answer]] = {voice.name: {} for voice in self.voices}
-        task = self._new_bar(len(items))
+        task = self._new_bar(sum(map(len, batches)))
         failed: list[Answer] = []
-        for start in range(0, len(order), self.batch_size):
-            batch = [
-                self._load(index, items[index], sources[index]) for index in order[start : start + self.batch_size]
-            ]
+        for indices in batches:
+            batch = [self._load(index, items[index], sources[index]) for index in indices]
             for voice in self.voices:
                 done = self._batch(voice, batch)
                 found[voice.name] |= done
@@ -91,18 +98,24 @@ class Asking:
                 raise AnswerErrors(failed, len(items) * len(self.voices))
             if self.progress and task is not None:
                 self.progress.advance(task, len(batch))
+        if state.num_processes > 1:
+            shares: list[Any] = gather_object([found])
+            found = {name: {k: a for share in shares for k, a in share[name].items()} for name in found}
+            failed = [answer for given in found.values() for answer in given.values() if answer.state == "error"]
         if failed and self.on_error == "raise":
             raise AnswerErrors(failed, len(items) * len(self.voices))
         return {name: [answers[index] for index in range(len(items))] for name, answers in found.items()}
 
     def _new_bar(self, total: int) -> Any:
-        label = {"right": "right image", "other": "another image", "none": "no image"}[self.image]
-        return self.progress.add_task(f"{self.method}, {label}", total=total) if self.progress else None
+        label = f"{self.method}, {SHOWN[self.image]}"
+        return self.progress.add_task(label, total=total) if self.progress else None
 
     def _load(self, index: int, item: Item, source: Item) -> Question:
         try:
             shown = () if self.image == "none" else source.pictures
             pictures = tuple(picture.load().convert("RGB") for picture in shown)
+            if self.image == "blank":
+                pictures = tuple(Image.new("RGB", picture.size, GREY) for picture in pictures)
         except (OSError, ValueError) as error:
             return Question(index, item, None, f"{type(error).__name__}: {error}")
         return Question(index, item, Request(pictures, item.prompt, item.choices))
@@ -119,7 +132,7 @@ class Asking:
             key = self._key(voice, question.request)
             known = self.cache.get(key) if self.cache is not None else None
             if known is not None:
-                done[question.index] = _finish(question.item, known)
+                done[question.index] = self._finish(question.item, known)
             else:
                 waiting.setdefault(key, []).append((question, question.request))
         if waiting:
@@ -129,7 +142,9 @@ class Asking:
             kept = [(key, answer) for key, answer in answered if answer.state != "error"]
             if self.cache is not None and kept:
                 self.cache.add(kept)
-            done |= {question.index: _finish(question.item, a) for key, a in answered for question, _ in waiting[key]}
+            done |= {
+                question.index: self._finish(question.item, a) for key, a in answered for question, _ in waiting[key]
+            }
         return done
 
     def _ask(self, asked: Sequence[tuple[Item, Request]]) -> list[Answer]:
@@ -157,7 +172,18 @@ class Asking:
             for item, scores in zip(items, self.engine.choice_logps(requests), strict=True):
                 best = item.choices[max(range(len(scores)), key=scores.__getitem__)]
                 raw.append(Answer(item.id, best, best, False, tuple(scores)))
-        return [_finish(item, answer) for item, answer in zip(items, raw, strict=True)]
+        return [self._finish(item, answer) for item, answer in zip(items, raw, strict=True)]
+
+    def _finish(self, item: Item, answer: Answer) -> Answer:
+        """The answer read and marked; one from the cache too, so that another parser needs no new generation."""
+        if answer.state == "error":
+            return replace(answer, item=item.id)
+        if not item.is_closed:
+            return replace(answer, item=item.id, state="answered" if answer.text.strip() else "invalid")
+        if answer.scores:
+            return replace(answer, item=item.id, right=answer.choice == item.answer)
+        said = self.readings.get(item.benchmark, parse)(answer.text, item)
+        return replace(answer, item=item.id, choice=said.choice, right=said.choice == item.answer, state=said.state)
 
     def _key(self, voice: Voice, request: Request) -> str:
         parts: Mapping[str, Any] = {
@@ -173,16 +199,18 @@ class Asking:
         return content_key({**parts, **{name: text for name, text in further.items() if text}})
 
 
-def _finish(item: Item, answer: Answer) -> Answer:
-    """The answer read and marked; one from the cache too, so that a better parser needs no new generation."""
-    if answer.state == "error":
-        return replace(answer, item=item.id)
-    if not item.is_closed:
-        return replace(answer, item=item.id, state="answered" if answer.text.strip() else "invalid")
-    if answer.scores:
-        return replace(answer, item=item.id, right=answer.choice == item.answer)
-    said = parse(answer.text, item)
-    return replace(answer, item=item.id, choice=said.choice, right=said.choice == item.answer, state=said.state)
+def batches_of(items: Sequence[Item], batch_size: int) -> list[list[int]]:
+    """Indices of the items that are asked together.
+
+    Prompts of like length, which wastes least padding; among those, questions about one picture side by side, so that
+    it is encoded once. Questions about pictures and about none never share a batch.
+    """
+    batches = []
+    for shown in (True, False):
+        members = [index for index, item in enumerate(items) if bool(item.pictures) == shown]
+        members.sort(key=lambda i: (len(items[i].prompt) // LIKE_LENGTH, items[i].cluster, len(items[i].prompt), i))
+        batches += [members[start : start + batch_size] for start in range(0, len(members), batch_size)]
+    return batches
 
 
 def _failure(item: Item, error: str) -> Answer:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mllm_align_eval.answers import Parsed, parse
-from mllm_align_eval.benchmarks.files import PictureFolder
 from mllm_align_eval.items import Answer, Item
 from mllm_align_eval.metrics import Measures
+
+if TYPE_CHECKING:
+    from mllm_align_eval.benchmarks.files import PictureFolder
 
 STRICT, OFFICIAL = "strict", "official"
 # strict: four states, nothing guessed. The others give what the benchmark's own script, lmms-eval and VLMEvalKit make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -35,18 +36,24 @@ class AnswerCache:
     A killed run leaves at most a broken last line, which is dropped when the file is opened again; everything before
     it is used. Lines of another shape further up mean that the file is something else, and are an error.
 
+    Processes that share the work write a file each, and read those of all, so that a run goes on with another number
+    of them.
+
     Args:
-        path: The file; made with its folders at the first answer.
+        path: The file; made with its folders at the first answer. Process n > 0 writes `<stem>.rank<n><suffix>`.
+        rank: Which process this is.
 
     Raises:
-        ValueError: If the file is not an answer cache.
+        ValueError: If a file is not an answer cache.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], rank: int = 0) -> None:
+        first = Path(path)
+        self.path = first if rank == 0 else first.with_name(f"{first.stem}.rank{rank}{first.suffix}")
         self._answers: dict[str, Answer] = {}
-        if self.path.exists():
-            self._read()
+        for file in (first, *sorted(first.parent.glob(f"{glob.escape(first.stem)}.rank*{first.suffix}"))):
+            if file.exists():
+                self._read(file)
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -66,8 +73,8 @@ class AnswerCache:
             os.fsync(file.fileno())
         self._answers.update(entries)
 
-    def _read(self) -> None:
-        whole = self.path.read_bytes()
+    def _read(self, path: Path) -> None:
+        whole = path.read_bytes()
         kept = 0
         for number, line in enumerate(whole.splitlines(keepends=True), start=1):
             if not line.endswith(b"\n"):
@@ -78,9 +85,9 @@ class AnswerCache:
                 self._answers[key] = Answer(**{**fields, "scores": tuple(fields["scores"])})
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
-                    f"{self.path}, line {number}, is not a cached answer ({error}): name another file or delete it"
+                    f"{path}, line {number}, is not a cached answer ({error}): name another file or delete it"
                 ) from error
             kept += len(line)
-        if kept < len(whole):
-            with self.path.open("r+b") as file:
+        if kept < len(whole) and path == self.path:
+            with path.open("r+b") as file:
                 file.truncate(kept)

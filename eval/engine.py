@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,6 +17,9 @@ from mllm_align.data.masks import ChatRenderer, laid_out, response_ids
 from mllm_align.data.schema import parse_row
 from mllm_align.families import check_model, unwrap
 from mllm_align.signals import EngineOptions, measure
+from mllm_align.signals.feature_cache import FeatureCache
+from mllm_align.signals.vision import holds_adapter
+from mllm_align_eval.recent import RecentTensors
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,11 @@ class Engine(Protocol):
 class ModelEngine:
     """An `Engine` on a Hugging Face vision-language model.
 
-    Both methods read the prefixes of one collator, so they see the very same tokens and pixels, and each distinct
-    picture of a batch goes through the vision tower once.
+    Both methods read the prefixes of one collator, so they see the very same tokens and pixels, and a picture goes
+    through the vision tower once while it is among those seen last.
 
     Args:
-        model: The model, wrapped in adapters or not.
+        model: The model, wrapped in adapters or not. Its weights must stay as they are while this engine is used.
         processor: Its processor.
         options: How log-probabilities are measured.
     """
@@ -79,6 +82,10 @@ class ModelEngine:
         self.family = check_model(model, processor)
         self.renderer = ChatRenderer(processor)
         self.options = options or EngineOptions()
+        # Where no adapter changes what the tower says, all arms are shown the same image tokens.
+        adapted = any(map(holds_adapter, self.family.vision_modules(unwrap(model))))
+        if self.options.feature_cache is None and not adapted:
+            self.options = replace(self.options, feature_cache=FeatureCache(RecentTensors()))
         self._latest: tuple[list[tuple[Request, str]], Batch, View] | None = None
         self._collators = {view: self._collator(view) for view in (View("image", "chosen"), View(None, "chosen"))}
 
@@ -181,7 +188,8 @@ class ModelEngine:
             inputs[key] = _left_pad(padded, 0)
         order = [image for prefix in prefixes for image in prefix.images]
         if order:
-            encoded = self.family.encode_images(hf, batch.images)
+            cache = self.options.feature_cache
+            encoded = cache.encode(self.family, hf, batch) if cache else self.family.encode_images(hf, batch.images)
             inputs["mm_encoder_outputs"] = self.family.mm_outputs(encoded, order)
             inputs |= _grids(batch.images, order)
         return inputs

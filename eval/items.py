@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
-ImageArm = Literal["right", "other", "none"]
+ImageArm = Literal["right", "other", "blank", "none"]
 Method = Literal["logprob", "generate"]
 State = Literal["answered", "abstained", "invalid", "error"]
-IMAGE_ARMS: tuple[ImageArm, ...] = ("right", "other", "none")
+IMAGE_ARMS: tuple[ImageArm, ...] = ("right", "other", "blank", "none")
 METHODS: tuple[Method, ...] = ("logprob", "generate")
 YES_NO = ("yes", "no")
 

@@ -16,7 +16,7 @@ from mllm_align_eval.metrics import Measure, Measures, clusters_of, mean
 from mllm_align_eval.statistics import Metric, difference, mean_metric
 
 GENERATED = "_generated"
-ABLATIONS = {"other": "other", "none": "no"}
+ABLATIONS = {"other": "other", "blank": "blank", "none": "no"}
 MAIN_SPLIT = "adversarial"
 
 ByItem = Mapping[str, Answer]

@@ -17,8 +17,11 @@ from mllm_align.signals.reference import FrozenCopy
 
 def is_trained(module: nn.Module) -> bool:
     """Whether a module's output may differ between policy and reference: it trains, or holds an adapter."""
-    if any(parameter.requires_grad for parameter in module.parameters()):
-        return True
+    return any(parameter.requires_grad for parameter in module.parameters()) or holds_adapter(module)
+
+
+def holds_adapter(module: nn.Module) -> bool:
+    """Whether PEFT put a layer or a copy of its own anywhere into a module."""
     return any(isinstance(part, BaseTunerLayer | AuxiliaryTrainingWrapper) for part in module.modules())
 
 

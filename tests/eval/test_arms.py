@@ -86,7 +86,8 @@ def test_arms_share_a_cache_without_mixing(adapted, pictures, tmp_path):
     settings = {"show_progress": False, "cache": AnswerCache(tmp_path / "a.jsonl")}
     first = answer_arms(model, processor, questions(pictures), arms, **settings)
     stored = len(settings["cache"])
-    assert stored == 2 * 2 * (4 + 1), "the question without an image is one question; another image is known already"
+    # Four pictures and their blanks; without an image it is one question; another image is known already.
+    assert stored == 2 * 2 * (4 + 4 + 1)
     assert answer_arms(model, processor, questions(pictures), arms, **settings) == first
     assert len(settings["cache"]) == stored
     fill(model, "aligned", 3)

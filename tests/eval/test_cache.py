@@ -43,3 +43,20 @@ def test_keys_tell_contents_apart():
     assert image_digest(picture(3)) == image_digest(picture(3))
     assert image_digest(picture(3)) != image_digest(picture(4))
     assert image_digest(picture(0).resize((8, 32))) != image_digest(picture(0))
+
+
+def test_processes_write_a_file_each_and_read_all(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    first, second = AnswerCache(path), AnswerCache(path, rank=1)
+    first.add(entries(2))
+    second.add(entries(3)[2:])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["answers.jsonl", "answers.rank1.jsonl"]
+    assert len(first) == 2
+    assert [len(AnswerCache(path, rank)) for rank in (0, 1, 2)] == [3, 3, 3]
+    # What another process is just writing is left alone.
+    whole = second.path.read_bytes()
+    second.path.write_bytes(whole[:-3])
+    assert len(AnswerCache(path)) == 2
+    assert second.path.read_bytes() == whole[:-3]
+    assert len(AnswerCache(path, rank=1)) == 2
+    assert second.path.read_bytes() == b""

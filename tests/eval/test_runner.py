@@ -12,7 +12,7 @@ def shade(request):
 
 def items(number):
     return [
-        item(f"i{n}", ("no", "yes")[n % 2], load=lambda n=n: picture(n), prompt="x" * (n % 5 + 1))
+        item(f"i{n}", ("no", "yes")[n % 2], load=lambda n=n: picture(n), prompt="x" * (40 * (n % 5) + 1))
         for n in range(number)
     ]
 
@@ -62,7 +62,7 @@ def test_cached_answers_are_not_asked_for_again(tmp_path):
 
 def test_the_same_question_is_asked_once():
     answers, engine = ask(items(10), lambda r: "yes", image="none", batch_size=10)
-    assert [request.prompt for request in engine.asked] == ["x" * n for n in range(1, 6)]
+    assert [request.prompt for request in engine.asked] == ["x" * (40 * n + 1) for n in range(5)]
     assert [entry.right for entry in answers] == [bool(n % 2) for n in range(10)]
 
 
