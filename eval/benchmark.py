@@ -13,11 +13,12 @@ from mllm_align_eval.metrics import Measures
 
 if TYPE_CHECKING:
     from mllm_align_eval.benchmarks.files import PictureFolder
+    from mllm_align_eval.judge import Judge
 
 STRICT, OFFICIAL = "strict", "official"
 # strict: four states, nothing guessed. The others give what the benchmark's own script, lmms-eval and VLMEvalKit make
-# of the same text, so that a published column can be reproduced.
-PARSERS = (STRICT, OFFICIAL, "lmms-eval", "vlmevalkit")
+# of the same text, so that a published column can be reproduced; so do the graders of Cambrian-1 and of S-VCO.
+PARSERS = (STRICT, OFFICIAL, "lmms-eval", "vlmevalkit", "cambrian", "s-vco")
 
 Reading = Callable[[str, Item], Parsed]
 
@@ -46,6 +47,14 @@ class Score(Protocol):
             answers: By item id, read by `parser`.
             parser: Whose rules hold where metrics differ between harnesses.
         """
+        ...
+
+
+class JudgedScore(Protocol):
+    """Computes the metrics for which a judge reads the answers."""
+
+    def __call__(self, items: Sequence[Item], answers: Mapping[str, Answer], parser: str, judge: Judge) -> Measures:
+        """Metrics by key; the arguments are those of `Score`, and who judges."""
         ...
 
 
@@ -78,8 +87,11 @@ class Benchmark:
         read: Its questions.
         score: Its published metrics.
         readings: Per parser beside "strict" how a text becomes a choice; a parser that is not here has no rule for it.
+        primary: Key of the one metric that it is judged by where several benchmarks are tested together.
         max_new_tokens: Of a generated answer.
         hub: Where it can be had with its pictures, if it can.
+        folder: Of its annotations, where it is another one's and not called as it is.
+        judged: Its metrics with a judge, used in place of `score` where there is one.
     """
 
     name: str
@@ -89,8 +101,11 @@ class Benchmark:
     read: Read
     score: Score
     readings: Mapping[str, Reading] = field(default_factory=dict)
+    primary: str = ""
     max_new_tokens: int = 16
     hub: Hub | None = None
+    folder: str = ""
+    judged: JudgedScore | None = None
 
     @property
     def parsers(self) -> tuple[str, ...]:

@@ -87,7 +87,8 @@ class Answer:
         choice: The choice that the text was read as; None where it is none of them or more than one.
         right: Whether `choice` is the item's answer; an unreadable answer is wrong. False for open questions, which
             their benchmark's own scorer judges.
-        scores: Per choice the log-probability of it as the whole answer, end of turn included; empty if generated.
+        scores: Per choice the log-probability of it as the whole answer, end of turn included, or another score of it,
+            as a similarity; empty if generated.
         state: "answered", "abstained" ("I cannot tell"), "invalid" (unreadable), or "error" (the model failed).
         truncated: Whether generation stopped at its limit.
         error: What failed, where `state` is "error".
@@ -97,7 +98,7 @@ class Answer:
     text: str
     choice: str | None
     right: bool
-    scores: tuple[float, ...] = ()
+    scores: Sequence[float] = ()
     state: State = "answered"
     truncated: bool = False
     error: str = ""

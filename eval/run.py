@@ -7,18 +7,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from mllm_align.models import ModelArguments, load_adapter, load_model
 from mllm_align_eval.arms import Arm
+from mllm_align_eval.benchmark import STRICT
 from mllm_align_eval.benchmarks import BENCHMARKS, world_items
 from mllm_align_eval.benchmarks.files import PictureFolder, data_folder
 from mllm_align_eval.cache import AnswerCache
 from mllm_align_eval.changes import changed_answers
 from mllm_align_eval.items import Item
 from mllm_align_eval.report import write_report, write_results
-from mllm_align_eval.runner import answer_arms
+from mllm_align_eval.runner import Answers, answer_arms
 from mllm_align_eval.summary import summarise
 
 BASE = "base"
+DEFAULT_LENGTH = 16  # tokens of an answer about the world
 
 
 def benchmark_items(
@@ -30,7 +34,7 @@ def benchmark_items(
         benchmark: "world", or one of `benchmarks.BENCHMARKS`.
         data: Folder that holds the annotation files as <benchmark>/; `MLLM_ALIGN_DATA` by default.
         images: Folder of the pictures; without one, questions can be read but not shown.
-        limit: Questions per split at the most; for the world the number of scenes, pairs and polls.
+        limit: Questions (of pairs, pairs) per split at the most; for the world the number of scenes, pairs and polls.
 
     Raises:
         ValueError: If files are missing; the message says which and where they come from.
@@ -40,15 +44,18 @@ def benchmark_items(
     if benchmark == "world":
         return world_items(limit, limit, limit) if limit else world_items()
     found = BENCHMARKS[benchmark]
-    pictures = PictureFolder(images, found.image_origin)
-    items = found.read(data_folder(data, found.name, found.origin), pictures)
-    if limit is None:
-        return items
-    taken: dict[str, int] = {}
+    items = found.read(data_folder(data, found), PictureFolder(images, found.image_origin))
+    return items if limit is None else _first(items, limit)
+
+
+def _first(items: Sequence[Item], limit: int) -> list[Item]:
+    """The first units of each split, pairs whole."""
+    units: dict[str, set[str]] = {}
     kept = []
     for item in items:
-        taken[item.split] = taken.get(item.split, 0) + 1
-        if taken[item.split] <= limit:
+        known, unit = units.setdefault(item.split, set()), item.pair or item.id
+        if unit in known or len(known) < limit:
+            known.add(unit)
             kept.append(item)
     return kept
 
@@ -60,19 +67,23 @@ def evaluate(
     output: str | Path,
     *,
     batch_size: int = 32,
+    parser: str = STRICT,
     overwrite: bool = False,
     title: str = "Evaluation",
 ) -> dict[str, Any]:
     """Asks a base and its adapters the same questions on one load, and writes results and report.
 
-    Answers are kept in `output`/answers.jsonl as they come, so that a killed run goes on where it was.
+    Answers are kept in `output`/answers.jsonl as they come, so that a killed run goes on where it was. Under
+    `accelerate launch` the processes share the questions, and the first one writes.
 
     Args:
         arguments: The base model and its quantisation.
         adapters: Folders of adapters by the name of their arm; none for the base alone.
-        items: The questions.
+        items: The questions, of one benchmark or several.
         output: Folder for `results.json`, `report.html` and the answers.
         batch_size: Questions at a time.
+        parser: By whose rules generated answers are read (`benchmark.PARSERS`); benchmarks for which that one has no
+            rule are read strictly.
         overwrite: Replace results and report that are there.
         title: Of the report.
 
@@ -90,11 +101,43 @@ def evaluate(
     for name, adapter in adapters.items():
         model = load_adapter(model, adapter, name=name)
     arms = [Arm(BASE), *(Arm(name, name) for name in adapters)]
-    cache = AnswerCache(folder / "answers.jsonl")
-    answers = answer_arms(model, processor, items, arms, batch_size=batch_size, cache=cache)
-    comparisons = [(name, BASE) for name in adapters]
-    results = summarise(items, answers, comparisons=comparisons, seconds=time.perf_counter() - started)
-    write_results(results, folder / "results.json", overwrite=overwrite)
-    changed = [entry for name in adapters for entry in changed_answers(items, answers, after=name)]
-    write_report(results, changed, folder / "report.html", title=title, overwrite=overwrite)
+    answers = _answers(model, processor, items, arms, folder / "answers.jsonl", batch_size, parser)
+    results = summarise(
+        items,
+        answers,
+        comparisons=[(name, BASE) for name in adapters],
+        seconds=time.perf_counter() - started,
+        benchmarks=BENCHMARKS,
+        parser=parser,
+    )
+    if PartialState().is_main_process:
+        write_results(results, folder / "results.json", overwrite=overwrite)
+        changed = [entry for name in adapters for entry in changed_answers(items, answers, after=name)]
+        write_report(results, changed, folder / "report.html", title=title, overwrite=overwrite)
     return results
+
+
+def _answers(
+    model: Any, processor: Any, items: Sequence[Item], arms: Sequence[Arm], path: Path, batch_size: int, parser: str
+) -> dict[str, Answers]:
+    """Of all benchmarks, each with its own limit on the length of an answer."""
+    cache = AnswerCache(path, PartialState().process_index)
+    readings = {name: found.reading(parser) for name, found in BENCHMARKS.items() if parser in found.parsers}
+    answers: dict[str, Answers] = {arm.name: {} for arm in arms}
+    for name in dict.fromkeys(item.benchmark for item in items):
+        members = [item for item in items if item.benchmark == name]
+        length = BENCHMARKS[name].max_new_tokens if name in BENCHMARKS else DEFAULT_LENGTH
+        found = answer_arms(
+            model,
+            processor,
+            members,
+            arms,
+            batch_size=batch_size,
+            cache=cache,
+            max_new_tokens=length,
+            readings=readings,
+        )
+        for arm, given in found.items():
+            for key, entries in given.items():
+                answers[arm].setdefault(key, []).extend(entries)
+    return answers

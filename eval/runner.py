@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mllm_align_eval.arms import Arm, active_arm, fingerprint
 from mllm_align_eval.asking import AnswerErrors, Asking, Voice
+from mllm_align_eval.benchmark import Reading
 from mllm_align_eval.cache import AnswerCache
 from mllm_align_eval.engine import Engine, ModelEngine
 from mllm_align_eval.items import IMAGE_ARMS, METHODS, Answer, ImageArm, Item, Method, check_items
@@ -90,6 +91,7 @@ def answer_arms(
     on_error: str = "raise",
     show_progress: bool = True,
     wanted: Callable[[Item, Method, ImageArm], bool] | None = None,
+    readings: Mapping[str, Reading] | None = None,
 ) -> dict[str, Answers]:
     """The answers of every arm on one loaded model: `answers[arm][method, image]`.
 
@@ -108,7 +110,8 @@ def answer_arms(
         seed: As in `answer`.
         on_error: As in `answer`.
         show_progress: Whether to show bars with the time that remains.
-        wanted: (item, method, image) to whether it is asked; by default everything is.
+        wanted: (item, method, image) to whether it is asked; by default everything that makes sense is (`is_askable`).
+        readings: By benchmark how a generated text becomes a choice, where that is not `answers.parse`.
 
     Raises:
         AnswerErrors: As in `answer`.
@@ -121,17 +124,40 @@ def answer_arms(
     with progress_bar(disable=not show_progress) as progress:
         for method in methods:
             for image in images:
-                asked = [item for item in items if wanted is None or wanted(item, method, image)]
+                asked = [item for item in items if is_askable(item, method, image)]
+                asked = [item for item in asked if wanted is None or wanted(item, method, image)]
                 if not asked:
                     continue
                 _check(asked, image, method, on_error, batch_size)
                 asking = Asking(
-                    engine, image, method, max_new_tokens, cache, batch_size, seed, on_error, progress, voices
+                    engine,
+                    image,
+                    method,
+                    max_new_tokens,
+                    cache,
+                    batch_size,
+                    seed,
+                    on_error,
+                    progress,
+                    voices,
+                    readings or {},
                 )
                 for name, given in asking(asked).items():
                     answers[name][method, image] = given
     _check_arms_differ(arms, answers)
     return answers
+
+
+def is_askable(item: Item, method: Method, image: ImageArm) -> bool:
+    """Whether an item can be asked so: only closed ones have choices to score, only some have a picture to change.
+
+    Open ones are asked with their own and with another picture: what is written about none is no answer.
+    """
+    if method == "logprob" and not item.is_closed:
+        return False
+    if image == "right":
+        return True
+    return bool(item.pictures) and (item.is_closed or image == "other")
 
 
 def progress_bar(disable: bool = False) -> Progress:

@@ -42,7 +42,11 @@ class Metric:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval; `n` counts units, `clusters` what was resampled, `error` is the bootstrap's."""
+    """A value with its interval; `n` counts units, `clusters` what was resampled, `error` is the bootstrap's.
+
+    `p` is twice the share of resamples on the other side of zero (2 over their number at the least): the two-sided
+    test of a difference, and nothing that a single metric should be read by.
+    """
 
     value: float
     low: float
@@ -50,6 +54,7 @@ class Estimate:
     n: int
     clusters: int
     error: float
+    p: float = float("nan")
 
     @property
     def excludes_zero(self) -> bool:
@@ -145,10 +150,14 @@ class ClusterBootstrap:
         else:
             levels = self._levels(metric, totals, value, draws)
             low, high = (float(bound) for bound in np.quantile(draws, levels))
-        return self._result(metric, value, low, high, error)
+        beyond = min(np.mean(draws <= 0), np.mean(draws >= 0))
+        p = min(1.0, 2 * max(float(beyond), 1 / len(draws)))
+        return self._result(metric, value, low, high, error, p)
 
-    def _result(self, metric: Metric, value: float, low: float, high: float, error: float) -> Estimate:
-        return Estimate(value, low, high, len(metric.columns), self.num_clusters, error)
+    def _result(
+        self, metric: Metric, value: float, low: float, high: float, error: float, p: float = float("nan")
+    ) -> Estimate:
+        return Estimate(value, low, high, len(metric.columns), self.num_clusters, error, p)
 
     def _levels(self, metric: Metric, totals: Array, value: float, draws: Array) -> tuple[float, float]:
         """The two quantile levels of the interval."""
@@ -214,6 +223,21 @@ def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, i
     discordant = only_first + only_second
     p = 1.0 if discordant == 0 else float(stats.binomtest(only_first, discordant).pvalue)
     return only_first, only_second, p
+
+
+def equivalence(estimate: Estimate, margin: float) -> float:
+    """The p-value of two one-sided tests that a difference lies within a margin either way (Schuirmann 1987).
+
+    Small where "it did no harm" is shown; a difference that is merely not significant shows nothing of the kind.
+
+    Args:
+        estimate: Of the paired difference; its bootstrap error is used, as normal.
+        margin: In the units of the metric.
+    """
+    if not estimate.error > 0:
+        return 0.0 if abs(estimate.value) < margin else 1.0
+    inside = stats.norm.sf([(margin - estimate.value) / estimate.error, (margin + estimate.value) / estimate.error])
+    return float(inside.max())
 
 
 def minimum_detectable_effect(error: float, power: float = 0.8, confidence: float = 0.95) -> float:

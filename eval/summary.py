@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mllm_align_eval.baselines import baselines
+from mllm_align_eval.benchmark import STRICT, Benchmark
+from mllm_align_eval.comparing import differences, mcnemar_tests, primary_metrics, primary_tests
 from mllm_align_eval.environment import machine, versions
 from mllm_align_eval.items import Answer, ImageArm, Item, Method, check_items
 from mllm_align_eval.measures import measures
-from mllm_align_eval.metrics import Measures
-from mllm_align_eval.statistics import Bootstraps, difference, mcnemar_exact, minimum_detectable_effect
+from mllm_align_eval.published import published_measures
+from mllm_align_eval.statistics import Bootstraps
 
 Answers = Mapping[tuple[Method, ImageArm], Sequence[Answer]]
 COMPARISONS = (("aligned", "base"), ("control", "base"), ("aligned", "control"), ("base", "base_16bit"))
@@ -27,6 +29,9 @@ def summarise(
     num_resamples: int = 2000,
     confidence: float = 0.95,
     interval: str = "bca",
+    benchmarks: Mapping[str, Benchmark] | None = None,
+    parser: str = STRICT,
+    margin: float = 0.01,
     **more: Any,
 ) -> dict[str, Any]:
     """The results of a run, in the form that `mllm_align_eval.report` describes.
@@ -44,6 +49,9 @@ def summarise(
         num_resamples: Of the bootstrap.
         confidence: Of the intervals.
         interval: "bca" or "percentile".
+        benchmarks: Those whose published metrics are wanted beside the general ones.
+        parser: By whose rules generated answers were read.
+        margin: Of the test that a difference of rates is no more than that either way.
         **more: Further top-level entries (`stages`, `recipe`, ...).
 
     Raises:
@@ -51,7 +59,11 @@ def summarise(
     """
     check_items(items)
     _check_same_questions(answers)
-    found = {arm: measures(items, given) for arm, given in answers.items()}
+    named = benchmarks or {}
+    found = {
+        arm: measures(items, given) | published_measures(items, given, named, parser) for arm, given in answers.items()
+    }
+    judged = primary_metrics(items, named)
     bootstrap = Bootstraps(num_resamples, confidence, interval, seed)
     wanted = COMPARISONS if comparisons is None else tuple(comparisons)
     pairs = [(first, second) for first, second in wanted if first in found and second in found]
@@ -60,12 +72,15 @@ def summarise(
             arm: {name: bootstrap.of(m.clusters).estimate(m.metric).as_dict() for name, m in parts.items()}
             for arm, parts in found.items()
         },
-        "differences": {f"{a}-{b}": _differences(found[a], found[b], bootstrap) for a, b in pairs},
-        "mcnemar": {f"{a}-{b}": _mcnemar(found[a], found[b]) for a, b in pairs},
+        "differences": {f"{a}-{b}": differences(found[a], found[b], bootstrap, margin) for a, b in pairs},
+        "primary": {f"{a}-{b}": primary_tests(found[a], found[b], bootstrap, judged) for a, b in pairs},
+        "mcnemar": {f"{a}-{b}": mcnemar_tests(found[a], found[b]) for a, b in pairs},
         "baselines": baselines(items),
         **_answer_counts(answers),
         "data": describe(items),
         "intervals": {"method": interval, "confidence": confidence, "resamples": num_resamples, "unit": "scene"},
+        "margin": margin,
+        "parser": parser,
         "seed": seed,
         "seconds": seconds,
         "machine": machine(),
@@ -92,28 +107,6 @@ def describe(items: Sequence[Item]) -> dict[str, Any]:
 def _digest(items: Sequence[Item]) -> str:
     lines = ["\t".join((i.id, i.cluster, i.prompt, i.answer, *i.choices)) for i in items]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _differences(first: Measures, second: Measures, bootstrap: Bootstraps) -> dict[str, dict[str, Any]]:
-    found = {}
-    for name in (name for name in first if name in second):
-        a, b = first[name], second[name]
-        estimate = bootstrap.of(a.clusters).estimate(difference(a.metric, b.metric))
-        found[name] = estimate.as_dict() | {
-            "excludes_zero": estimate.excludes_zero,
-            "detectable": minimum_detectable_effect(estimate.error),
-        }
-    return found
-
-
-def _mcnemar(first: Measures, second: Measures) -> dict[str, dict[str, float | int]]:
-    found = {}
-    for name in (name for name in first if name in second and name.removesuffix("_generated").endswith("acc")):
-        a, b = first[name], second[name]
-        if len(set(a.clusters)) == len(a.clusters):
-            only_first, only_second, p = mcnemar_exact(a.metric.columns[:, 0] > 0, b.metric.columns[:, 0] > 0)
-            found[name] = {"only_first": only_first, "only_second": only_second, "p": p}
-    return found
 
 
 def _answer_counts(answers: Mapping[str, Answers]) -> dict[str, dict[str, float | int]]:

@@ -7,21 +7,27 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, UnidentifiedImageError
 
 from mllm_align_eval.items import Picture
 
+if TYPE_CHECKING:
+    from mllm_align_eval.benchmark import Benchmark
+
 DATA_VARIABLE = "MLLM_ALIGN_DATA"
 
 
-def data_folder(given: str | os.PathLike[str] | None, name: str, origin: str) -> Path:
-    """The folder of a benchmark's annotation files: `<given>/<name>`, by default `$MLLM_ALIGN_DATA/<name>`.
+def data_folder(given: str | os.PathLike[str] | None, benchmark: Benchmark) -> Path:
+    """The folder of a benchmark's annotation files, in the folder that is given or else in `$MLLM_ALIGN_DATA`.
+
+    Where it has none and files whose names begin with its own lie there, it is that folder itself.
 
     Raises:
         FileNotFoundError: If there is no such folder, or none was named.
     """
+    name, origin = benchmark.folder or benchmark.name, benchmark.origin
     root = given if given is not None else os.environ.get(DATA_VARIABLE)
     if not root:
         raise FileNotFoundError(
@@ -29,6 +35,8 @@ def data_folder(given: str | os.PathLike[str] | None, name: str, origin: str) ->
             f"that holds it, with --data or {DATA_VARIABLE}"
         )
     folder = Path(root) / name
+    if not folder.is_dir() and any(Path(root).glob(f"{name}_*.json*")):
+        return Path(root)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: put the annotations of {name} there, from {origin}")
     return folder

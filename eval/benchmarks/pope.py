@@ -81,5 +81,6 @@ POPE = Benchmark(
     image_origin=IMAGES,
     read=pope_items,
     score=pope_score,
+    primary="pope/adversarial/acc",
     readings={"official": pope_official, "lmms-eval": exact_yes_no, "vlmevalkit": word_yes_no},
 )

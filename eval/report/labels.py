@@ -8,6 +8,7 @@ from typing import Any
 
 KINDS = ("existence", "colour", "size", "side", "count", "relation")
 GENERATED = "_generated"
+_NO_RATES = ("/dprime", "/criterion", "/auc", "/words", "/mentions", "/rating", "/length_correlation")
 MINUS = "\N{MINUS SIGN}"
 
 KEY_METRICS = (
@@ -17,7 +18,12 @@ KEY_METRICS = (
     "world/visual_gap",
     "world/in_distribution/acc",
 )
-IMAGE_METRICS = ("world/adversarial/acc", "world/adversarial/other_image_acc", "world/adversarial/no_image_acc")
+IMAGE_METRICS = (
+    "world/adversarial/acc",
+    "world/adversarial/other_image_acc",
+    "world/adversarial/blank_image_acc",
+    "world/adversarial/no_image_acc",
+)
 
 _DETECTION = {
     "dprime": "sensitivity d\N{PRIME}",
@@ -34,6 +40,7 @@ _LABELS = {
     "world/pope_adversarial/acc": "Existence polling, adversarial",
     **{f"world/adversarial/{kind}_acc": f"Adversarial, {kind}" for kind in KINDS},
     "world/adversarial/other_image_acc": "Adversarial, another scene's image",
+    "world/adversarial/blank_image_acc": "Adversarial, blank image",
     "world/adversarial/no_image_acc": "Adversarial, no image",
     "world/visual_gap": "Visual gap",
     **{
@@ -98,7 +105,7 @@ def difference_label(name: str, arms: Mapping[str, Any]) -> str:
 
 def is_rate(metric: str) -> bool:
     """Whether the metric is a share or a difference of shares, written in per cent."""
-    return not metric.removesuffix(GENERATED).endswith(("/dprime", "/criterion", "/auc"))
+    return not metric.removesuffix(GENERATED).endswith(_NO_RATES)
 
 
 def number(metric: str, value: float | None, signed: bool = False) -> str:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,12 +16,13 @@ from mllm_align_eval.report.labels import interval, number
 from mllm_align_eval.statistics import Estimate
 
 
-def write_scores(scores: Mapping[str, Estimate], path: Path) -> None:
-    """Writes `{key: {value, low, high, n}}`; what is undefined is null."""
-    cells = {
+def write_scores(scores: Mapping[str, Estimate], path: Path, judge: Mapping[str, Any] | None = None) -> None:
+    """Writes `{key: {value, low, high, n}}`; what is undefined is null. Who judged stands under "judge"."""
+    cells: dict[str, Any] = {
         key: {name: value if math.isfinite(value) else None for name, value in estimate.as_dict().items()}
         for key, estimate in scores.items()
     }
+    cells |= {"judge": judge} if judge is not None else {}
     write_whole(path, (json.dumps(cells, indent=2) + "\n").encode())
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from mllm_align.cli.commands import add_command
 
 # Written out, because to import the benchmarks takes seconds; a test compares.
-NAMES = "mmvp, pope"
-PARSERS = ("strict", "official", "lmms-eval", "vlmevalkit")
+NAMES = "cvbench, hallusion, mmvm, mmvp, pope, popev2, realworldqa, scienceqa"
+PARSERS = ("strict", "official", "lmms-eval", "vlmevalkit", "cambrian", "s-vco")
 DATA_HELP = "folder that holds the annotations in a folder by the benchmark's name (default: $MLLM_ALIGN_DATA)"
 
 
@@ -26,9 +26,14 @@ def _add_eval(commands: Any) -> None:
     run = add_command(evaluation, "run", _eval_run, "answer a benchmark with a model, and with an adapter on it")
     run.add_argument("model", help="Hub id or folder, or demo-base")
     run.add_argument("--adapter", action="append", default=[], metavar="[NAME=]FOLDER", help="one more arm")
-    run.add_argument("--benchmark", default="world", metavar="BENCH", help=f"world, or {NAMES} (default: %(default)s)")
+    run.add_argument(
+        "--benchmark", default=["world"], nargs="+", metavar="BENCH", help=f"world (the default), {NAMES}"
+    )
     run.add_argument("--data", help=DATA_HELP)
-    run.add_argument("--images", help="folder of the benchmark's images")
+    run.add_argument(
+        "--images", default=[], nargs="+", metavar="[BENCH=]FOLDER", help="folder of the images; of each benchmark"
+    )
+    run.add_argument("--parser", default="strict", choices=PARSERS, help="whose rules read an answer (%(default)s)")
     run.add_argument("--limit", type=int, help="questions (world: scenes) per split")
     run.add_argument("--load-in-4bit", action="store_true", help="NF4 with double quantisation")
     run.add_argument("--batch-size", type=int, default=32)
@@ -41,10 +46,15 @@ def _add_eval(commands: Any) -> None:
     for command in (questions, score):
         command.add_argument("benchmark", metavar="BENCH", help=NAMES)
         command.add_argument("--data", help=DATA_HELP)
-    score.add_argument("--answers", required=True, help="JSON lines with the id of a question and the text it got")
+    score.add_argument("--answers", required=True, help="JSON lines with the id of a question and its text or scores; for retrieval also .npy or .npz")
     score.add_argument("--json", metavar="OUT", help="file for the scores: {key: {value, low, high, n}}")
     score.add_argument("--overwrite", action="store_true", help="replace that file")
     score.add_argument("--parser", choices=PARSERS, help="whose rules hold (default: official, where there is one)")
+    score.add_argument("--judge", metavar="URL|MODEL", help="a chat endpoint's address, or a chat model, that judges")
+    score.add_argument("--judge-model", metavar="NAME", help="what the endpoint calls the judge")
+    score.add_argument("--judge-runs", type=int, default=1, metavar="N", help="times each answer is judged (default: 1)")
+    score.add_argument("--judge-cache", metavar="FILE", help="its replies (default: the answers' name + .judge.jsonl)")
+    score.add_argument("--key-env", metavar="NAME", help="environment variable with the endpoint's key")
 
 
 def _questions(arguments: argparse.Namespace) -> None:
@@ -61,7 +71,7 @@ def _score(arguments: argparse.Namespace) -> None:
     from mllm_align_eval.benchmarks import BENCHMARKS
     from mllm_align_eval.report.scores import print_scores, write_scores
     from mllm_align_eval.run import benchmark_items
-    from mllm_align_eval.scoring import estimates, measures_of, read_texts
+    from mllm_align_eval.scoring import estimates, measures_of, read_answers
 
     benchmark = BENCHMARKS[_known(arguments.benchmark)]
     parser = arguments.parser or ("official" if "official" in benchmark.parsers else "strict")
@@ -69,11 +79,21 @@ def _score(arguments: argparse.Namespace) -> None:
     if arguments.json is not None and Path(arguments.json).exists() and not arguments.overwrite:
         raise FileExistsError(f"{arguments.json} exists: name another file, or --overwrite")
     items = benchmark_items(benchmark.name, arguments.data)
-    texts = read_texts(arguments.answers)
-    scores = estimates(measures_of(benchmark, items, texts, parser))
+    given = read_answers(arguments.answers, items)
+    judge = _judge(arguments)
+    scores = estimates(measures_of(benchmark, items, given, parser, judge))
     if arguments.json is not None:
-        write_scores(scores, Path(arguments.json))
-    print_scores(scores, f"{benchmark.title}, {parser} rules")
+        write_scores(scores, Path(arguments.json), judge.card() if judge is not None else None)
+    print_scores(scores, f"{benchmark.title}, {parser} rules" + (f", {judge.caption()}" if judge is not None else ""))
+
+
+def _judge(arguments: argparse.Namespace) -> Any:
+    from mllm_align_eval.judge import load_judge
+
+    if arguments.judge is None:
+        return None
+    cache = arguments.judge_cache or f"{arguments.answers}.judge.jsonl"
+    return load_judge(arguments.judge, arguments.judge_model, arguments.key_env, cache, arguments.judge_runs)
 
 
 def _known(name: str, *further: str) -> str:
@@ -90,13 +110,19 @@ def _known(name: str, *further: str) -> str:
 
 
 def _eval_run(arguments: argparse.Namespace) -> None:
+    from accelerate import PartialState
+
     from mllm_align.models import ModelArguments
     from mllm_align_eval.report import print_table
     from mllm_align_eval.run import benchmark_items, evaluate
 
-    if _known(arguments.benchmark, "world") != "world" and arguments.images is None:
-        raise ValueError(f"--images is missing: {arguments.benchmark} needs the folder with its pictures")
-    items = benchmark_items(arguments.benchmark, arguments.data, arguments.images, arguments.limit)
+    folders = dict(_images(given) for given in arguments.images)
+    items: list[Any] = []
+    for name in dict.fromkeys(arguments.benchmark):
+        images = folders.get(name, folders.get(""))
+        if _known(name, "world") != "world" and images is None:
+            raise ValueError(f"--images is missing: {name} needs the folder with its pictures")
+        items += benchmark_items(name, arguments.data, images, arguments.limit)
     model = ModelArguments(model_name_or_path=arguments.model, load_in_4bit=arguments.load_in_4bit)
     adapters = dict(_named(adapter) for adapter in arguments.adapter)
     results = evaluate(
@@ -105,10 +131,18 @@ def _eval_run(arguments: argparse.Namespace) -> None:
         items,
         arguments.output,
         batch_size=arguments.batch_size,
+        parser=arguments.parser,
         overwrite=arguments.overwrite,
-        title=f"{arguments.benchmark} with {arguments.model}",
+        title=f"{', '.join(dict.fromkeys(arguments.benchmark))} with {arguments.model}",
     )
-    print_table(results)
+    if PartialState().is_main_process:
+        print_table(results)
+
+
+def _images(given: str) -> tuple[str, str]:
+    """`bench=folder`, or a folder of every benchmark that has none of its own."""
+    name, separator, folder = given.partition("=")
+    return (_known(name), folder) if separator else ("", given)
 
 
 def _named(adapter: str) -> tuple[str, str]:

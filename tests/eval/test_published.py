@@ -1,0 +1,87 @@
+"""Published metrics beside the general ones, and which differences a run may speak of."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval_items import said
+from mllm_align_eval.benchmarks.files import PictureFolder
+from mllm_align_eval.benchmarks.pope import POPE
+from mllm_align_eval.published import published_measures
+from mllm_align_eval.statistics import ClusterBootstrap, Estimate, equivalence, holm, mean_metric
+from mllm_align_eval.summary import summarise
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> list[Any]:
+    for split in ("adversarial", "random"):
+        rows = [
+            {"question_id": n, "image": f"{n}.jpg", "text": f"Is there a thing {n}?", "label": ("yes", "no")[n % 2]}
+            for n in range(40)
+        ]
+        (tmp_path / f"coco_pope_{split}.json").write_text("\n".join(map(json.dumps, rows)))
+    return POPE.read(tmp_path, PictureFolder(None, "nowhere"))
+
+
+def texts(items: list[Any], wrong: int) -> list[Any]:
+    """Answers of which the first `wrong` of each split are."""
+    flip = {"yes": "no", "no": "yes"}
+    return [said(item, flip[item.answer] if int(item.id.rsplit("/", 1)[1]) < wrong else item.answer) for item in items]
+
+
+def test_keys_say_how_and_under_which_picture(items: list[Any]) -> None:
+    answers = {("generate", "right"): texts(items, 10), ("logprob", "blank"): texts(items, 30)}
+    found = published_measures(items, answers, {"pope": POPE})
+    assert found["pope/adversarial/f1_generated"].metric.value() == pytest.approx(0.75)
+    assert found["pope/random/f1_blank_image"].metric.value() == pytest.approx(0.25)
+    assert not any(key.endswith("/f1") for key in found)
+    assert published_measures(items, answers, {}) == {}
+
+
+def test_a_run_is_judged_by_few_metrics_and_holm(items: list[Any]) -> None:
+    answers = {
+        "base": {("generate", "right"): texts(items, 20)},
+        "aligned": {("generate", "right"): texts(items, 2)},
+    }
+    results = summarise(items, answers, benchmarks={"pope": POPE}, num_resamples=400)
+    assert results["arms"]["aligned"]["pope/adversarial/f1_generated"]["value"] == pytest.approx(0.95)
+    (judged,) = results["primary"]["aligned-base"].items()
+    assert judged[0] == "pope/adversarial/acc_generated"
+    assert judged[1]["p_holm"] == judged[1]["p"] < 0.05
+    cell = results["differences"]["aligned-base"]["pope/adversarial/acc_generated"]
+    assert cell["p"] < 0.05
+    assert cell["equivalent_p"] > 0.9
+
+
+def test_no_harm_is_shown_by_a_small_interval_not_by_a_wide_one() -> None:
+    def estimate(value: float, error: float) -> Estimate:
+        return Estimate(value, math.nan, math.nan, 1, 1, error)
+
+    assert equivalence(estimate(0.0, 0.002), 0.01) < 1e-5
+    assert equivalence(estimate(0.0, 0.02), 0.01) > 0.3
+    assert equivalence(estimate(0.03, 0.002), 0.01) > 0.99
+    assert equivalence(estimate(-0.03, 0.002), 0.01) > 0.99
+    assert equivalence(estimate(0.01, 0.002), 0.01) == pytest.approx(0.5, abs=1e-6)
+    assert equivalence(estimate(0.0, 0.0), 0.01) == 0
+    assert equivalence(estimate(0.02, 0.0), 0.01) == 1
+
+
+def test_the_p_value_holds_its_level_and_finds_a_difference() -> None:
+    rng = np.random.default_rng(0)
+    clusters = [str(number // 2) for number in range(200)]
+
+    def p(mean: float) -> float:
+        values = rng.normal(mean, 1, 100).repeat(2) + rng.normal(0, 0.3, 200)
+        return ClusterBootstrap(clusters, 400, method="percentile").estimate(mean_metric(values)).p
+
+    alarms = sum(p(0.0) < 0.05 for _ in range(100))
+    assert 0 <= alarms <= 12
+    assert sum(p(0.5) < 0.05 for _ in range(20)) == 20
+    assert p(5.0) == 2 / 400
+    assert holm([0.01, 0.04]) == [0.02, 0.04]
