@@ -137,5 +137,5 @@ def main_arms(condition: str) -> list[Arm]:
 
 def further_arms() -> list[Arm]:
     """Of clean pairs: without replay, and single terms."""
-    without = [Arm(method, replay=False) for method in (CONTROL, "svco", "dpo", "rdpo")]
-    return [*without, *(Arm(method) for method in ("image", "crop", "attend", "reject"))]
+    without = [Arm(method, replay=False) for method in (CONTROL, "svco")]
+    return [*(Arm(method) for method in ("image", "crop", "attend", "reject")), *without]

@@ -86,9 +86,10 @@ def _head(records: Any) -> str:
 base, under NF4 with LoRA and a trained projector: {STEPS} steps; every step of every arm sees {PAIRS_PER_STEP} pairs
 from both sides, and with *replay* {REPLAY_PER_STEP} ordinary instruction rows, which have the prior and its noise.
 
-For every arm {len(LEARNING_RATES)} learning rates ({_rates()}) are tried with seed 0 on the clean pairs (on its own
-condition where it has no place there); the one with the best mean of three accuracies on validation (scenes that no
-test uses) is kept, and two more seeds run with it. Not one setting was chosen by a look at the test.
+For every method, the control too, {len(LEARNING_RATES)} learning rates ({_rates()}) are tried with seed 0 on the clean
+pairs with replay (on its own condition where it has no place there); the one with the best mean of three accuracies on
+validation (scenes that no test uses) is kept for all arms of the method. Then three seeds of each arm run with it. Not
+one setting was chosen by a look at the test.
 
 The test: {_sizes()}. Per cent; 95 % intervals from {NUM_RESAMPLES:,} resamples of seeds and scenes together. **The
 control is next-token on both matched views of the same pairs, with the same replay**; an arm is ahead of it only where

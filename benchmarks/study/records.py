@@ -69,13 +69,13 @@ def run_of(condition: str, arm: Arm, rate: float, seed: int) -> Run:
 
 def chosen_rate(records: Records, condition: str, arm: Arm) -> float | None:
     """The learning rate with the best validation score, or None while one has not been tried."""
-    where = chosen_on(condition, arm)
-    tried = {rate: records.get(run_of(where, arm, rate, SEEDS[0])) for rate in LEARNING_RATES}
+    tried = {rate: records.get(run_of(*chosen_on(condition, arm), rate, SEEDS[0])) for rate in LEARNING_RATES}
     if any(record is None for record in tried.values()):
         return None
     return max(LEARNING_RATES, key=lambda rate: tried[rate]["validation"]["score"])  # type: ignore[index]
 
 
-def chosen_on(condition: str, arm: Arm) -> str:
-    """The condition on which an arm's rate is chosen: the clean one, where the arm is one of its arms."""
-    return CLEAN if arm in arms(CLEAN) else condition
+def chosen_on(condition: str, arm: Arm) -> tuple[str, Arm]:
+    """Where the rate of an arm is chosen: its method with replay alone on clean pairs, if that is one of the arms."""
+    plain = Arm(arm.method)
+    return (CLEAN, plain) if plain in arms(CLEAN) else (condition, arm)

@@ -3,9 +3,9 @@
     python benchmarks/study/study.py                     # everything that is not in runs.jsonl yet
     python benchmarks/study/study.py --conditions clean  # one condition
 
-For each arm every learning rate is tried with seed 0 on the clean pairs (on its own condition where it has no place
-there), and the one with the best validation score is kept; then the other seeds run with it. No choice looks at the
-test. Each finished run is a line of `runs.jsonl`; a run that is killed
+For each method every learning rate is tried with seed 0 on the clean pairs, with replay (a method that has no place
+there is tried on its own condition), and the one with the best validation score is kept for all its arms; then all
+seeds run with it. No choice looks at the test. Each finished run is a line of `runs.jsonl`; a run that is killed
 is done again, a finished one never.
 """
 
@@ -33,8 +33,7 @@ def next_runs(records: Records, condition: str, arm: Arm) -> Iterator[Run]:
     """What is to be done next for an arm: all rates first, then the other seeds at the best."""
     rate = chosen_rate(records, condition, arm)
     if rate is None:
-        where = chosen_on(condition, arm)
-        wanted = [run_of(where, arm, tried, SEEDS[0]) for tried in LEARNING_RATES]
+        wanted = [run_of(*chosen_on(condition, arm), tried, SEEDS[0]) for tried in LEARNING_RATES]
     else:
         wanted = [run_of(condition, arm, rate, seed) for seed in SEEDS]
     for run in wanted:

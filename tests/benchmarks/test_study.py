@@ -78,9 +78,10 @@ def test_all_rates_are_tried_before_the_best_gets_its_seeds(tmp_path: Path) -> N
 
 def test_an_arm_brings_the_rate_that_it_had_on_clean_pairs(tmp_path: Path) -> None:
     records, arm = Records(tmp_path / "runs.jsonl"), Arm("svco", next_token=True)
-    assert [run.condition for run in next_runs(records, "noisy", arm)] == ["clean"] * len(LEARNING_RATES)
+    tuned = Arm("svco")
+    assert list(next_runs(records, "noisy", arm)) == [run_of("clean", tuned, rate, 0) for rate in LEARNING_RATES]
     for place, rate in enumerate(LEARNING_RATES):
-        records.add(record("clean", arm, rate, SEEDS[0], score=0.1 * place))
+        records.add(record("clean", tuned, rate, SEEDS[0], score=0.1 * place))
     assert list(next_runs(records, "noisy", arm)) == [run_of("noisy", arm, LEARNING_RATES[-1], s) for s in SEEDS]
     alone = Arm("svco_one_sided", next_token=True)
     assert [run.condition for run in next_runs(records, "one_sided", alone)] == ["one_sided"] * len(LEARNING_RATES)
