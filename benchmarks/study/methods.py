@@ -112,7 +112,9 @@ class Arm:
         """The parts of the recipe's objective."""
         parts = [{**spec, "weight": 1.0, "sources": "pairs"} for spec in METHODS[self.method].objectives]
         if self.next_token:
-            parts.append({"name": "next_token", "weight": 1.0, "sources": "pairs"})
+            # Mirrored rows have both matched views among their chosen ones; what shows a crop has no text of its own.
+            only_chosen = {"matched": False} if METHODS[self.method].corrupt else {}
+            parts.append({"name": "next_token", "weight": 1.0, "sources": "pairs", **only_chosen})
         if self.replay:
             parts.append({"name": "next_token", "weight": 1.0, "sources": "replay"})
         return parts

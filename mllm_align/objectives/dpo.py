@@ -45,7 +45,7 @@ class DPO:
         loss_type: A row of the table.
         label_smoothing: e, the assumed share of flipped labels, in [0, 0.5); for sigmoid, robust, exo_pair and simpo.
         gamma: Margin that simpo's chosen response should win by.
-        discopop_tau: Temperature of discopop's mixture.
+        discopop_tau: Temperature of discopop's mixture, at most 1: above, the loss of a lost row grows exponentially.
 
     Needs:
         Views (image, chosen) and (image, rejected), with reference (simpo: without). Text-only rows are rows whose
@@ -66,8 +66,8 @@ class DPO:
         False
 
     Relations:
-        TRL's lists of loss types are a `Weighted` of several: with `NextToken` on the chosen response (TRL's "sft")
-        sigmoid is RPO, https://arxiv.org/abs/2404.19733, and sigmoid .8, bco_pair .2, next-token 1 is MPO,
+        TRL's lists of loss types are a `Weighted` of several: with `NextToken(matched=False)`, TRL's "sft", sigmoid is
+        RPO, https://arxiv.org/abs/2404.19733, and sigmoid .8, bco_pair .2, next-token 1 is MPO,
         https://arxiv.org/abs/2411.10442. `RDPO`, `MDPO` and `CHIP` add preferences between images, `DDPO` weighs
         tokens, `ORPO` needs no reference; `SVCO` compares one response under different images, never two responses.
 
@@ -88,6 +88,8 @@ class DPO:
     def __post_init__(self) -> None:
         """Refuses values without a meaning, and options that the loss does not read."""
         check_positive("DPO", beta=self.beta, discopop_tau=self.discopop_tau)
+        if self.discopop_tau > 1:
+            raise ValueError(f"DPO: discopop_tau must be at most 1, got {self.discopop_tau!r}")
         if self.loss_type not in VARIANTS:
             raise ValueError(f"DPO: loss_type must be one of {', '.join(VARIANTS)}, got {self.loss_type!r}")
         for name, top in (("label_smoothing", 0.5), ("gamma", float("inf"))):

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm_align.contract import Feature, Needs, Outcome, Ragged, Signals, Term
+from mllm_align.objectives.preference import check_positive, check_switches
 
 MAX_SCALE = 100.0
+IMAGES, TEXTS = ("image", "contrast_image"), ("chosen", "rejected")
 
 
 def info_nce(images: Tensor, texts: Tensor, present: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,10 +41,10 @@ class InfoNCE(nn.Module):
     without the image, and away from the other texts of the batch; and the other way round.
 
     Args:
-        image: Column of the images.
-        text: Response column of the texts.
-        temperature: At the start; cosines are divided by it.
-        learn_temperature: Whether it is trained (as its logarithm, kept from going below 1/100).
+        image: Column of the images, "image" or "contrast_image".
+        text: Response column of the texts, "chosen" or "rejected".
+        temperature: At the start, 1/100 at the least; cosines are divided by it.
+        learn_temperature: Whether it is trained (as its logarithm, kept from going below 1/100, as CLIP's is).
 
     Needs:
         Two features and no views; no reference.
@@ -77,10 +79,15 @@ class InfoNCE(nn.Module):
         temperature: float = 0.07,
         learn_temperature: bool = True,
     ) -> None:
-        """Checks the options."""
+        """Refuses values without a meaning."""
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"InfoNCE: temperature must be above 0, got {temperature}")
+        check_positive("InfoNCE", temperature=temperature)
+        check_switches("InfoNCE", learn_temperature=learn_temperature)
+        if temperature < 1 / MAX_SCALE:
+            raise ValueError(f"InfoNCE: temperature must be at least {1 / MAX_SCALE}, got {temperature!r}")
+        for name, value, known in (("image", image, IMAGES), ("text", text, TEXTS)):
+            if value not in known:
+                raise ValueError(f"InfoNCE: {name} must be {' or '.join(map(repr, known))}, got {value!r}")
         self.image, self.text = image, text
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
 
@@ -96,7 +103,10 @@ class InfoNCE(nn.Module):
 
     def forward(self, policy: Signals, reference: Signals | None) -> Outcome:
         """The term and metrics of one batch."""
-        scale = self.log_scale.exp().clamp(max=MAX_SCALE)
+        with torch.no_grad():
+            # The parameter itself: a clamped output has no gradient, and the temperature could never rise again.
+            self.log_scale.clamp_(max=math.log(MAX_SCALE))
+        scale = self.log_scale.exp()
         pair = [policy.features.get(feature.name) for feature in self.needs.features]
         size = len(policy.sources)
         if not size and any(each is not None and each.row.numel() for each in pair):

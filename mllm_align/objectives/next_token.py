@@ -39,7 +39,8 @@ class NextToken:
     The mean, over all response tokens of the global batch, of -log p(token | image, prompt, tokens before). Long
     responses therefore weigh more than short ones, as in ordinary training. Where a row has a contrast image, its
     rejected response is the right answer for that image, and both matched pairs are trained: this is the control
-    that a visual preference objective on the same rows has to be compared with.
+    that a visual preference objective on the same rows has to be compared with. Of a contrast image that was made of
+    the row's own (a crop, noise) no response is the right answer: give matched=False there.
 
     Args:
         matched: Train (contrast_image, rejected) too on rows that have it; False trains chosen responses alone.
@@ -59,8 +60,9 @@ class NextToken:
         tensor(1.5000)
 
     Relations:
-        Beside `SVCO` or `DPO` in a `Weighted` it keeps a model from drifting; with `DPO` on the same rows it is RPO,
-        https://arxiv.org/abs/2404.19733.
+        Beside `SVCO` or `DPO` in a `Weighted` it keeps a model from drifting; with `DPO` on the same rows and
+        matched=False it is RPO, https://arxiv.org/abs/2404.19733. Beside `MDPO`, `CHIP` and others on made contrast
+        images it wants matched=False too.
 
     Deviations:
         Trainers that average each micro-batch give the tokens of short micro-batches more weight; here the mean is

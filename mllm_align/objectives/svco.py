@@ -36,8 +36,8 @@ class SVCO:
         beta_reject: beta2 and beta4, no image over other image.
         attend_weight: Of the attend losses; 0 leaves them out.
         reject_weight: Of the reject losses; 0 leaves them out.
-        symmetric: False keeps the chosen response's losses alone (the paper's one-sided ablation, VCO), for contrast
-            images that no text of the row describes: rows then need no rejected response.
+        symmetric: False keeps the chosen response's losses alone (inferred to be the paper's one-sided ablation, VCO),
+            for contrast images that no text of the row describes: rows then need no rejected response.
 
     Needs:
         Six views, the chosen and the rejected response under image, contrast_image and no image, with reference; the

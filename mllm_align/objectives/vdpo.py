@@ -46,9 +46,10 @@ class VDPO:
 
     Args:
         beta: Strength of the tie to the reference.
-        gamma: Guidance; 1 is plain DPO, above 1 responses that the image makes likely count as better.
+        gamma: Guidance; 1 is plain DPO. Above 1 responses that the image makes likely start with a lead, below 1 with
+            a handicap.
         image_free: Where lp(y|0) is read: None, a prompt without any image; "contrast_image", a blank picture that
-            the data source makes (`corrupt: {kind: blank}`).
+            the data source makes (`corrupt: {kind: blank, colour: clip}` is the authors').
 
     Needs:
         Views (image, chosen), (image, rejected), and the same two responses under no image or contrast_image, with

@@ -162,6 +162,26 @@ def test_gradient_is_that_of_finite_differences(objective: Objective, make_signa
     assert torch.autograd.gradcheck(loss, tuple(measured))
 
 
+def test_a_constant_in_policy_and_reference_alike_changes_nothing(
+    objective: Objective, make_signals: Callable[..., Signals]
+) -> None:
+    """Each response gets one of its own, in every view and on every token: only the differences count."""
+    if not objective.needs.reference or isinstance(objective, Weighted):
+        pytest.skip("compares with no reference, or has a part that does not")
+    policy, reference = make_signals(objective.needs), make_signals(objective.needs, value_seed=1)
+
+    def moved(signals: Signals) -> Signals:
+        offset = {view: {"chosen": 17.0, "rejected": -40.0}[view.response] for view in signals.logps}
+        tokens = {view: Ragged(own.values + offset[view], own.row) for view, own in signals.token_logps.items()}
+        logps = {view: own + offset[view] * signals.num_tokens[view] for view, own in signals.logps.items()}
+        return replace(signals, logps=logps, token_logps=tokens)
+
+    before, after = call(objective, policy, reference), call(objective, moved(policy), moved(reference))
+    torch.testing.assert_close(after.loss, before.loss)
+    for name in (name for name in before.metrics if name.startswith(("losses/", "margins/", "rewards/"))):
+        torch.testing.assert_close(after.metrics[name], before.metrics[name])
+
+
 def test_order_of_rows_does_not_matter(objective: Objective, make_signals: Callable[..., Signals]) -> None:
     policy, reference = make_signals(objective.needs), make_signals(objective.needs, value_seed=1)
     order = [3, 0, 5, 1, 4, 2]

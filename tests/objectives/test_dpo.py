@@ -9,6 +9,7 @@ import torch
 from mllm_align.contract import Signals, View
 from mllm_align.objectives import NextToken, Weighted
 from mllm_align.objectives.dpo import DPO
+from mllm_align.objectives.dpo_losses import VARIANTS
 from ratios import at, ratios_of
 
 CHOSEN, REJECTED = View("image", "chosen"), View("image", "rejected")
@@ -206,6 +207,14 @@ def test_sums_over_rows_are_what_the_ratios_say(make_signals: Callable[..., Sign
     assert metrics["rewards/chosen"].tolist() == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("loss_type", [name for name in VARIANTS if name != "simpo"])
+def test_rewards_are_of_sums_whatever_the_loss_averages(loss_type: str) -> None:
+    objective = DPO(beta=0.2, loss_type=loss_type, label_smoothing=0.1 if loss_type == "exo_pair" else 0.0)
+    metrics = objective(signals_of(-3.0, -5.0), signals_of(-4.0, -3.5)).metrics
+    assert metrics["rewards/chosen"].item() == pytest.approx(0.2)
+    assert metrics["rewards/rejected"].item() == pytest.approx(-0.3)
+
+
 @pytest.mark.parametrize("loss_type", ["ipo", "sigmoid_norm"])
 def test_length_averaged_losses_do_not_feel_every_token_twice(loss_type: str) -> None:
     objective = DPO(loss_type=loss_type)
@@ -271,6 +280,7 @@ def test_a_row_without_a_rejected_response_is_left_out(make_signals: Callable[..
         ({"gamma": -0.3, "loss_type": "simpo"}, r"gamma must be in \[0, inf\)"),
         ({"discopop_tau": 0.1}, "'sigmoid' reads no discopop_tau; it is for discopop"),
         ({"discopop_tau": 0, "loss_type": "discopop"}, "discopop_tau must be a number above 0"),
+        ({"discopop_tau": 1.5, "loss_type": "discopop"}, "discopop_tau must be at most 1, got 1.5"),
         ({"loss_type": "aot"}, "loss_type must be one of sigmoid.*simpo, got 'aot'"),
     ],
 )

@@ -82,9 +82,45 @@ def test_perfect_pairs_are_all_found() -> None:
     assert turned.metrics["accuracy/text_to_image"].tolist() == [0, 0, 0]
 
 
-def test_a_temperature_that_is_none() -> None:
-    with pytest.raises(ValueError, match="temperature"):
-        InfoNCE(temperature=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0}, "InfoNCE: temperature must be a number above 0, got 0"),
+        ({"temperature": math.nan}, "InfoNCE: temperature must be a number above 0, got nan"),
+        ({"temperature": math.inf}, "InfoNCE: temperature must be a number above 0, got inf"),
+        ({"temperature": "0.07"}, "InfoNCE: temperature must be a number above 0, got '0.07'"),
+        # What is learnt is kept at 1/100, and would have started there.
+        ({"temperature": 0.001}, "InfoNCE: temperature must be at least 0.01, got 0.001"),
+        ({"learn_temperature": "no"}, "InfoNCE: learn_temperature must be true or false, got 'no'"),
+        ({"image": "chosen"}, "InfoNCE: image must be 'image' or 'contrast_image', got 'chosen'"),
+        ({"text": "image"}, "InfoNCE: text must be 'chosen' or 'rejected', got 'image'"),
+    ],
+)
+def test_refuses_options_without_a_meaning(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        InfoNCE(**options)
+
+
+def test_the_temperature_starts_as_clips_and_is_learnt_if_asked_for() -> None:
+    own = torch.eye(2)
+    for objective, learnt in ((InfoNCE(), True), (InfoNCE(learn_temperature=False), False)):
+        outcome = objective(signals(own, own, [0, 1], [0, 1], 2), None)
+        assert outcome.metrics["temperature"].item() == pytest.approx(0.07)
+        assert objective.log_scale.requires_grad == learnt
+
+
+def test_at_its_bound_the_temperature_can_rise_again() -> None:
+    """Wrong pairs want it higher; it is never below 1/100, wherever a step left it."""
+    objective = InfoNCE(temperature=0.01)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.01)
+    with torch.no_grad():
+        objective.log_scale += 0.5
+    turned = signals(torch.eye(2), torch.eye(2).flip(0), [0, 1], [0, 1], 2)
+    outcome = objective(turned, None)
+    assert outcome.metrics["temperature"].item() == pytest.approx(0.01)
+    outcome.loss.backward()
+    optimizer.step()
+    assert objective(turned, None).metrics["temperature"].item() > 0.011
 
 
 def test_metrics_have_an_entry_per_pair() -> None:

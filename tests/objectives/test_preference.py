@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -50,6 +52,24 @@ def test_log_ratios_want_a_reference_on_the_same_tokens() -> None:
     partial = Signals({A: torch.tensor([-1.0])}, {A: torch.tensor([3])})
     with pytest.raises(ValueError, match=r"not measured: chosen\|no_image"):
         log_ratios(policy, partial, (A, B), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("on_the_host", [False, True])
+def test_tokens_are_compared_on_the_rows_kept_alone(on_the_host: bool) -> None:
+    """Counts known on the host are compared there, and tell the same."""
+
+    def told(counts_a: list[int], counts_b: list[int]) -> Signals:
+        found = signals([-1.0, -1.0], [-4.0, -4.0], counts_a, counts_b)
+        host = {view: tuple(count.tolist()) for view, count in found.num_tokens.items()}
+        return replace(found, host_num_tokens=host if on_the_host else {})
+
+    policy = told([3, 0], [2, 5])
+    rows = rows_with(policy, (A, B))
+    assert rows.tolist() == [0]
+    log_ratios(policy, told([3, 4], [2, 4]), (A, B), rows)
+    for other in (told([3, 0], [1, 5]), told([4, 0], [2, 5])):
+        with pytest.raises(ValueError, match="different numbers of tokens"):
+            log_ratios(policy, other, (A, B), rows)
 
 
 def test_check_measured_names_what_is_missing() -> None:

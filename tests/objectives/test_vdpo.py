@@ -15,6 +15,7 @@ def test_needs_both_responses_with_the_image_and_without() -> None:
     assert VDPO().needs.views == (CHOSEN, REJECTED, NONE_CHOSEN, NONE_REJECTED)
     assert VDPO(image_free="contrast_image").needs.views == (CHOSEN, REJECTED, CONTRAST_CHOSEN, CONTRAST_REJECTED)
     assert VDPO().needs.reference
+    assert VDPO() == VDPO(beta=0.1, gamma=2.0, image_free=None)
 
 
 @pytest.mark.parametrize("image_free", [None, "contrast_image"])

@@ -21,7 +21,7 @@ class Crop(Corruption):
     cropped, and both see the same.
 
     Args:
-        scale: Smallest and largest share of the area that is kept.
+        scale: Smallest and largest share of the area that is kept; the smallest is below 1.
         ratio: Smallest and largest width over height of what is kept.
     """
 
@@ -31,6 +31,8 @@ class Crop(Corruption):
     def __post_init__(self) -> None:
         """Refuses shares and ratios that make no sense."""
         object.__setattr__(self, "scale", span("scale", self.scale, 0, 1, above=True))
+        if self.scale[0] == 1:
+            raise ValueError(f"scale must begin below 1, or nothing is cut off, not {self.scale!r}")
         object.__setattr__(self, "ratio", span("ratio", self.ratio, 0, above=True))
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:

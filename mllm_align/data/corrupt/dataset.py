@@ -38,6 +38,14 @@ class Draws:
     replace: bool = False
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuses what is no corruption, and switches that are neither true nor false."""
+        if not isinstance(self.corruption, Corruption | Swap):
+            raise DataError(f"a corruption is an object such as Crop(), or its name, not {self.corruption!r}")
+        for name in FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise DataError(f"{name} must be true or false, not {getattr(self, name)!r}")
+
     @property
     def by_epoch(self) -> bool:
         """Whether an epoch has other images than the one before."""
@@ -76,7 +84,7 @@ class _Corrupted:
             name = [row.messages, sorted(row.responses.items())]
         where = f"{row.name}, contrast image"
         made = [
-            self._make(value, seed_of(self.draws.seed, name, epoch if self.by_epoch else 0, place), where)
+            self._make(value, index, seed_of(self.draws.seed, name, epoch if self.by_epoch else 0, place), where)
             for place, value in enumerate(row.images)
         ]
         single = raw.get("contrast_index")
@@ -99,9 +107,10 @@ class _Corrupted:
             )
         return row
 
-    def _make(self, value: Any, seed: int, where: str) -> Any:
+    def _make(self, value: Any, index: int | None, seed: int, where: str) -> Any:
         if isinstance(self.draws.corruption, Swap):
-            return self.draws.corruption.pick(value, self.rows, np.random.default_rng(seed), where)
+            assert index is not None  # or `corrupted` had refused the stream
+            return self.draws.corruption.pick(value, self.rows, index, np.random.default_rng(seed), where)
         return DrawnImage(value, self.draws.corruption, seed)
 
 
@@ -156,7 +165,7 @@ def corrupted(
         replace: Whether a contrast image that a row has already gives way; else it is an error.
 
     Raises:
-        DataError: If the corruption is unknown, or cannot be made of a stream.
+        DataError: If the corruption is unknown, a switch is neither true nor false, or a stream cannot have it.
 
     Example:
         >>> from mllm_align.data.corrupt import Crop, corrupted
@@ -182,9 +191,6 @@ def draws_from(options: Mapping[str, Any]) -> Draws:
         DataError: If the kind or an option is unknown, or a value makes no sense.
     """
     flags = {name: options[name] for name in FLAGS if name in options}
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise DataError(f"{name} must be true or false, not {value!r}")
     return Draws(corruption_from({name: value for name, value in options.items() if name not in FLAGS}), **flags)
 
 

@@ -13,7 +13,7 @@ from mllm_align.data.corrupt.base import Corruption
 from mllm_align.data.images import MadeImage, image_key, load_image
 
 # Part of every key: another number once a corruption makes something else of the same image, options and seed.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,13 @@ class DiffusionNoise(Corruption):
 
     VCD and CHiP add it to the tensor that CLIP's processor makes, POVID and TPO to pixels in [0, 1], which is noise
     about 3.7 times as strong beside the same signal. Both can be had; neither paper clamps (POVID's pixels wrap).
+    VCD and CHiP add it after the image was resized, here it is the original that gets it: a processor that shrinks the
+    image averages some of it away. Of the standard deviation about 0.57 are left from 640 x 480 to a shorter side of
+    336, about 0.36 from 1024 x 768; a larger step makes up for part of it.
 
     Args:
         step: Of the diffusion, 0 to 999; at 999 a is still 0.08.
-        space: "pixel", where x is in [0, 1]; "clip", where x is the normalised image, as in VCD but for the clamp.
+        space: "pixel", where x is in [0, 1]; "clip", where x is the normalised image.
     """
 
     step: int = 500
@@ -59,7 +62,7 @@ class DiffusionNoise(Corruption):
 
 @dataclass(frozen=True)
 class GaussianNoise(Corruption):
-    """Adds N(0, std^2) to every channel of every pixel in [0, 1], clamped.
+    """Adds N(0, std^2) to every channel of every pixel in [0, 1], clamped; shrinking the image leaves less of it.
 
     Args:
         std: Standard deviation, as a share of the range from black to white.

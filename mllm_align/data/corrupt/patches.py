@@ -13,7 +13,7 @@ from mllm_align.data.corrupt.plain import mean_colour
 
 @dataclass(frozen=True)
 class PatchShuffle(Corruption):
-    """Cuts the image into a grid of equal patches and puts them back in random order.
+    """Cuts the image into a grid of equal patches and puts them back in random order, never in the one they had.
 
     Every pixel is there once, also where the grid does not go into the size: what is left at the right and the bottom
     stays where it is. An image of fewer pixels than patches has patches of one pixel.
@@ -34,9 +34,17 @@ class PatchShuffle(Corruption):
         rows, columns = min(self.grid, image.height), min(self.grid, image.width)
         h, w = image.height // rows, image.width // columns
         cut = pixels[: rows * h, : columns * w].reshape(rows, h, columns, w, 3).swapaxes(1, 2)
-        shuffled = rng.permutation(cut.reshape(rows * columns, h, w, 3)).reshape(rows, columns, h, w, 3)
+        shuffled = cut.reshape(rows * columns, h, w, 3)[_order(rows * columns, rng)].reshape(rows, columns, h, w, 3)
         pixels[: rows * h, : columns * w] = shuffled.swapaxes(1, 2).reshape(rows * h, columns * w, 3)
         return Image.fromarray(pixels)
+
+
+def _order(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Another order than the first, where there is one: of four patches one draw in 24 would leave all in place."""
+    order = rng.permutation(count)
+    while count > 1 and (order == np.arange(count)).all():
+        order = rng.permutation(count)
+    return order
 
 
 @dataclass(frozen=True)

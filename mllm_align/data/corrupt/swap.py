@@ -23,8 +23,17 @@ class Swap:
     random: ClassVar[bool] = True
     keeps_size: ClassVar[bool] = False
 
-    def pick(self, value: Any, rows: Sequence[Mapping[str, Any]], rng: np.random.Generator, where: str) -> Any:
+    def pick(
+        self, value: Any, rows: Sequence[Mapping[str, Any]], place: int, rng: np.random.Generator, where: str
+    ) -> Any:
         """The image that takes the place of `value`: of a random row, or the next one that has another image.
+
+        Args:
+            value: An image of the row at `place`.
+            rows: To choose from, that one left out: where it has several images, none replaces another of its own.
+            place: Of the row in `rows`.
+            rng: Of all draws.
+            where: How errors speak of the row.
 
         Raises:
             DataError: If no row has another image, or a row that is looked at cannot be read.
@@ -33,8 +42,10 @@ class Swap:
         start = int(rng.integers(len(rows)))
         for step in range(len(rows)):
             index = (start + step) % len(rows)
+            if index == place:
+                continue
             other = parse_row(rows[index], index)
-            for place in rng.permutation(len(other.images)).tolist():
-                if image_key(other.images[place], f"{other.name}, whose image stands in for that of {where}") != own:
-                    return other.images[place]
-        raise DataError(f"{where}: all {len(rows)} rows show this one image, so there is none to swap it for")
+            for number in rng.permutation(len(other.images)).tolist():
+                if image_key(other.images[number], f"{other.name}, whose image stands in for that of {where}") != own:
+                    return other.images[number]
+        raise DataError(f"{where}: no other row shows another image, so there is none to swap it for")

@@ -37,14 +37,17 @@ class Rotate(Corruption):
     """Turns the image against the clock by a random angle, black where nothing is left: CHiP, arXiv 2501.16629.
 
     Args:
-        degrees: Smallest and largest angle.
+        degrees: Smallest and largest angle; one and the same must turn the image.
     """
 
     degrees: tuple[float, float] = (10.0, 80.0)
 
     def __post_init__(self) -> None:
         """Refuses what are no angles."""
-        object.__setattr__(self, "degrees", span("degrees", self.degrees, -360, 360))
+        first, last = span("degrees", self.degrees, -360, 360)
+        if first == last and first % 360 == 0:
+            raise ValueError(f"degrees must turn the image, not {self.degrees!r}")
+        object.__setattr__(self, "degrees", (first, last))
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """The turned image, in the size that it had."""

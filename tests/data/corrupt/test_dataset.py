@@ -246,6 +246,20 @@ def test_what_recipes_say() -> None:
     assert str(Draws(Swap(), redraw=False)) == "Swap(), drawn once"
 
 
+@pytest.mark.parametrize(
+    ("corruption", "flags", "message"),
+    [
+        (Crop, {}, r"a corruption is an object such as Crop\(\), or its name, not <class"),
+        (lambda image, rng: image, {}, "a corruption is an object such as"),
+        (Crop(), {"redraw": "no"}, "redraw must be true or false, not 'no'"),
+        (Crop(), {"replace": 1}, "replace must be true or false, not 1"),
+    ],
+)
+def test_what_is_no_corruption_and_no_switch_is_refused_at_once(corruption: Any, flags: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        corrupted(rows_of(1), corruption, **flags)
+
+
 def test_only_one_source_at_a_time() -> None:
     with pytest.raises(DataError, match="takes one dataset: wrap the source"):
         corrupted({"pairs": rows_of(1)}, Crop())

@@ -43,6 +43,16 @@ def test_whole_patches_move() -> None:
     assert patches[:, 0].tolist() != list(range(0, 90, 10))
 
 
+def test_no_draw_leaves_the_patches_in_place() -> None:
+    """Of the orders of four patches every other one comes up; of a single patch there is only one."""
+    image = Image.fromarray(np.arange(4, dtype=np.uint8).repeat(3).reshape(2, 2, 3))
+    made = {PatchShuffle(2)(image, np.random.default_rng(seed)).tobytes() for seed in range(400)}
+    assert len(made) == 23
+    assert image.tobytes() not in made
+    pixel = Image.new("RGB", (1, 1), "red")
+    assert PatchShuffle()(pixel, np.random.default_rng(0)).tobytes() == pixel.tobytes()
+
+
 @pytest.mark.parametrize(("size", "blocks"), [(14, 24 * 24), (1, 336 * 336), (100, 16)])
 def test_the_share_of_blocks_that_is_covered(size: int, blocks: int) -> None:
     image = random_image(336, 336, 0)

@@ -50,3 +50,7 @@ def test_nonsense_is_refused() -> None:
         Blur(0)
     with pytest.raises(ValueError, match="degrees must begin with its lower end"):
         Rotate((80, 10))
+    for angle in (0, 360, -360):
+        with pytest.raises(ValueError, match="degrees must turn the image, not"):
+            Rotate((angle, angle))
+    assert Rotate([0, 5]) == Rotate((0.0, 5.0))  # type: ignore[arg-type]
