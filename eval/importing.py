@@ -1,0 +1,146 @@
+"""Answers that another harness kept, as texts by the ids of our questions.
+
+lmms-eval's `--log_samples` files name a question by its place in the task's data set (`doc_id`) and keep its row
+(`doc`); their `doc_hash` is the same for every sample and tells nothing. VLMEvalKit's tables have an `index` and the
+row's columns. So questions are found by what the row says, benchmark by benchmark, and checked against the truth that
+the row has: where that differs, another version of the data was used, and nothing is scored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mllm_align_eval.items import Item
+
+FORMATS = ("lmms-eval", "vlmevalkit")
+
+# A row to the key of a question; None where the row does not have what is needed.
+Key = Callable[[Mapping[str, Any]], str | None]
+
+
+def _stem(name: Any) -> str:
+    return Path(str(name)).stem
+
+
+def _pope_key(row: Mapping[str, Any]) -> str | None:
+    """POPE: split, picture and question; the number of a question is not unique over splits."""
+    if "category" not in row:
+        return None
+    picture = row.get("image_source", row.get("image_path", row.get("image")))
+    question = str(row.get("question", "")).splitlines()[:1]
+    return f"{str(row['category']).lower()}|{_stem(picture)}|{question[0] if question else ''}"
+
+
+def _pope_item(item: Item) -> str:
+    return f"{item.split}|{_stem(item.pictures[0].name)}|{item.prompt.splitlines()[0]}"
+
+
+def _number(*names: str) -> Key:
+    def key(row: Mapping[str, Any]) -> str | None:
+        return next((str(int(row[name])) for name in names if row.get(name) is not None), None)
+
+    return key
+
+
+def _last(item: Item) -> str:
+    return item.id.rsplit("/", 1)[-1]
+
+
+# Per benchmark how a row and a question get the same key.
+KEYS: dict[str, tuple[Key, Callable[[Item], str]]] = {
+    "pope": (_pope_key, _pope_item),
+    "mmvp": (_number("Index", "index"), _last),
+    "cvbench": (_number("idx", "index"), _last),
+    "realworldqa": (_number("index", "doc_id"), _last),
+}
+
+
+def import_texts(path: Path, form: str, benchmark: str, items: Sequence[Item]) -> dict[str, str]:
+    """The texts in a file of another harness, by item id.
+
+    Args:
+        path: lmms-eval's `*_samples_*.jsonl`, or VLMEvalKit's table (.xlsx, .tsv, .json).
+        form: "lmms-eval" or "vlmevalkit".
+        benchmark: Whose questions were asked.
+        items: The questions.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the harness or benchmark is not known here, the file is none of its files, or a row is to no
+            question or has another truth.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"no format {form!r}; use {', '.join(FORMATS)}")
+    if benchmark not in KEYS:
+        raise ValueError(
+            f"answers of {form} to {benchmark} cannot be told apart; those to {', '.join(KEYS)} can. Write them as "
+            "JSON lines of id and text"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"no file of answers {path}")
+    key_of_row, key_of_item = KEYS[benchmark]
+    by_key = {key_of_item(item): item for item in items}
+    texts: dict[str, str] = {}
+    for where, row, text, truth in _lmms_rows(path) if form == "lmms-eval" else _table_rows(path):
+        key = key_of_row(row)
+        item = by_key.get(key) if key is not None else None
+        if item is None:
+            raise ValueError(f"{path}, {where}: an answer to no question of {benchmark} ({key!r})")
+        if truth is not None and _bare(truth) not in (_bare(item.answer), _bare(_label(item))):
+            raise ValueError(
+                f"{path}, {where}: the truth of {item.id!r} is {truth!r} there and {item.answer!r} here: another "
+                "version of the benchmark"
+            )
+        if item.id in texts:
+            raise ValueError(f"{path}, {where}: a second answer to {item.id!r}")
+        texts[item.id] = text
+    return texts
+
+
+def _lmms_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any], str, Any]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            sample = json.loads(line)
+            said = sample["filtered_resps"] if sample.get("filtered_resps") else sample["resps"]
+            row = {"doc_id": sample["doc_id"], **(sample.get("doc") or {})}
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+            raise ValueError(
+                f"{path}, line {number}: not a sample of lmms-eval (doc_id, doc, filtered_resps)"
+            ) from None
+        while isinstance(said, list):
+            said = said[0] if said else ""
+        yield f"line {number}", row, str(said), row.get("answer", sample.get("target"))
+
+
+def _table_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any], str, Any]]:
+    import pandas
+
+    read = {".xlsx": pandas.read_excel, ".json": pandas.read_json}.get(path.suffix)
+    try:
+        table = read(path) if read else pandas.read_csv(path, sep="\t")
+    except ImportError as error:
+        raise ValueError(f"{path}: to read .xlsx, install openpyxl ({error}); or save it as .tsv") from error
+    if "prediction" not in table.columns:
+        raise ValueError(f"{path} has no column 'prediction': not a table of VLMEvalKit's answers")
+    for number, row in enumerate(table.to_dict("records"), start=1):
+        row = {str(name): None if _is_missing(value) else value for name, value in row.items()}
+        text = row["prediction"]
+        yield f"row {number}", row, "" if text is None else str(text), row.get("answer")
+
+
+def _is_missing(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _label(item: Item) -> str:
+    return item.labels[item.choices.index(item.answer)] if item.labels else item.answer
+
+
+def _bare(text: Any) -> str:
+    return str(text).strip().strip("()").casefold()
