@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
         return 2
     except KeyboardInterrupt:
-        print("stopped; what was saved is kept, and --resume continues a training run", file=sys.stderr)
+        print(
+            "stopped; what was saved is kept: give the command again (a training run with --resume)", file=sys.stderr
+        )
         return 130
     return 0
 

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from mllm_align.cli.commands import add_command
+from mllm_align.cli.making import add_source, load_named
 
 
 def add(data: Any) -> None:
     """Adds `data check`."""
     check = add_command(data, "check", _check, "check data against what an objective needs, and show a sample")
-    check.add_argument("file", help="a file, a folder, a dataset on the Hub, world:pairs or world:instructions")
+    check.add_argument("rows", help="a file, a folder, a dataset on the Hub, world:pairs or world:instructions")
     check.add_argument("--objective", default="svco", help="name or import path (default: %(default)s)")
     check.add_argument(
         "--model", help="whose processor reads the rows (default: demo-base); with --balance, asked without the image"
     )
-    check.add_argument("--format", help="a public row format to convert from")
-    check.add_argument("--image-folder")
-    check.add_argument("--split")
+    add_source(check)
     check.add_argument("--row", type=int, default=0, help="the row to show (default: %(default)s)")
     check.add_argument(
         "--balance", action="store_true", help="how well text alone tells chosen from rejected, by category"
@@ -30,14 +29,7 @@ def add(data: Any) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from mllm_align.data.schema import DEFAULT_SOURCE
-    from mllm_align.recipe.build import load_source
-    from mllm_align.recipe.schema import DataSource
-
-    source = DataSource(
-        arguments.file, arguments.split, row_format=arguments.format, image_folder=arguments.image_folder
-    )
-    rows = load_source(DEFAULT_SOURCE, source)
+    rows = load_named(arguments, arguments.rows)
     if arguments.balance:
         _balance(rows, arguments)
     else:

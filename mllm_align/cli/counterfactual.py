@@ -98,7 +98,7 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         category=arguments.category,
     )
-    refuse_other_output(arguments)
+    refuse_other_output(arguments, *(["validation"] if arguments.validation else []))
     rows = load_rows_of(arguments)
     speaker = _speaker(arguments)
     look_alike, meaning = (
@@ -141,6 +141,8 @@ def _summary(report: Mapping[str, Any], output: str) -> Iterator[str]:
     for kind, entry in report["problems"].items():
         yield f"  {kind} {entry['rows']:,}, such as {entry['examples'][0]}"
     options, cosines = report["options"], report["similarities"]
+    for name in report["categories not found"]:
+        yield f"  no usable pair is of category {name!r}"
     yield f"{report['hard']:,} of {report['usable']:,} pairs kept by the filter"
     if report["usable"]:
         for name, bound, side in (("visual", "visual_above", "above"), ("semantic", "semantic_below", "below")):

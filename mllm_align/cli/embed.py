@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from mllm_align.cli.commands import add_command
+from mllm_align.cli.making import add_band, add_source, load_named
 
 
 def add(data: Any) -> None:
@@ -23,9 +24,7 @@ def _add_embed(data: Any) -> None:
     embed.add_argument("--output", required=True, help="folder for the vectors; started again, the job goes on")
     embed.add_argument("--column", default="image", help="column of the rows with the image (default: %(default)s)")
     embed.add_argument("--group", help="column; images of rows with the same value are no neighbours of one another")
-    embed.add_argument("--format", help="a public row format to convert from")
-    embed.add_argument("--image-folder", help="where relative image paths of rows begin")
-    embed.add_argument("--split")
+    add_source(embed)
     embed.add_argument("--pooling", default="auto", choices=("auto", "cls", "mean"), help="default: the model's own")
     embed.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     embed.add_argument("--device", help="default: a GPU where there is one")
@@ -42,10 +41,8 @@ def _add_neighbours(data: Any) -> None:
     )
     found.add_argument("embeddings", help="folder that `data embed` wrote")
     found.add_argument("--output", required=True, help="folder for the neighbours; started again, the job goes on")
-    found.add_argument("-k", type=int, default=10, help="neighbours of an image (default: %(default)s)")
-    found.add_argument("--low", type=float, default=-1.0, help="least cosine similarity (default: %(default)s)")
-    found.add_argument("--high", type=float, default=0.99, help="greatest: above is the same picture (default: 0.99)")
-    found.add_argument("--index", default="auto", choices=("auto", "exact", "ivf", "hnsw"))
+    found.add_argument("--k", type=int, default=10, help="neighbours of an image (default: %(default)s)")
+    add_band(found)
 
 
 def _embed(arguments: argparse.Namespace) -> None:
@@ -54,15 +51,11 @@ def _embed(arguments: argparse.Namespace) -> None:
     from mllm_align.data.mine.embed import embed_images
     from mllm_align.data.mine.encoder import ImageEmbedder
     from mllm_align.data.mine.listing import is_image_folder
-    from mllm_align.data.schema import DEFAULT_SOURCE
     from mllm_align.models import model_path
-    from mllm_align.recipe.build import load_source
-    from mllm_align.recipe.schema import DataSource
 
     images: Any = arguments.images
     if not is_image_folder(images):
-        source = DataSource(images, arguments.split, row_format=arguments.format, image_folder=arguments.image_folder)
-        images = load_source(DEFAULT_SOURCE, source)
+        images = load_named(arguments, images)
     model = model_path(arguments.model)
     embedder = ImageEmbedder(model, arguments.device, arguments.dtype, arguments.batch_size, arguments.pooling)
     found = embed_images(
@@ -90,8 +83,8 @@ def _neighbours(arguments: argparse.Namespace) -> None:
         Embeddings(arguments.embeddings),
         arguments.output,
         k=arguments.k,
-        low=arguments.low,
-        high=arguments.high,
+        low=arguments.band[0],
+        high=arguments.band[1],
         index=arguments.index,
     )
     if PartialState().is_main_process:

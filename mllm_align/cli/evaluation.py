@@ -9,9 +9,13 @@ from typing import Any
 from mllm_align.cli.commands import add_command
 
 # Written out, because to import the benchmarks takes seconds; a test compares.
-NAMES = "cvbench, hallusion, mmvm, mmvp, pope, popev2, realworldqa, scienceqa"
+NAMES = (
+    "amber, aro, chair, coco_retrieval, cvbench, docvqa, flickr30k, hallusion, infovqa, mmhal, mmvm, mmvp, "
+    "mmvp_vlm, objhal, pope, popev2, realworldqa, scienceqa, sugarcrepe, sugarcrepe_captions, sugarcrepe_pp, "
+    "textvqa, winoground"
+)
 PARSERS = ("strict", "official", "lmms-eval", "vlmevalkit", "cambrian", "s-vco")
-DATA_HELP = "folder that holds the annotations in a folder by the benchmark's name (default: $MLLM_ALIGN_DATA)"
+DATA_HELP = "folder that holds the annotations in a folder by the benchmark's name (default: $MLLM_ALIGN_DATA), or hub"
 
 
 def add(commands: Any) -> None:
@@ -19,6 +23,8 @@ def add(commands: Any) -> None:
     _add_eval(commands)
     report = add_command(commands, "report", _report, "print the results of finished evaluations side by side")
     report.add_argument("runs", nargs="+", help="folders with a results.json")
+    report.add_argument("--markdown", metavar="FILE", help="write the comparison there too")
+    report.add_argument("--overwrite", action="store_true", help="replace that file")
 
 
 def _add_eval(commands: Any) -> None:
@@ -46,15 +52,51 @@ def _add_eval(commands: Any) -> None:
     for command in (questions, score):
         command.add_argument("benchmark", metavar="BENCH", help=NAMES)
         command.add_argument("--data", help=DATA_HELP)
-    score.add_argument("--answers", required=True, help="JSON lines with the id of a question and its text or scores; for retrieval also .npy or .npz")
+    text = (
+        "JSON lines with the id of a question and the text it got, or scores of its choices; for retrieval also .npy"
+    )
+    score.add_argument("--answers", required=True, help=text)
+    score.add_argument("--format", choices=("lmms-eval", "vlmevalkit"), help="the answers are a file of that harness")
     score.add_argument("--json", metavar="OUT", help="file for the scores: {key: {value, low, high, n}}")
     score.add_argument("--overwrite", action="store_true", help="replace that file")
     score.add_argument("--parser", choices=PARSERS, help="whose rules hold (default: official, where there is one)")
     score.add_argument("--judge", metavar="URL|MODEL", help="a chat endpoint's address, or a chat model, that judges")
     score.add_argument("--judge-model", metavar="NAME", help="what the endpoint calls the judge")
-    score.add_argument("--judge-runs", type=int, default=1, metavar="N", help="times each answer is judged (default: 1)")
+    score.add_argument("--judge-runs", type=int, default=1, metavar="N", help="times each is judged (default: 1)")
     score.add_argument("--judge-cache", metavar="FILE", help="its replies (default: the answers' name + .judge.jsonl)")
     score.add_argument("--key-env", metavar="NAME", help="environment variable with the endpoint's key")
+
+    text = "make POPE's polling questions from your own annotations"
+    poll = add_command(evaluation, "poll", _poll, text)
+    poll.add_argument("annotations", help="COCO instances (.json), or JSON lines of image and objects (.jsonl)")
+    poll.add_argument("--output", required=True, help="folder; the questions go to pope/ in it")
+    poll.add_argument("--num-images", type=int, default=500, help="how many are drawn (default: %(default)s)")
+    poll.add_argument("--per-image", type=int, default=3, help="objects asked about with yes, and with no")
+    poll.add_argument("--seed", type=int, default=0)
+    text = "make MMVP-style questions from pairs that `data counterfactual` made"
+    pairs = add_command(evaluation, "pairs", _pairs, text)
+    pairs.add_argument("rows", help="a file, a folder, a dataset on the Hub, or world:pairs")
+    pairs.add_argument("--output", required=True, help="folder; questions and pictures go to mmvp/ in it")
+    pairs.add_argument("--split")
+    pairs.add_argument("--seed", type=int, default=0)
+
+
+def _poll(arguments: argparse.Namespace) -> None:
+    from mllm_align_eval.polling import read_objects, write_polls
+
+    images = read_objects(Path(arguments.annotations))
+    settings = {"num_images": arguments.num_images, "per_image": arguments.per_image, "seed": arguments.seed}
+    for path in write_polls(images, Path(arguments.output) / "pope", **settings):
+        print(f"wrote {path}")
+
+
+def _pairs(arguments: argparse.Namespace) -> None:
+    from mllm_align.data.loading import load_rows
+    from mllm_align_eval.mined_pairs import write_mined_pairs
+
+    folder = Path(arguments.output) / "mmvp"
+    count = write_mined_pairs(load_rows(arguments.rows, arguments.split), folder, seed=arguments.seed)
+    print(f"wrote {count} pairs to {folder}; evaluate them with --data {folder.parent} --images {folder / 'images'}")
 
 
 def _questions(arguments: argparse.Namespace) -> None:
@@ -69,6 +111,7 @@ def _questions(arguments: argparse.Namespace) -> None:
 
 def _score(arguments: argparse.Namespace) -> None:
     from mllm_align_eval.benchmarks import BENCHMARKS
+    from mllm_align_eval.importing import import_texts
     from mllm_align_eval.report.scores import print_scores, write_scores
     from mllm_align_eval.run import benchmark_items
     from mllm_align_eval.scoring import estimates, measures_of, read_answers
@@ -79,7 +122,10 @@ def _score(arguments: argparse.Namespace) -> None:
     if arguments.json is not None and Path(arguments.json).exists() and not arguments.overwrite:
         raise FileExistsError(f"{arguments.json} exists: name another file, or --overwrite")
     items = benchmark_items(benchmark.name, arguments.data)
-    given = read_answers(arguments.answers, items)
+    if arguments.format is not None:
+        given: Any = import_texts(Path(arguments.answers), arguments.format, benchmark.name, items)
+    else:
+        given = read_answers(arguments.answers, items)
     judge = _judge(arguments)
     scores = estimates(measures_of(benchmark, items, given, parser, judge))
     if arguments.json is not None:
@@ -120,7 +166,7 @@ def _eval_run(arguments: argparse.Namespace) -> None:
     items: list[Any] = []
     for name in dict.fromkeys(arguments.benchmark):
         images = folders.get(name, folders.get(""))
-        if _known(name, "world") != "world" and images is None:
+        if _known(name, "world") != "world" and images is None and arguments.data != "hub":
             raise ValueError(f"--images is missing: {name} needs the folder with its pictures")
         items += benchmark_items(name, arguments.data, images, arguments.limit)
     model = ModelArguments(model_name_or_path=arguments.model, load_in_4bit=arguments.load_in_4bit)
@@ -155,12 +201,28 @@ def _report(arguments: argparse.Namespace) -> None:
     import json
 
     from rich.console import Console
+    from rich.table import Table
 
-    from mllm_align_eval.report import print_table
+    from mllm_align_eval.report import markdown_comparison, print_table
+    from mllm_align_eval.report.markdown import comparison_cells
+    from mllm_align_eval.report.results_file import write_new
 
+    runs: dict[str, Any] = {}
     for run in arguments.runs:
         path = Path(run) / "results.json" if Path(run).is_dir() else Path(run)
         if not path.is_file():
             raise FileNotFoundError(f"no results in {run}: run `mllm-align eval run ... --output {run}` first")
-        Console().rule(str(path.parent))
-        print_table(json.loads(path.read_text(encoding="utf-8")))
+        name = str(path.parent)
+        if name in runs:
+            raise ValueError(f"{name} is named twice")
+        runs[name] = json.loads(path.read_text(encoding="utf-8"))
+    if arguments.markdown is not None:
+        write_new(Path(arguments.markdown), markdown_comparison(runs) + "\n", arguments.overwrite)
+    if len(runs) == 1:
+        print_table(*runs.values())
+        return
+    head, rows = comparison_cells(runs)
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

@@ -1,4 +1,4 @@
-"""What the commands that make data of rows with a model have in common."""
+"""What the commands on data have in common."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
     """Arguments that say which rows are read and where the new ones go."""
     parser.add_argument("rows", help="a file, a folder, a dataset on the Hub, or world:instructions")
     parser.add_argument("--output", required=True, help=".jsonl or .parquet file; started again, the job goes on")
-    parser.add_argument("--format", help="a public row format to convert from")
-    parser.add_argument("--image-folder", help="where relative image paths begin")
-    parser.add_argument("--split")
+    add_source(parser)
     parser.add_argument(
         "--first-turn", action="store_true", help="of a conversation the first question and answer (else left out)"
     )
@@ -21,6 +19,13 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
     parser.add_argument("--strict", action="store_true", help="a row that cannot be used is an error")
     parser.add_argument("--overwrite", action="store_true", help="replace an output file with other rows")
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say how rows are read."""
+    parser.add_argument("--format", help="a public row format to convert from")
+    parser.add_argument("--image-folder", help="where relative image paths of rows begin")
+    parser.add_argument("--split", help="of a dataset with several (default: train)")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +38,23 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--block-size", type=int, default=64, help="rows that a kill can cost (default: %(default)s)")
 
 
-def refuse_other_output(arguments: argparse.Namespace) -> None:
-    """Before anything is loaded.
+def add_band(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say which pictures are similar, and how those are found."""
+    parser.add_argument(
+        "--band",
+        type=float,
+        nargs=2,
+        default=(-1.0, 0.99),
+        metavar=("LOW", "HIGH"),
+        help="cosine similarity of a neighbour; above HIGH is the same picture (default: -1 0.99)",
+    )
+    parser.add_argument(
+        "--index", default="auto", choices=("auto", "exact", "ivf", "hnsw"), help="of FAISS (default: by size)"
+    )
+
+
+def refuse_other_output(arguments: argparse.Namespace, *parts: str) -> None:
+    """Before anything is loaded; parts are further outputs of the same job.
 
     Raises:
         DataError: If the output is no kind of file that is written.
@@ -42,7 +62,9 @@ def refuse_other_output(arguments: argparse.Namespace) -> None:
     """
     from mllm_align.data.output import RowFile
 
-    RowFile(arguments.output, overwrite=arguments.overwrite).refuse_other()
+    file = RowFile(arguments.output, overwrite=arguments.overwrite)
+    for each in (file, *map(file.part, parts)):
+        each.refuse_other()
 
 
 def load_rows_of(arguments: argparse.Namespace, path: str | None = None) -> Any:
@@ -54,22 +76,32 @@ def load_rows_of(arguments: argparse.Namespace, path: str | None = None) -> Any:
     from datasets import Dataset
 
     from mllm_align.data.mine.turns import FirstTurns
-    from mllm_align.data.schema import DEFAULT_SOURCE
-    from mllm_align.recipe.build import load_source
-    from mllm_align.recipe.schema import DataSource
 
     name = path or arguments.rows
     if Path(name).is_file() and not Path(name).stat().st_size:
         return Dataset.from_list([])
+    rows = load_named(arguments, name, arguments.limit if path is None else None)
+    return FirstTurns(rows) if arguments.first_turn else rows
+
+
+def load_named(arguments: argparse.Namespace, name: str, limit: int | None = None) -> Any:
+    """The rows of a file, a folder or a dataset, read as the arguments say.
+
+    Raises:
+        DataError: If they cannot be read.
+    """
+    from mllm_align.data.schema import DEFAULT_SOURCE
+    from mllm_align.recipe.build import load_source
+    from mllm_align.recipe.schema import DataSource
+
     source = DataSource(
         name,
         arguments.split,
         row_format=arguments.format,
         image_folder=arguments.image_folder,
-        num_rows=arguments.limit if path is None else None,
+        num_rows=limit,
     )
-    rows = load_source(DEFAULT_SOURCE, source)
-    return FirstTurns(rows) if arguments.first_turn else rows
+    return load_source(DEFAULT_SOURCE, source)
 
 
 def load_speaker(arguments: argparse.Namespace) -> Any:

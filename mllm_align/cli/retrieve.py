@@ -9,6 +9,7 @@ from typing import Any
 
 from mllm_align.cli.commands import add_command
 from mllm_align.cli.making import (
+    add_band,
     add_model,
     add_rows,
     load_rows_of,
@@ -28,15 +29,7 @@ def add(data: Any) -> None:
     add_model(retrieve)
     retrieve.add_argument("--images", help="folder or rows with further pictures to retrieve (default: the rows' own)")
     retrieve.add_argument("--encoder", help="that compares pictures (default: the image side of --model)")
-    retrieve.add_argument("--index", default="auto", choices=("auto", "exact", "ivf", "hnsw"))
-    retrieve.add_argument(
-        "--band",
-        type=float,
-        nargs=2,
-        default=(-1.0, 0.99),
-        metavar=("LOW", "HIGH"),
-        help="cosine similarity of a neighbour (default: -1 0.99)",
-    )
+    add_band(retrieve)
     retrieve.add_argument("--k", type=int, default=5, help="most neighbours that are tried (default: %(default)s)")
     retrieve.add_argument(
         "--complete",
@@ -125,6 +118,7 @@ def _neighbours(arguments: argparse.Namespace, pictures: Any, work: Path) -> tup
     embeddings = embed_images(pictures, embedder, work / "embeddings", strict=arguments.strict)
     if not len(embeddings):
         return _NoNeighbours(), facts
+    facts["embeddings"] = embeddings.identity
     folder = work / "neighbours"
     return similar_images(embeddings, folder, k=arguments.k, low=low, high=high, index=arguments.index), facts
 

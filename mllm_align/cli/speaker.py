@@ -25,9 +25,14 @@ class ModelSpeaker:
         processor: Its processor.
         identity: Tells it apart from every other; by default of its weights.
         batch_size: Asks that are answered together.
+
+    Raises:
+        ValueError: If `batch_size` is less than 1.
     """
 
     def __init__(self, model: nn.Module, processor: Any, identity: str | None = None, batch_size: int = 16) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.engine = ModelEngine(model, processor)
         self.batch_size = batch_size
         active = model.active_adapter if isinstance(model, PeftModel) else None

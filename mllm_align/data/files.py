@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and their names where those are no Unicode."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def write_whole(path: Path, content: Any) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def as_text(name: str) -> str:
+    """A file name as JSON and Parquet can hold it: bytes that are no Unicode are written out."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

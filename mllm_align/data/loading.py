@@ -13,6 +13,7 @@ import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from mllm_align.data.errors import DataError
+from mllm_align.data.schema import UNREADABLE
 from mllm_align.data.sources import converter
 from mllm_align.data.world import instruction_rows, pair_rows
 
@@ -41,7 +42,8 @@ def load_rows(
         columns: Names of columns as `{canonical: theirs}`.
         streaming: Read row by row, without a local copy.
         source: Adds a `source` column with this name.
-        row_format: Name of a public row format (`mllm_align.data.sources`) to convert from.
+        row_format: Name of a public row format (`mllm_align.data.sources`) to convert from. A row that is none is an
+            error where it is read, not here.
         image_folder: Where relative image paths begin; for a local file, its own folder by default.
         name: Configuration of a Hub dataset.
 
@@ -57,7 +59,8 @@ def load_rows(
     if columns:
         dataset = _rename(dataset, columns, str(path_or_id))
     if row_format is not None:
-        dataset = dataset.map(partial(_convert, convert=converter(row_format)), **_quiet(streaming, row_format))
+        convert = partial(_convert, convert=converter(row_format))
+        dataset = dataset.map(convert, batched=True, **_quiet(streaming, row_format))
     folder = Path(image_folder) if image_folder is not None else (path if path.is_dir() else path.parent)
     if image_folder is not None or path.exists():
         dataset = dataset.map(partial(_resolve, folder=str(folder.absolute())), **_quiet(streaming, "image paths"))
@@ -173,9 +176,24 @@ def _renamed(row: dict[str, Any], columns: Mapping[str, str], given: str) -> dic
     return {**dict.fromkeys(columns.values()), **{canonical: row[theirs] for canonical, theirs in columns.items()}}
 
 
-def _convert(row: dict[str, Any], convert: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """The canonical row alone: columns of the other format become None, which counts as absent."""
-    return {**dict.fromkeys(row), **convert(row)}
+def _convert(
+    batch: dict[str, list[Any]], convert: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> dict[str, list[Any]]:
+    """Canonical rows alone: columns of the other format become None, which counts as absent.
+
+    A row that is none of the format keeps its place and says why in a column of its own, which `parse_row` raises: who
+    reads the rows decides what becomes of it.
+    """
+    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    found = []
+    for row in rows:
+        try:
+            # Text, also where there is nothing to say: a column of None alone has no type.
+            found.append({**convert(row), UNREADABLE: ""})
+        except DataError as error:
+            found.append({UNREADABLE: str(error)})
+    names = dict.fromkeys([*batch, *(name for row in found for name in row)])
+    return {name: [row.get(name) for row in found] for name in names}
 
 
 def _resolve(row: dict[str, Any], folder: str) -> dict[str, Any]:

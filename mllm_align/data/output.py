@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from mllm_align.data.errors import DataError
-from mllm_align.data.files import write_whole
+from mllm_align.data.files import as_text, write_whole
 from mllm_align.data.images import load_image
 from mllm_align.data.loading import IMAGE_COLUMNS
 
@@ -39,13 +39,20 @@ class RowFile:
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         self.path = Path(path).expanduser()
         self.overwrite = overwrite
+        self.work_folder = self.path.with_name(f"{self.path.name}.work")
         if self.path.suffix not in SUFFIXES:
             raise DataError(f"{self.path}: rows are written to {' or '.join(SUFFIXES)} files, not this")
 
+    def part(self, name: str) -> RowFile:
+        """A further output of the same job: `<stem>_<name>` beside this one."""
+        other = RowFile(self.path.with_stem(f"{self.path.stem}_{name}"), overwrite=self.overwrite)
+        other.work_folder = self.work_folder
+        return other
+
     @property
-    def work_folder(self) -> Path:
-        """Where the job that makes the rows keeps what it has finished: `<name>.work` beside the file."""
-        return self.path.with_name(f"{self.path.name}.work")
+    def report_path(self) -> Path:
+        """Where the report of the job is: `<name>.report.json` beside the file."""
+        return self.path.with_name(f"{self.path.name}.report.json")
 
     @property
     def image_folder(self) -> Path:
@@ -56,10 +63,11 @@ class RowFile:
         """To be called before a long job: refuses an output that something else has made.
 
         Raises:
-            FileExistsError: If the file is there and its job is not.
+            FileExistsError: If the file or its report is there and its job is not.
         """
-        if self.path.exists() and not self.overwrite and not self.work_folder.exists():
-            raise FileExistsError(f"{self.path} is there already and is kept: name another output, or --overwrite")
+        for path in (self.path, self.report_path):
+            if path.exists() and not self.overwrite and not self.work_folder.exists():
+                raise FileExistsError(f"{path} is there already and is kept: name another output, or --overwrite")
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> int:
         """Writes all rows; the very same content twice is no error.
@@ -71,17 +79,29 @@ class RowFile:
             FileExistsError: If the file is there with another content and may not be replaced.
         """
         stored = [self._stored(row) for row in rows]
-        content = self._encoded(stored)
-        if self.path.exists() and not self.overwrite and self.path.read_bytes() != content:
-            raise FileExistsError(f"{self.path} is there with other rows and is kept: name another output")
-        write_whole(self.path, content)
+        _write([(self, self._encoded(stored))])
         return len(stored)
+
+    def refuse_changed(self, content: bytes) -> None:
+        """Refuses to replace a file that holds something else.
+
+        Raises:
+            FileExistsError: If there is one and it may not be replaced.
+        """
+        if self.path.exists() and not self.overwrite and self.path.read_bytes() != content:
+            raise FileExistsError(
+                f"{self.path} is there with other rows and is kept: name another output, or --overwrite"
+            )
+
+    def encoded(self, rows: Iterable[Mapping[str, Any]]) -> bytes:
+        """What the file would hold; pictures that are no files are saved."""
+        return self._encoded([self._stored(row) for row in rows])
 
     def _stored(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row with images as paths."""
-        new = dict(row)
+        new = {name: as_text(value) if isinstance(value, str) else value for name, value in row.items()}
         for column in IMAGE_COLUMNS:
-            value = new.get(column)
+            value = row.get(column)
             if isinstance(value, list | tuple):
                 new[column] = [self._name(image) for image in value]
             elif value is not None:
@@ -91,8 +111,9 @@ class RowFile:
     def _name(self, image: Any) -> str:
         if isinstance(image, Mapping) and image.get("bytes") is None:
             image = image.get("path")
-        if isinstance(image, str | os.PathLike):
-            path = Path(os.path.abspath(Path(image).expanduser()))
+        path = Path(os.path.abspath(Path(image).expanduser())) if isinstance(image, str | os.PathLike) else None
+        # A name that is no Unicode cannot be written down, so that picture is saved under another.
+        if path is not None and as_text(str(path)) == str(path):
             folder = Path(os.path.abspath(self.path.parent))
             return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
         pixels = image if isinstance(image, Image.Image) and image.mode == "RGB" else load_image(image)
@@ -111,3 +132,19 @@ class RowFile:
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd")
         return sink.getvalue()
+
+
+def write_together(parts: Sequence[tuple[RowFile, Iterable[Mapping[str, Any]]]]) -> None:
+    """Writes several files, or none of them where one may not be replaced.
+
+    Raises:
+        FileExistsError: If one is there with another content and may not be replaced.
+    """
+    _write([(file, file.encoded(rows)) for file, rows in parts])
+
+
+def _write(contents: Sequence[tuple[RowFile, bytes]]) -> None:
+    for file, content in contents:
+        file.refuse_changed(content)
+    for file, content in contents:
+        write_whole(file.path, content)

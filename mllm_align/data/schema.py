@@ -31,6 +31,8 @@ __all__ = ["COLUMNS", "DEFAULT_SOURCE", "RESPONSES", "DataError", "Row", "missin
 RESPONSES = ("chosen", "rejected")
 COLUMNS = ("id", "source", "image", "images", "system", "prompt", *RESPONSES, "contrast_image", "contrast_index")
 DEFAULT_SOURCE = "default"
+# Why a row of another format could not be converted; to read it is that error.
+UNREADABLE = "unreadable"
 SYNONYMS = {
     "prompt": ("question", "instruction", "instruction_prompt", "query", "problem", "conversations"),
     "chosen": ("response", "answer", "chosen_response", "output", "conversations"),
@@ -113,6 +115,8 @@ def parse_row(raw: Mapping[str, Any], index: int | None = None) -> Row:
         raise DataError(f"a row must be a mapping of columns, got {type(raw).__name__}: {quoted(raw)}")
     where = row_name(raw, index)
     given = {key: value for key, value in raw.items() if value is not None}
+    if given.pop(UNREADABLE, ""):
+        raise DataError(f"{where}: {raw[UNREADABLE]}")
     _refuse_video(given, where)
     prompt, responses = _prompt_and_responses(given, where)
     messages, embedded = read_messages(prompt, where)

@@ -35,7 +35,7 @@ def test_a_folder_to_vectors_to_neighbours(
     command = ["data", "embed", str(folder), "--model", model, "--output", vectors, "--batch-size", "5", "--half"]
     assert main(command) == 0
     assert "12 images of 12 rows" in capsys.readouterr().out
-    assert main(["data", "neighbours", vectors, "--output", found, "-k", "3", "--high", "1"]) == 0
+    assert main(["data", "neighbours", vectors, "--output", found, "--k", "3", "--band", "-1", "1"]) == 0
     assert "12 images, 3.0 neighbours each" in capsys.readouterr().out
     neighbours = Neighbours(Embeddings(vectors), found)
     assert all(len(neighbours.of(row).rows) == 3 for row in range(12))
@@ -56,6 +56,8 @@ def test_rows_with_a_bad_image(model: str, folder: Path, tmp_path: Path, capsys:
 
 
 def test_what_is_refused(model: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "embed", str(folder), "--model", model, "--output", str(folder / "vectors")]) == 0
+    assert main(["data", "embed", str(folder), "--model", model, "--output", str(folder / "vectors")]) == 0
     (tmp_path / "empty").mkdir()
     out = ["--output", str(tmp_path / "out")]
     for command, text in (

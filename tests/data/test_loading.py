@@ -184,3 +184,19 @@ def test_rows_of_the_world_have_a_path() -> None:
     assert "kind" in load_rows("world:instructions").column_names
     with pytest.raises(DataError, match="the world gives world:pairs, world:instructions"):
         load_rows("world:pears")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_that_is_none_of_the_format_keeps_its_place_and_says_why(tmp_path: Path, streaming: bool) -> None:
+    whole = [
+        {"image": "a.jpg", "conversations": [{"from": who, "value": f"text {n}"} for who in ("human", "gpt")]}
+        for n in range(1200)
+    ]
+    whole[0]["conversations"] = whole[1100]["conversations"] = None
+    rows = list(load_rows(write_json(tmp_path / "rows.jsonl", whole), row_format="llava", streaming=streaming))
+    assert len(rows) == 1200
+    assert parse_row(rows[1199], 1199).responses["chosen"] == "text 1199"
+    assert "unreadable" not in parse_row(rows[1], 1).columns
+    for number in (0, 1100):
+        with pytest.raises(DataError, match=rf"^row {number}: .*no 'conversations' or 'messages'"):
+            parse_row(rows[number], number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from mllm_align.data.errors import DataError
 from mllm_align.data.images import load_image
 from mllm_align.data.loading import load_rows
-from mllm_align.data.output import RowFile
+from mllm_align.data.output import RowFile, write_together
 
 
 def picture(value: int) -> Image.Image:
@@ -76,3 +77,32 @@ def test_other_suffixes_are_refused(tmp_path: Path) -> None:
 def test_no_rows_are_an_empty_file(tmp_path: Path) -> None:
     assert RowFile(tmp_path / "rows.jsonl").write([]) == 0
     assert (tmp_path / "rows.jsonl").read_bytes() == b""
+
+
+def test_a_part_and_a_report_belong_to_the_same_job(tmp_path: Path) -> None:
+    file = RowFile(tmp_path / "rows.jsonl")
+    part = file.part("validation")
+    assert (part.path.name, part.work_folder) == ("rows_validation.jsonl", file.work_folder)
+    part.path.write_text("mine")
+    file.report_path.write_text("mine")
+    for each in (file, part):
+        with pytest.raises(FileExistsError, match="is there already"):
+            each.refuse_other()
+    file.work_folder.mkdir()
+    file.refuse_other()
+    part.refuse_other()
+    with pytest.raises(FileExistsError, match="other rows"):
+        write_together([(file, [{"id": "a"}]), (part, [{"id": "b"}])])
+    assert not file.path.exists()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_file_name_that_is_no_unicode(tmp_path: Path, suffix: str) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/Bild \xff.png")
+    picture(7).save(tmp_path / "named.png")
+    os.rename(tmp_path / "named.png", name)
+    path = tmp_path / f"rows{suffix}"
+    RowFile(path).write([{"id": name, "image": name}])
+    row = load_rows(path)[0]
+    assert row["id"].endswith("Bild \\xff.png")
+    assert np.array_equal(load_image(row["image"]), picture(7))

@@ -12,10 +12,11 @@ import numpy as np
 from accelerate import PartialState
 
 from mllm_align.data.files import write_whole
+from mllm_align.data.loading import undecoded
 from mllm_align.data.mine.counterfactual import Embedder, measure_pairs, read_candidates
 from mllm_align.data.mine.flips import flips_in_proportion, flips_of
+from mllm_align.data.mine.pairs import refuse_unknown_category
 from mllm_align.data.mine.provenance import output_rows
-from mllm_align.data.mine.results import report_path
 from mllm_align.data.mine.rewriting import rewritten
 from mllm_align.data.mine.selection import (
     EQUAL,
@@ -28,7 +29,7 @@ from mllm_align.data.mine.selection import (
 )
 from mllm_align.data.mine.speaking import Speaker
 from mllm_align.data.mine.splitting import split_by_image
-from mllm_align.data.output import RowFile
+from mllm_align.data.output import RowFile, write_together
 
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
@@ -120,14 +121,18 @@ def make_counterfactual(
         The report.
 
     Raises:
-        DataError: If `strict`, for the first row that cannot be used; for an output that is neither kind of file.
+        DataError: If `strict`, for the first row that cannot be used; for an output that is neither kind of file, or a
+            column of categories that no row has.
         FileExistsError: If an output is there with another content and may not be replaced.
         ValueError: If the work folder holds a job on other rows or with other encoders.
     """
     options = options or CounterfactualOptions()
-    files = [RowFile(output, overwrite=overwrite)]
-    files[0].refuse_other()
-    work = files[0].work_folder
+    file = RowFile(output, overwrite=overwrite)
+    files = [file, file.part("validation")] if options.num_validation else [file]
+    for each in files:
+        each.refuse_other()
+    refuse_unknown_category(undecoded(rows), options.category)
+    work = file.work_folder
     sizes = {"batch_size": batch_size, "block_size": block_size, "strict": strict, "progress": progress}
     job = measure_pairs(rows, look_alike, meaning, work / "similarities", **sizes)
     candidates, problems = read_candidates(rows, job, category=options.category, strict=strict)
@@ -148,11 +153,9 @@ def make_counterfactual(
         "rewriting": rewriting,
     }
     if PartialState().is_main_process:
-        files[0].write(output_rows(rows, chosen.training))
-        if options.num_validation:
-            path = files[0].path.with_stem(f"{files[0].path.stem}_validation")
-            RowFile(path, overwrite=overwrite).write(output_rows(rows, chosen.validation))
-        write_whole(report_path(files[0]), (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+        parts = (output_rows(rows, pairs) for pairs in (chosen.training, chosen.validation))
+        write_together(list(zip(files, parts, strict=False)))  # without validation there is no second file
+        write_whole(file.report_path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
     PartialState().wait_for_everyone()
     return report
 
@@ -177,6 +180,8 @@ def select(candidates: Sequence[Candidate], options: CounterfactualOptions) -> S
         unique = sampled
     training, validation = split_by_image(unique, options.num_validation, options.seed)
     counts |= {"training": len(training), "validation": len(validation), "validation asked": options.num_validation}
+    named = {*options.unfiltered, *options.flip_categories}
+    counts["categories not found"] = sorted(named - set(original))
     counts["similarities"] = _similarities(candidates, options)
     counts["categories"] = {
         name: {

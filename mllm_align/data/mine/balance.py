@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from mllm_align.data.loading import undecoded
 from mllm_align.data.mine.blind import BlindRows, clusters_of, folds_of, read_texts
 from mllm_align.data.mine.intervals import Share, share
+from mllm_align.data.mine.pairs import refuse_unknown_category
 from mllm_align.data.mine.probes import PROBES, naming
 from mllm_align.data.mine.problems import Problems
 from mllm_align.data.mine.verdict import OVERALL, Balance, Prior
@@ -44,8 +46,9 @@ def text_balance(
             without the image.
 
     Raises:
-        ValueError: If no row can be read, or there are not as many scores as rows.
+        ValueError: If no row can be read, no row has the column `category`, or there are not as many scores as rows.
     """
+    refuse_unknown_category(undecoded(rows), category)
     blind = read_texts(rows, category)
     if not blind.pairs:
         raise ValueError("there is no row with a prompt and a chosen text; " + _first(blind.problems))

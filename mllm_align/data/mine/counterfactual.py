@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from mllm_align.data.blocks import PROBLEM, BlockJob
 from mllm_align.data.errors import DataError
 from mllm_align.data.loading import undecoded
+from mllm_align.data.mine.looks import look_of
 from mllm_align.data.mine.pairs import input_digest, load_pair, pixel_digest, read_pair
 from mllm_align.data.mine.problems import Problems, RowProblem
 from mllm_align.data.mine.selection import Candidate
@@ -32,6 +33,8 @@ _SCHEMA = pa.schema(
         ("image", pa.string()),
         ("contrast", pa.string()),
         ("mirror", pa.string()),
+        ("look", pa.binary()),
+        ("contrast_look", pa.binary()),
         ("similarity_visual", pa.float64()),
         ("similarity_semantic", pa.float64()),
     ]
@@ -74,14 +77,19 @@ def measure_pairs(
     Returns:
         The finished job, for `read_candidates`. Its records hold `similarity_visual` (look_alike) and
         `similarity_semantic` (meaning), the digests of the pixels of both images and of the own one's mirror image,
-        or a problem.
+        what both look like (`looks`), or a problem.
 
     Raises:
         DataError: If `strict`, for the first row that cannot be used.
         ValueError: If the folder holds a job on other rows or with other encoders.
     """
     rows = undecoded(rows)
-    settings = {"look_alike": look_alike.identity, "meaning": meaning.identity, "input": input_digest(_each(rows))}
+    settings = {
+        "look_alike": look_alike.identity,
+        "meaning": meaning.identity,
+        "input": input_digest(_each(rows)),
+        "columns": _SCHEMA.names,
+    }
     job = BlockJob(folder, settings, len(rows), _SCHEMA, block_size)
     measure = _PairMeter(rows, look_alike, meaning, batch_size, strict)
     job.run(measure, "comparing images", progress=progress)
@@ -97,19 +105,16 @@ class _PairMeter:
 
     def __call__(self, numbers: range) -> list[dict[str, Any]]:
         vectors: dict[str, tuple[np.ndarray, ...]] = {}
+        refused: dict[str, str] = {}
         records: list[dict[str, Any]] = []
         for start in range(0, len(numbers), self.batch_size):
             images: dict[str, Image.Image] = {}
             records += [self._read(number, images) for number in numbers[start : start + self.batch_size]]
-            self._embed({key: image for key, image in images.items() if key not in vectors}, vectors)
+            new = {key: image for key, image in images.items() if key not in vectors and key not in refused}
+            self._embed(new, vectors, refused)
         for record in records:
             if record.get(PROBLEM) is None:
-                pairs = zip(vectors[record["image"]], vectors[record["contrast"]], strict=True)
-                visual, semantic = (round(float(first @ second), DIGITS) for first, second in pairs)
-                if np.isnan(visual + semantic):
-                    record[PROBLEM] = f"no vector: row {record['row']}, an encoder gives nothing finite for an image"
-                else:
-                    record |= {"similarity_visual": visual, "similarity_semantic": semantic}
+                record |= _compared(record, vectors, refused)
         return records
 
     def _read(self, number: int, images: dict[str, Image.Image]) -> dict[str, Any]:
@@ -122,17 +127,46 @@ class _PairMeter:
         digests = pixel_digest(first), pixel_digest(second)
         images |= dict(zip(digests, (first, second), strict=True))
         mirror = pixel_digest(ImageOps.mirror(first))
-        return {"row": number, "image": digests[0], "contrast": digests[1], "mirror": mirror}
+        looks = {"look": look_of(first), "contrast_look": look_of(second)}
+        return {"row": number, "image": digests[0], "contrast": digests[1], "mirror": mirror, **looks}
 
-    def _embed(self, images: Mapping[str, Image.Image], vectors: dict[str, tuple[np.ndarray, ...]]) -> None:
+    def _embed(
+        self, images: Mapping[str, Image.Image], vectors: dict[str, tuple[np.ndarray, ...]], refused: dict[str, str]
+    ) -> None:
+        """Adds to `vectors`; an image that a processor refuses, to `refused`, and spoils no other."""
         if not images:
             return
-        found = [np.asarray(encoder(list(images.values()))).astype(np.float64) for encoder in self.encoders]
+        try:
+            given = [encoder(list(images.values())) for encoder in self.encoders]
+        except (ValueError, ArithmeticError, MemoryError) as error:
+            if len(images) == 1:
+                refused |= dict.fromkeys(images, str(error))
+                return
+            for key, image in images.items():
+                self._embed({key: image}, vectors, refused)
+            return
+        found = [np.asarray(array).astype(np.float64) for array in given]
         for array in found:
             if array.ndim != 2 or len(array) != len(images):
                 raise ValueError(f"an embedder gave {array.shape} for {len(images)} images; (images, d) is needed")
             array /= np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
         vectors |= {key: tuple(array[place] for array in found) for place, key in enumerate(images)}
+
+
+def _compared(
+    record: Mapping[str, Any], vectors: Mapping[str, tuple[np.ndarray, ...]], refused: Mapping[str, str]
+) -> dict[str, Any]:
+    """Both cosines of a pair, or its problem."""
+    keys = record["image"], record["contrast"]
+    for key in keys:
+        if key in refused:
+            return {PROBLEM: f"refused image: row {record['row']}, an encoder cannot read an image: {refused[key]}"}
+    visual, semantic = (
+        round(float(first @ second), DIGITS) for first, second in zip(*map(vectors.__getitem__, keys), strict=True)
+    )
+    if np.isnan(visual + semantic):
+        return {PROBLEM: f"no vector: row {record['row']}, an encoder gives nothing finite for an image"}
+    return {"similarity_visual": visual, "similarity_semantic": semantic}
 
 
 def read_candidates(

@@ -22,6 +22,7 @@ from PIL import Image
 
 from mllm_align.data.blocks import PROBLEM, BlockJob
 from mllm_align.data.errors import DataError
+from mllm_align.data.files import as_text
 from mllm_align.data.images import load_image
 from mllm_align.data.mine.embeddings import VECTOR, Embeddings, embedding_schema
 from mllm_align.data.mine.encoder import ImageEmbedder, Inputs
@@ -182,13 +183,13 @@ class _Work(NamedTuple):
     def _record(self, row: int) -> dict[str, Any]:
         listing = self.listing
         own = {"id": listing.ids[row], "key": listing.keys[row], "group": listing.groups[row]}
-        return {"row": row, **{name: value if value is None else _text(value) for name, value in own.items()}}
+        return {"row": row, **{name: value if value is None else as_text(value) for name, value in own.items()}}
 
     def _refuse(self, record: dict[str, Any], error: DataError) -> None:
         if self.strict:
             raise error
         record["digest"] = None
-        record[PROBLEM] = _text(str(error))
+        record[PROBLEM] = as_text(str(error))
 
 
 def _ahead(work: Callable[[_Item], _Made], items: Iterable[_Item], workers: int) -> Iterator[_Made]:
@@ -205,8 +206,3 @@ def _ahead(work: Callable[[_Item], _Made], items: Iterable[_Item], workers: int)
 
 def _digest(picture: Image.Image) -> bytes:
     return hashlib.blake2b(f"{picture.size}".encode() + picture.tobytes(), digest_size=16).digest()
-
-
-def _text(value: str) -> str:
-    """As Parquet can hold it: file names may be no Unicode."""
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

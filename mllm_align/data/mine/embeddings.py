@@ -81,6 +81,10 @@ class Embeddings:
         self.shown_by = _shown_by(light)
         self.rows = np.flatnonzero(self.shown_by == np.arange(self.num_rows))
         bad = np.flatnonzero(light[PROBLEM].is_valid().to_numpy()).tolist()
+        identity = hashlib.blake2b(self._settings, digest_size=8)
+        for digest in light["digest"].to_pylist():
+            identity.update(digest or b"none")
+        self._identity = identity.hexdigest()
         self.problems: dict[int, str] = {row: light[PROBLEM][row].as_py() for row in bad}
 
     def __len__(self) -> int:
@@ -99,8 +103,8 @@ class Embeddings:
 
     @property
     def identity(self) -> str:
-        """Tells these embeddings apart from others."""
-        return hashlib.blake2b(self._settings, digest_size=8).hexdigest()
+        """Tells these embeddings apart from others, also of the same files when they held something else."""
+        return self._identity
 
     def block(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows (n,) of the distinct images in one file, and their vectors (n, d): float32, of length 1."""

@@ -89,6 +89,7 @@ def flips_of(candidates: Iterable[Candidate], categories: Collection[str] = ()) 
                 id=f"{candidate.id}/flip",
                 rejected=exchanged,
                 images=(candidate.images[0], candidate.mirror),
+                looks=candidate.looks[:1],  # the mirror image is alike
                 similarity_visual=None,
                 similarity_semantic=None,
                 made_by=FLIP,

@@ -11,12 +11,14 @@ from typing import Any
 
 import datasets
 
+from mllm_align.data.blocks import SETTINGS
 from mllm_align.data.errors import DataError
 from mllm_align.data.loading import undecoded
 from mllm_align.data.schema import missing_column
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 ROW_FILES = (".arrow", ".csv", ".json", ".jsonl", ".parquet")
+_OF_JOBS = (SETTINGS, "block-", "index.", ".")
 
 
 @dataclass(frozen=True)
@@ -101,19 +103,28 @@ def list_images(
 def is_image_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a folder holds images and nothing that `load_rows` would read as rows."""
     folder = Path(path).expanduser()
-    suffixes = {file.suffix.lower() for file in folder.rglob("*")} if folder.is_dir() else set()
+    suffixes = {file.suffix.lower() for file in _files(folder)} if folder.is_dir() else set()
     return bool(suffixes & set(SUFFIXES)) and not suffixes & set(ROW_FILES)
 
 
 def _of_folder(folder: Path) -> Listing:
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    files = _files(folder)
     names = sorted(path.relative_to(folder).as_posix() for path in files if path.suffix.lower() in SUFFIXES)
     if not names:
         raise DataError(f"folder {folder} holds no images ({', '.join(SUFFIXES)})")
     keys = [str(folder / name) for name in names]
     return Listing(keys, names, [None] * len(names), range(len(names)), len(files) - len(names))
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder and those below; what a job keeps there (vectors of these images, maybe) is not of it."""
+    found = []
+    for place, _, names in os.walk(folder):
+        if SETTINGS not in names or not all(name.startswith(_OF_JOBS) for name in names):
+            found += [Path(place, name) for name in names if not name.startswith(".")]
+    return [path for path in found if path.is_file()]
 
 
 def _of_rows(rows: Any, column: str, group: str | None) -> Listing:

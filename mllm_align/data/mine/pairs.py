@@ -16,7 +16,7 @@ from mllm_align.data.images import image_key
 from mllm_align.data.loading import IMAGE_COLUMNS
 from mllm_align.data.messages import PLACEHOLDER
 from mllm_align.data.mine.problems import RowProblem, image_path, read_picture
-from mllm_align.data.schema import RESPONSES, Row, parse_row, row_name
+from mllm_align.data.schema import RESPONSES, Row, missing_column, parse_row, row_name
 
 CATEGORY_COLUMNS = ("category", "kind")
 
@@ -48,6 +48,17 @@ class ContrastPair:
     rejected: str
     category: str
     extras: Mapping[str, Any]
+
+
+def refuse_unknown_category(rows: Any, category: str | None) -> None:
+    """Before a long job, for a column of categories that was named: a slip of the pen would make all of them one.
+
+    Raises:
+        DataError: If no row has that column.
+    """
+    if category is None or not len(rows) or any(category in row for row in rows):
+        return
+    raise missing_column(category, list(dict.fromkeys(name for row in rows for name in row)), "the rows")
 
 
 def read_pair(raw: Mapping[str, Any], index: int, category: str | None = None) -> ContrastPair:

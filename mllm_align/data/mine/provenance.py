@@ -25,7 +25,7 @@ def output_rows(rows: Any, candidates: Sequence[Candidate]) -> Iterator[dict[str
         contrast = ImageOps.mirror(load_image(pair.image)) if flipped else pair.contrast
         instructions = next((text for role, text in item.turns if role == "system"), None)
         turns = [{"role": role, "content": text} for role, text in item.turns if role != "system"]
-        yield {
+        row = {
             "id": item.id,
             "source": item.source,
             "image": pair.image,
@@ -40,5 +40,6 @@ def output_rows(rows: Any, candidates: Sequence[Candidate]) -> Iterator[dict[str
             "made_by": item.made_by,
             "texts_by": item.texts_by,
             "made_of": pair.id,
-            **{key: item.extras.get(key) for key in extras},
         }
+        # A row that was made like this before has columns of these names: nothing old is taken for new.
+        yield row | {key: item.extras.get(key) for key in extras if key not in row}

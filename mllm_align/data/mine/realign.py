@@ -77,6 +77,8 @@ class RealignOptions:
             raise ValueError(f"answers are completed by {' or '.join(WAYS)}, not {self.way!r}")
         if self.k < 1:
             raise ValueError(f"at least one neighbour must be tried, not {self.k}")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
 
 
 def make_realigned(

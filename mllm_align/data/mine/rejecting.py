@@ -24,6 +24,7 @@ from mllm_align.data.images import image_key
 from mllm_align.data.loading import undecoded
 from mllm_align.data.mine.differing import Differing
 from mllm_align.data.mine.instructions import Instruction, answers_to, read_instruction
+from mllm_align.data.mine.looks import are_alike
 from mllm_align.data.mine.pairs import input_digest
 from mllm_align.data.mine.problems import RowProblem
 from mllm_align.data.mine.results import Tally, TextSimilarity, write_results
@@ -60,6 +61,8 @@ class RejectOptions:
             raise ValueError(f"shown must be a corruption, 'other' or 'none', not {self.shown!r}")
         if self.contrast and self.shown == "none":
             raise ValueError("without a picture shown there is none to give as contrast_image")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
 
 
 def make_rejected(
@@ -164,21 +167,24 @@ class _Answering:
             return item.ask(self.options.shown(own, np.random.default_rng(_seed(item, self.options)))), None
         if self.options.shown == "none":
             return item.ask(), None
-        other, picture = self._other(item)
+        other, picture = self._other(item, own)
         return item.ask(picture), other
 
-    def _other(self, item: Instruction) -> tuple[int, Image.Image]:
+    def _other(self, item: Instruction, own: Image.Image) -> tuple[int, Image.Image]:
         """Another row whose picture is not the same, drawn by the seed; unreadable ones are passed over."""
-        own = image_key(item.image, item.name)
+        key = image_key(item.image, item.name)
         start = seed_of(self.options.seed, item.key) % len(self.rows)
         for step in range(len(self.rows)):
             number = (start + step) % len(self.rows)
             try:
                 other = read_instruction(self.rows[number], number)
-                if number != item.number and image_key(other.image, other.name) != own:
-                    return number, other.picture()
+                if number == item.number or image_key(other.image, other.name) == key:
+                    continue
+                picture = other.picture()
             except DataError:
                 continue
+            if not are_alike(own, picture):  # the same one may be in several files
+                return number, picture
         raise RowProblem("no other picture", f"{item.name}: no other row has another picture that could be shown")
 
 

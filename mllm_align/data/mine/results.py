@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import PartialState
@@ -78,13 +77,8 @@ def write_results(file: RowFile, rows: Iterable[Mapping[str, Any]], report: Mapp
         columns = dict.fromkeys(name for row in made for name in row)  # the same in every row, for Parquet and JSON
         file.write({name: row.get(name) for name in columns} for row in made)
         text = json.dumps(report, indent=1, ensure_ascii=False, default=str) + "\n"
-        write_whole(report_path(file), text.encode())
+        write_whole(file.report_path, text.encode())
     PartialState().wait_for_everyone()
-
-
-def report_path(file: RowFile) -> Path:
-    """Where the report of an output is."""
-    return file.path.with_name(f"{file.path.name}.report.json")
 
 
 def summary_lines(report: Mapping[str, Any], file: str) -> list[str]:

@@ -35,6 +35,7 @@ class Candidate:
         category: "" where the row names none.
         images: Digests of the pixels of image and contrast image.
         mirror: Digest of the pixels of the image's mirror image.
+        looks: Of image and contrast image (`looks.look_of`); none where no picture was read.
         similarity_visual: Cosine for the encoder to which pairs must look alike; None for flips, which nobody asked.
         similarity_semantic: Cosine for the one to which they must differ.
         made_by: "pair" for a pair of the input, "flip" for an image and its mirror image.
@@ -54,6 +55,7 @@ class Candidate:
     similarity_visual: float | None
     similarity_semantic: float | None
     extras: Mapping[str, Any]
+    looks: tuple[bytes, ...] = ()
     made_by: str = PAIR
     texts_by: str = GIVEN
 
@@ -70,6 +72,7 @@ class Candidate:
             category=pair.category,
             images=(record["image"], record["contrast"]),
             mirror=record["mirror"],
+            looks=(record["look"], record["contrast_look"]),
             similarity_visual=record["similarity_visual"],
             similarity_semantic=record["similarity_semantic"],
             extras=pair.extras,

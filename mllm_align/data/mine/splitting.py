@@ -1,7 +1,8 @@
 """Training and validation pairs that share no image.
 
-Pairs are joined where they show the same pixels; what hangs together stays together. Published pairs are often split
-by rows (S-VCO's script shuffles them), which leaves one image on both sides.
+Pairs are joined where they show the same picture: the same pixels, or one that is saved again, resized or mirrored
+(`looks`); what hangs together stays together. Published pairs are often split by rows (S-VCO's script shuffles them),
+which leaves one image on both sides.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
+from mllm_align.data.mine.looks import alike
 from mllm_align.data.mine.selection import Candidate, rank
 
 
@@ -52,7 +54,7 @@ def components(groups: Iterable[Sequence[Hashable]]) -> list[int]:
 def split_by_image(
     candidates: Sequence[Candidate], num_validation: int, seed: int = 0
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """Training and validation pairs, no image in both.
+    """Training and validation pairs, no image in both, nor one that is the same to the eye.
 
     Args:
         candidates: All pairs.
@@ -63,7 +65,11 @@ def split_by_image(
     Returns:
         (training, validation), each in the order given.
     """
-    numbers = components(candidate.images for candidate in candidates)
+    same = UnionFind()
+    looks = list(dict.fromkeys(look for candidate in candidates for look in candidate.looks))
+    for first, second in alike(looks):
+        same.join(looks[first], looks[second])
+    numbers = components((*item.images, *map(same.find, item.looks)) for item in candidates)
     sizes = Counter(numbers)
     names: dict[int, tuple[str, ...]] = {}
     for number, candidate in zip(numbers, candidates, strict=True):

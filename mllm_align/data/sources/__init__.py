@@ -6,15 +6,16 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
-from mllm_align.data.errors import DataError
+from mllm_align.data.errors import DataError, quoted
 
 FORMATS = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
 def converter(name: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """The `convert` of a format.
+    """The `convert` of a format; a row that holds something else than its authors publish is a `DataError`.
 
     Raises:
         DataError: If there is no such format; the nearest one is named.
@@ -23,4 +24,17 @@ def converter(name: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         near = get_close_matches(name, FORMATS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise DataError(f"unknown row format {name!r}; there is {', '.join(FORMATS)}{hint}")
-    return importlib.import_module(f"mllm_align.data.sources.{name}").convert
+    return partial(_converted, name, importlib.import_module(f"mllm_align.data.sources.{name}").convert)
+
+
+def _converted(
+    name: str, convert: Callable[[Mapping[str, Any]], dict[str, Any]], row: Mapping[str, Any]
+) -> dict[str, Any]:
+    try:
+        new = convert(row)
+    except (TypeError, AttributeError, IndexError) as error:  # None, or text where a list should be
+        where = f"row {quoted(row.get('id', row.get('idx')))} with {', '.join(row)}"
+        raise DataError(f"{where} is none of format {name!r}: {error}") from error
+    except KeyError as error:
+        raise DataError(f"a row of format {name!r} has no {error}; it has {', '.join(row)}") from error
+    return {"id": row["id"], **new} if row.get("id") is not None else new

@@ -9,19 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mllm_align.data.errors import DataError
-
 
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:
     """A canonical row with `images`, `contrast_image` (as many), `prompt`, `chosen` and `rejected`."""
-    try:
-        new = {
-            "images": row["chosen_images"],
-            "contrast_image": row["rejected_images"],
-            "prompt": row["instruction_prompt"],
-            "chosen": row["chosen_response"],
-            "rejected": row["rejected_response"],
-        }
-    except KeyError as error:
-        raise DataError(f"a row of format 'mvc' has no {error}; it has {', '.join(row)}") from error
+    new = {
+        "images": row["chosen_images"],
+        "contrast_image": row["rejected_images"],
+        "prompt": row["instruction_prompt"],
+        "chosen": row["chosen_response"],
+        "rejected": row["rejected_response"],
+    }
     return {**new, "system": row["system_prompt"]} if row.get("system_prompt") else new

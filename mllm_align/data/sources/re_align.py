@@ -9,18 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mllm_align.data.errors import DataError
-
 
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:
     """A canonical row; the retrieved image becomes `contrast_image`, the shared turns are read from `chosen`."""
-    try:
-        return {
-            "image": row["image"],
-            "contrast_image": row["retrieved_image"],
-            "prompt": row["chosen"][:-1],
-            "chosen": row["chosen"][-1:],
-            "rejected": row["rejected"][-1:],
-        }
-    except KeyError as error:
-        raise DataError(f"a row of format 're_align' has no {error}; it has {', '.join(row)}") from error
+    return {
+        "image": row["image"],
+        "contrast_image": row["retrieved_image"],
+        "prompt": row["chosen"][:-1],
+        "chosen": row["chosen"][-1:],
+        "rejected": row["rejected"][-1:],
+    }

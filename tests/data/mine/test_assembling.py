@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from counterfactual_world import MINIMAL, ColourEmbedder, FactEmbedder, planted
+from mllm_align.data.errors import DataError
 from mllm_align.data.images import load_image
 from mllm_align.data.loading import load_rows
 from mllm_align.data.mine.assembling import CounterfactualOptions, make_counterfactual
@@ -229,3 +230,60 @@ def test_processes_share_the_work_and_one_writes(tmp_path: Path) -> None:
     wait_for_ranks(start_ranks(str(script), tmp_path))
     made(load_rows(source), tmp_path / "one" / "out.jsonl", block_size=2, num_validation=3, speaker=Shouter())
     assert files(tmp_path / "both") == files(tmp_path / "one")
+
+
+def test_another_validation_file_or_report_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    for name in ("out_validation.jsonl", "out.jsonl.report.json"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(FileExistsError, match="is kept"):
+            made(pair_rows(2), tmp_path / "out.jsonl", num_validation=1)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+
+
+def test_either_both_files_are_replaced_or_none(tmp_path: Path) -> None:
+    rows = pair_rows(8)
+    made(rows, tmp_path / "out.jsonl")
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("out*.json*") if path.is_file()}
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        made(rows, tmp_path / "out.jsonl", num_validation=3)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("out*.json*") if path.is_file()} == before
+    made(rows, tmp_path / "out.jsonl", num_validation=3, overwrite=True)
+    assert len(load_rows(tmp_path / "out_validation.jsonl")) == 3
+
+
+def test_its_own_output_again_has_new_measurements(tmp_path: Path) -> None:
+    made(pair_rows(4), tmp_path / "first.jsonl")
+    old = [
+        dict(row) | {"similarity_visual": 9.0, "made_of": "old", "made_by": "old"}
+        for row in read(tmp_path / "first.jsonl")
+    ]
+    made(old, tmp_path / "second.jsonl")
+    assert read(tmp_path / "second.jsonl") == read(tmp_path / "first.jsonl")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [dict(row) for row in load_rows(path)]
+
+
+def test_categories_that_are_not_there_are_said(tmp_path: Path) -> None:
+    report = made(pair_rows(4), tmp_path / "out.jsonl", unfiltered=("colour", "colur"), flip_categories=("sied",))
+    assert {"colur", "sied"} <= set(report["categories not found"])
+    with pytest.raises(DataError, match=r"no column 'kidn'.*'kind'"):
+        made(pair_rows(4), tmp_path / "other.jsonl", category="kidn")
+    assert not (tmp_path / "other.jsonl.work").exists()
+
+
+def test_copies_and_mirror_images_of_a_picture_are_on_one_side(tmp_path: Path) -> None:
+    rows = pair_rows(6)
+    for number, row in enumerate(pair_rows(6)):
+        again = row | {"id": f"again {number}", "image": row["contrast_image"], "contrast_image": row["image"]}
+        again["image"] = ImageOps.mirror(again["image"]) if number % 2 else again["image"].resize((200, 200))
+        again["contrast_image"] = again["contrast_image"].rotate(180)
+        rows.append(again)
+    for seed in range(3):
+        made(rows, tmp_path / f"{seed}.jsonl", num_validation=4, seed=seed)
+        ids = {row["id"] for row in read(tmp_path / f"{seed}_validation.jsonl")}
+        assert len(ids) == 4
+        for number in range(6):
+            assert (rows[number]["id"] in ids) == (f"again {number}" in ids)

@@ -191,3 +191,25 @@ def test_a_vector_that_is_not_finite_is_a_problem(tmp_path: Path) -> None:
 
 def test_no_rows_are_no_candidates(tmp_path: Path) -> None:
     assert measured([], tmp_path) == []
+
+
+class Picky(ColourEmbedder):
+    identity = "picky"
+
+    def __call__(self, images: Any) -> Any:
+        if any(min(image.size) < 2 for image in images):
+            raise ValueError("too small")
+        return super().__call__(images)
+
+
+def test_an_image_that_an_encoder_refuses_spoils_no_other(tmp_path: Path) -> None:
+    rows = [row(number) for number in range(5)]
+    plain = measured(rows, tmp_path / "plain")
+    rows[2]["contrast_image"] = Image.new("RGB", (1, 1))
+    job = measure_pairs(rows, ColourEmbedder(), Picky(), tmp_path / "picky", progress=False)
+    found, problems = read_candidates(rows, job)
+    assert [item.similarity_semantic for item in found] == [plain[n].similarity_semantic for n in (0, 1, 3, 4)]
+    assert problems.as_dict()["refused image"]["rows"] == 1
+    assert "too small" in problems.examples["refused image"][0]
+    with pytest.raises(DataError, match="refused image"):
+        read_candidates(rows, job, strict=True)

@@ -125,7 +125,10 @@ def test_a_mended_image_is_read_when_its_file_is_deleted(
     assert len(run(mended, embedder, tmp_path / "out").problems) == 2
     for row in found.problems:
         (tmp_path / "out" / f"block-{row // 8:06d}.parquet").unlink(missing_ok=True)
-    assert not run(mended, embedder, tmp_path / "out", strict=True).problems
+    again = run(mended, embedder, tmp_path / "out", strict=True)
+    assert not again.problems
+    assert again.identity != found.identity  # or neighbours of the others would be taken for theirs
+    assert run(mended, embedder, tmp_path / "anew").identity == again.identity
 
 
 def rows_of(images: Path) -> list[dict[str, Any]]:

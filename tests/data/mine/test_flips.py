@@ -102,3 +102,8 @@ def test_with_nothing_else_there_is_no_proportion() -> None:
     flips = of_categories(side=5)
     assert flips_in_proportion(flips, [], {"side": 9}) == flips
     assert flips_in_proportion([], of_categories(colour=3), {"colour": 3}) == []
+
+
+def test_a_flip_looks_as_its_picture_does() -> None:
+    pair = candidate(0, chosen="It is on the left.", rejected="It is on the right.", looks=(b"own", b"contrast"))
+    assert [flip.looks for flip in flips_of([pair])[0]] == [(b"own",)]

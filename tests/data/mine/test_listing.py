@@ -76,3 +76,16 @@ def test_the_digest_is_of_names_rows_and_groups() -> None:
     assert len({listing.digest, *(other.digest for other in others)}) == 5
     again = [{"id": 1, "image": "a.png"}, {"id": 1, "image": "b.png"}, {"id": 1, "image": "a.png"}]
     assert list_images(again).repeated_ids == ["1"]
+
+
+def test_what_a_job_keeps_below_is_not_of_the_folder(folder: Path) -> None:
+    before = list_images(folder).digest
+    kept = folder / "vectors"
+    kept.mkdir()
+    for name in ("job.json", "block-000000.parquet", "index.faiss"):
+        (kept / name).write_text("{}")
+    assert is_image_folder(folder)
+    assert (list_images(folder).digest, list_images(folder).ignored) == (before, 0)
+    picture(5).save(kept / "own.png")
+    (kept / "block-000000.parquet").unlink()
+    assert "vectors/own.png" in list_images(folder).ids

@@ -95,6 +95,10 @@ def test_the_paper_s_rule_is_asked_of_the_text_encoder(tmp_path: Path) -> None:
     assert set(kept) == {"red", "green", "blue", "white", "black"}
     assert [kept[colour]["contrast_rank"] for colour in ("green", "white", "black")] == [1, 2, 1]
     assert {row["text_similarity"] for row in kept.values()} == {0.0}
+    # The bound itself is too similar.
+    bound = RealignOptions(max_similarity=0.0)
+    at_bound, _ = make(sentences(tmp_path, 5), tmp_path / "bound.jsonl", similarity=Lengths(), options=bound)
+    assert at_bound["kept"] == 0
     assert report["text_encoder"] == "lengths"
 
 
@@ -181,6 +185,8 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, change: dict[str, An
 def test_options_that_make_no_sense() -> None:
     with pytest.raises(ValueError, match="instruct or continue"):
         RealignOptions(way="guess")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1, not 0"):
+        RealignOptions(max_new_tokens=0)
     with pytest.raises(ValueError, match="at least one neighbour"):
         RealignOptions(k=0)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from conftest import draw_picture
 from mllm_align.data.corrupt import Blank, Crop, DiffusionNoise
@@ -188,6 +188,11 @@ class Lengths:
 def test_a_text_encoder_is_one_filter_more(tmp_path: Path) -> None:
     report, _ = make(colour_rows(tmp_path), tmp_path / "out.jsonl", lambda ask: "brown", similarity=Lengths())
     assert report["filters"] == {"similarity": 6}
+    at_bound, _ = make(  # the bound itself is too similar
+        colour_rows(tmp_path), tmp_path / "bound.jsonl", lambda ask: "brown", similarity=Lengths(),
+        options=RejectOptions(max_similarity=0.0),
+    )  # fmt: skip
+    assert at_bound["filters"] == {"similarity": 10}
     assert {row["chosen"] for row in read(tmp_path / "out.jsonl")} == {"red", "blue"}
     assert report["text_encoder"] == "lengths"
 
@@ -243,3 +248,21 @@ def test_processes_share_the_work(tmp_path: Path) -> None:
     make(colour_rows(tmp_path / "whole" / "in", 40), tmp_path / "whole" / "out.jsonl", options=options)
     for file in ("out.jsonl", "out.jsonl.report.json"):
         assert (tmp_path / "both" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize("same", ["copy", "jpeg", "mirror"])
+def test_the_same_picture_in_another_file_is_no_other(same: str, tmp_path: Path) -> None:
+    rows = colour_rows(tmp_path, 2)
+    picture = draw_picture(240, 160, (250, 0, 0), 3)
+    name = "copy.jpg" if same == "jpeg" else "copy.png"
+    picture.save(tmp_path / "own.png")
+    (ImageOps.mirror(picture) if same == "mirror" else picture).save(tmp_path / name)
+    rows[0]["image"], rows[1]["image"] = str(tmp_path / "own.png"), str(tmp_path / name)
+    report, speaker = make(rows, tmp_path / "out.jsonl", options=RejectOptions(shown="other"))
+    assert report["problems"]["no other picture"]["rows"] == 2
+    assert not speaker.asked
+
+
+def test_no_tokens_are_no_answer() -> None:
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1, not 0"):
+        RejectOptions(max_new_tokens=0)

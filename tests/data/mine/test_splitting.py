@@ -89,3 +89,16 @@ def test_a_chain_that_cannot_be_cut_leaves_validation_empty() -> None:
     items = of_pairs([(number, number + 1) for number in range(9)])
     training, validation = split_by_image(items, 4)
     assert (len(training), len(validation)) == (9, 0)
+
+
+def test_pictures_that_are_alike_are_on_one_side() -> None:
+    grey, nearly, other = (bytes([value]) * 192 for value in (100, 102, 200))
+    sided = bytes(range(24)) * 8
+    mirrored = b"".join(
+        sided[start : start + 24][part : part + 3] for start in range(0, 192, 24) for part in range(21, -1, -3)
+    )
+    looks = [(grey, other), (nearly, bytes(192)), (sided, bytes([9]) * 192), (mirrored, bytes([30]) * 192)]
+    items = [candidate(number, looks=pair) for number, pair in enumerate(looks)]
+    for seed in range(8):
+        parts = split_by_image(items, 2, seed)
+        assert sorted([item.row for item in part] for part in parts) == [[0, 1], [2, 3]]

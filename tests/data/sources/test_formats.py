@@ -112,3 +112,23 @@ def test_system_prompts_and_several_turns() -> None:
 def test_rows_of_another_format(name: str, raw: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         converter(name)(raw)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("re_align", {"id": 9, "image": "1.jpg", "retrieved_image": "2.jpg", "chosen": None, "rejected": None}),
+        ("llava", {"id": 9, "conversations": ["Hi", "Hello"]}),
+        ("povid", {"id": 9, "image": "1.jpg", "conversations": [HUMAN, GPT], "rejected_conversations": 3}),
+        ("rlhf_v", {"idx": 9, "image": PICTURE, "text": "[1]"}),
+    ],
+)
+def test_a_row_that_holds_something_else_is_named(name: str, raw: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=f"^row 9 .*none of format '{name}'"):
+        converter(name)(raw)
+
+
+@pytest.mark.parametrize(("name", "raw"), [(name, raw) for name, raw, _ in EXAMPLES if name in ("mvc", "re_align")])
+def test_an_id_is_kept_where_there_is_one(name: str, raw: dict[str, Any]) -> None:
+    assert converter(name)({**raw, "id": "mine"})["id"] == "mine"
+    assert "id" not in converter(name)(raw)
