@@ -25,6 +25,8 @@ _AFFIRMATIONS = re.compile(
 )
 _NEITHER = re.compile(r"\b(?:neither|either|both)\b")
 _ANSWER_IS = re.compile(r"\b(?:answer|choice|option)(?: is|:)\s*")
+# Between two choices that are both named: "open or closed" is no answer.
+_JOINED = re.compile(r"[\s,]*(?:and|or|/)\s*")
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -77,8 +79,8 @@ def parse_choice(text: str, choices: Sequence[str], labels: Sequence[str] = ()) 
     """The one of `choices` that a text gives.
 
     A choice counts by its own word or, for letters, as "(a)", "a." or "a)", or alone; by its label as whole words;
-    number words also as digits. What leads the text, or follows "the answer is", decides; otherwise it must be the
-    only choice that is mentioned.
+    number words also as digits. What leads the text, or follows "the answer is", decides, unless another choice is
+    joined to it ("open or closed"); otherwise it must be the only choice that is mentioned.
 
     Args:
         text: What was generated.
@@ -98,6 +100,10 @@ def parse_choice(text: str, choices: Sequence[str], labels: Sequence[str] = ()) 
             longest = max(length for length, _ in leading)
             winners = [index for length, index in leading if length == longest]
             if len(winners) == 1:
+                joined = _JOINED.match(words, start + longest)
+                others = [form[0] for index, form in enumerate(forms) if index != winners[0]]
+                if joined and any(other.match(words[joined.end() :]) for other in others):
+                    return Parsed(None, "invalid")
                 return Parsed(choices[winners[0]], "answered")
     if _ABSTENTIONS.search(words):
         return Parsed(None, "abstained")

@@ -92,6 +92,7 @@ class Benchmark:
         hub: Where it can be had with its pictures, if it can.
         folder: Of its annotations, where it is another one's and not called as it is.
         judged: Its metrics with a judge, used in place of `score` where there is one.
+        needs_judge: Whether `score` without one says nothing of how good the answers are.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Benchmark:
     hub: Hub | None = None
     folder: str = ""
     judged: JudgedScore | None = None
+    needs_judge: bool = False
 
     @property
     def parsers(self) -> tuple[str, ...]:

@@ -7,21 +7,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 from accelerate import PartialState
+from datasets.exceptions import DatasetNotFoundError
 
 from mllm_align.models import ModelArguments, load_adapter, load_model
 from mllm_align_eval.arms import Arm
-from mllm_align_eval.benchmark import STRICT
+from mllm_align_eval.benchmark import STRICT, Benchmark
 from mllm_align_eval.benchmarks import BENCHMARKS, world_items
 from mllm_align_eval.benchmarks.files import PictureFolder, data_folder
 from mllm_align_eval.cache import AnswerCache
 from mllm_align_eval.changes import changed_answers
 from mllm_align_eval.items import Item
-from mllm_align_eval.report import write_report, write_results
+from mllm_align_eval.report import markdown_report, write_report, write_results
+from mllm_align_eval.report.results_file import write_new
 from mllm_align_eval.runner import Answers, answer_arms
 from mllm_align_eval.summary import summarise
 
-BASE = "base"
+BASE, HUB = "base", "hub"
 DEFAULT_LENGTH = 16  # tokens of an answer about the world
 
 
@@ -32,7 +35,8 @@ def benchmark_items(
 
     Args:
         benchmark: "world", or one of `benchmarks.BENCHMARKS`.
-        data: Folder that holds the annotation files as <benchmark>/; `MLLM_ALIGN_DATA` by default.
+        data: Folder that holds the annotation files as <benchmark>/, `MLLM_ALIGN_DATA` by default; or "hub" for the
+            copy on the Hub, pictures included.
         images: Folder of the pictures; without one, questions can be read but not shown.
         limit: Questions (of pairs, pairs) per split at the most; for the world the number of scenes, pairs and polls.
 
@@ -44,8 +48,22 @@ def benchmark_items(
     if benchmark == "world":
         return world_items(limit, limit, limit) if limit else world_items()
     found = BENCHMARKS[benchmark]
+    if data == HUB:
+        items = _from_hub(found)
+        return items if limit is None else _first(items, limit)
     items = found.read(data_folder(data, found), PictureFolder(images, found.image_origin))
     return items if limit is None else _first(items, limit)
+
+
+def _from_hub(benchmark: Benchmark) -> list[Item]:
+    hub = benchmark.hub
+    if hub is None:
+        raise ValueError(f"no copy of {benchmark.name} on the Hub is known here: get it from {benchmark.origin}")
+    try:
+        rows: Any = datasets.load_dataset(hub.path, hub.name, split=hub.split)
+    except (OSError, ValueError, DatasetNotFoundError) as error:
+        raise ValueError(f"{benchmark.name} could not be loaded from the Hub ({hub.path}): {error}") from error
+    return hub.read(rows)
 
 
 def _first(items: Sequence[Item], limit: int) -> list[Item]:
@@ -80,7 +98,7 @@ def evaluate(
         arguments: The base model and its quantisation.
         adapters: Folders of adapters by the name of their arm; none for the base alone.
         items: The questions, of one benchmark or several.
-        output: Folder for `results.json`, `report.html` and the answers.
+        output: Folder for `results.json`, `report.html`, `report.md` and the answers.
         batch_size: Questions at a time.
         parser: By whose rules generated answers are read (`benchmark.PARSERS`); benchmarks for which that one has no
             rule are read strictly.
@@ -92,7 +110,7 @@ def evaluate(
         ValueError: If an arm is called "base", or an adapter does not fit.
     """
     folder, started = Path(output), time.perf_counter()
-    for name in ("results.json", "report.html"):
+    for name in ("results.json", "report.html", "report.md"):
         if (folder / name).exists() and not overwrite:
             raise FileExistsError(f"{folder / name} exists: name another folder, or --overwrite")
     if BASE in adapters:
@@ -114,6 +132,7 @@ def evaluate(
         write_results(results, folder / "results.json", overwrite=overwrite)
         changed = [entry for name in adapters for entry in changed_answers(items, answers, after=name)]
         write_report(results, changed, folder / "report.html", title=title, overwrite=overwrite)
+        write_new(folder / "report.md", markdown_report(results, title), overwrite)
     return results
 
 

@@ -8,11 +8,13 @@ their 9,000 questions are 5,127 different ones. A text-only reader who knows whi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from mllm_align_eval.benchmark import Benchmark
+from mllm_align_eval.benchmark import Benchmark, Hub
 from mllm_align_eval.benchmarks.files import PictureFolder, read_lines
-from mllm_align_eval.items import YES_NO, Answer, Item
+from mllm_align_eval.items import YES_NO, Answer, Item, Picture
 from mllm_align_eval.metrics import Measures, by_split, f1, mean, mean_of
 from mllm_align_eval.readings import exact_yes_no, pope_official, word_yes_no
 
@@ -24,6 +26,29 @@ SUFFIX = "\nAnswer the question using a single word or phrase."
 COLUMNS = ("question_id", "image", "text", "label")
 
 
+def pope_hub_items(rows: Sequence[Mapping[str, Any]]) -> list[Item]:
+    """The questions of the copy lmms-lab/POPE, of all three splits."""
+    return [
+        _item(row["category"], row["question_id"], row["image_source"], row["question"], row["answer"], picture)
+        for row in rows
+        for picture in [Picture(row["image_source"], partial(row.__getitem__, "image"))]
+    ]
+
+
+def _item(split: str, number: Any, image: str, question: str, label: str, picture: Picture) -> Item:
+    return Item(
+        id=f"pope/{split}/{number}",
+        benchmark="pope",
+        split=split,
+        kind="existence",
+        cluster=image,
+        prompt=question + SUFFIX,
+        pictures=(picture,),
+        choices=YES_NO,
+        answer=label,
+    )
+
+
 def pope_items(folder: Path, pictures: PictureFolder) -> list[Item]:
     """The questions of the splits of which there is a file `coco_pope_<split>.json`; at least one must be there."""
     there = [split for split in SPLITS if (folder / f"coco_pope_{split}.json").is_file()] or SPLITS[:1]
@@ -33,19 +58,8 @@ def pope_items(folder: Path, pictures: PictureFolder) -> list[Item]:
         for number, row in read_lines(path, COLUMNS, ORIGIN):
             if row["label"] not in YES_NO:
                 raise ValueError(f"{path}, line {number}: label {row['label']!r} is neither yes nor no")
-            items.append(
-                Item(
-                    id=f"pope/{split}/{row['question_id']}",
-                    benchmark="pope",
-                    split=split,
-                    kind="existence",
-                    cluster=row["image"],
-                    prompt=row["text"] + SUFFIX,
-                    pictures=(pictures(row["image"]),),
-                    choices=YES_NO,
-                    answer=row["label"],
-                )
-            )
+            image = row["image"]
+            items.append(_item(split, row["question_id"], image, row["text"], row["label"], pictures(image)))
     pictures.check(item.cluster for item in items)
     return items
 
@@ -82,5 +96,6 @@ POPE = Benchmark(
     read=pope_items,
     score=pope_score,
     primary="pope/adversarial/acc",
+    hub=Hub("lmms-lab/POPE", pope_hub_items),
     readings={"official": pope_official, "lmms-eval": exact_yes_no, "vlmevalkit": word_yes_no},
 )

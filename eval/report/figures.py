@@ -90,10 +90,10 @@ def figures(results: Mapping[str, Any]) -> list[Figure]:
         (
             "images",
             "By the image shown",
-            "The same adversarial questions with the right image, another scene's and none. A model that looks "
-            "falls far when the image is taken away; accuracy that stays comes from text alone.",
+            "The same adversarial questions with the right image, another scene's, a grey one and none. A model that "
+            "looks falls far when the image is taken away; accuracy that stays comes from text alone.",
             IMAGE_METRICS,
-            dict(zip(IMAGE_METRICS, ("Right image", "Another scene's image", "No image"), strict=True)),
+            dict(zip(IMAGE_METRICS, ("Right image", "Another scene's image", "Blank image", "No image"), strict=True)),
         ),
         (
             "polling",

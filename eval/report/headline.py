@@ -11,6 +11,7 @@ from mllm_align_eval.report.labels import interval, metric_label, number
 
 PRIMARY = ("world/adversarial/acc", "world/pair_acc")
 IN_DISTRIBUTION = "world/in_distribution/acc"
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ def headline(results: Mapping[str, Any]) -> Headline:
     """
     roles = Roles.of(results["arms"])
     changes = _changes(results, roles.after, roles.before)
-    if roles.after == roles.before or not changes:
-        return Headline("This run does not compare an aligned model with its base on the world.", "", "")
+    if roles.after == roles.before:
+        return Headline("This run does not compare an aligned model with its base.", "", "")
+    if not changes:
+        return Headline(_judged(results, roles), "", "")
     against = _changes(results, roles.after, roles.control) if roles.control else []
     cost = compare(results, roles.after, roles.before, IN_DISTRIBUTION)
     return Headline(_effect(changes), _cost(cost), _control(against, changes))
@@ -53,6 +56,23 @@ def headline(results: Mapping[str, Any]) -> Headline:
 def _changes(results: Mapping[str, Any], first: str, second: str) -> list[Change]:
     found = [compare(results, first, second, metric) for metric in PRIMARY]
     return [change for change in found if change]
+
+
+def _judged(results: Mapping[str, Any], roles: Roles) -> str:
+    """On other benchmarks than the world: what became of the metrics that they are judged by, tested together."""
+    tests = results.get("primary", {}).get(f"{roles.after}-{roles.before}", {})
+    parts = []
+    for metric, cell in tests.items():
+        change = compare(results, roles.after, roles.before, metric)
+        if change is not None:
+            verdict = "a clear change" if cell["p_holm"] < LEVEL else "no clear change"
+            parts.append(
+                f"{metric} goes from {number(metric, change.second)} to {number(metric, change.first)} ({verdict})"
+            )
+    if not parts:
+        return "This run has no metric by which an aligned model and its base are judged."
+    adjusted = f"; Holm's correction over {len(parts)} of them" if len(parts) > 1 else ""
+    return f"{_and(parts)}{adjusted}."
 
 
 def _effect(changes: Sequence[Change]) -> str:

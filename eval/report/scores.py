@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mllm_align.data.files import write_whole
 from mllm_align_eval.report.labels import interval, number
+from mllm_align_eval.report.terminal import console
 from mllm_align_eval.statistics import Estimate
 
 
@@ -34,4 +34,4 @@ def print_scores(scores: Mapping[str, Estimate], title: str) -> None:
     for key, estimate in scores.items():
         cells = number(key, estimate.value), interval(key, estimate.as_dict())
         table.add_row(key, *cells, f"{estimate.n:,}", f"{estimate.clusters:,}")
-    Console().print(table)
+    console().print(table)

@@ -26,6 +26,7 @@ from mllm_align_eval.report.labels import (
     ordered_metrics,
 )
 
+FILE_WIDTH = 240
 UP, DOWN = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
 
 
@@ -44,6 +45,12 @@ _LAYOUTS = (
     _Layout(False, False),
     _Layout(False, False, two_lines=True),
 )
+
+
+def console() -> Console:
+    """Standard output; where that is a file or a pipe, as wide as tables need."""
+    found = Console()
+    return found if found.is_terminal else Console(width=FILE_WIDTH)
 
 
 def print_table(results: Mapping[str, Any], console: Console | None = None) -> None:

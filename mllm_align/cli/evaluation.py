@@ -200,12 +200,12 @@ def _named(adapter: str) -> tuple[str, str]:
 def _report(arguments: argparse.Namespace) -> None:
     import json
 
-    from rich.console import Console
     from rich.table import Table
 
     from mllm_align_eval.report import markdown_comparison, print_table
     from mllm_align_eval.report.markdown import comparison_cells
     from mllm_align_eval.report.results_file import write_new
+    from mllm_align_eval.report.terminal import console
 
     runs: dict[str, Any] = {}
     for run in arguments.runs:
@@ -225,4 +225,4 @@ def _report(arguments: argparse.Namespace) -> None:
     table = Table(*head)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console().print(table)

@@ -68,3 +68,13 @@ def test_contrastive_memory_writes_a_point_per_number_of_rows(tmp_path: Path) ->
         assert point["memory_ratio"] == point["peak_mb"]["cached"] / point["peak_mb"]["one_graph"]
     assert set(result["mb_per_row"]) == {"one_graph", "cached"}
     assert "One more row" in printed
+
+
+@pytest.mark.slow
+def test_the_runner_and_the_loop_say_the_same(tmp_path: Path) -> None:
+    result, printed = run("eval_throughput", tmp_path / "result.json")
+    assert result["same_texts"] >= 0.98
+    assert result["questions"] > 30
+    (loop,), (ours,) = result["seconds"]["loop"], result["seconds"]["ours"]
+    assert result["speedup"] == pytest.approx(loop / ours)
+    assert "times as fast" in printed

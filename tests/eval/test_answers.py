@@ -74,7 +74,7 @@ LETTERS = (("(a)", "(b)"), ("open", "closed"))
         ("Neither A nor B", None),
         ("The camera shows something", None),
         ("The bathtub is full", None),
-        ("(a) and (b)", "(a)"),
+        ("(a) and (b)", None),
         ("Either (a) or (b)", None),
         ("not open", None),
         ("", None),
@@ -92,7 +92,7 @@ def test_letters_and_their_labels(text, choice):
         ("It is Red.", ("red", "blue"), "red"),
         ("a blue one", ("red", "blue"), "blue"),
         ("reddish", ("red", "blue"), None),
-        ("red or blue", ("red", "blue"), "red"),
+        ("red or blue", ("red", "blue"), None),
         ("either red or blue", ("red", "blue"), None),
         ("There are red and blue ones", ("red", "blue"), None),
         ("3", ("two", "three"), "three"),
@@ -116,3 +116,21 @@ def test_parse_follows_the_kind_of_item():
     assert parse("There is no star", item("a")).choice == "no"
     assert parse("I don't know", item("a")).state == "abstained"
     assert parse("small", item("a", "small", choices=("small", "large"))).choice == "small"
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("open or closed", None),
+        ("Open / closed?", None),
+        ("(a) or (b)", None),
+        ("open, and the lights are on", "open"),
+        ("open or nearly so", "open"),
+        ("The answer is closed or open", None),
+    ],
+)
+def test_two_choices_are_no_answer(text, choice):
+    labels = ("(a)", "(b)")
+    found = parse_choice(text, ("open", "closed"), labels)
+    assert found.choice == choice
+    assert found.state == ("invalid" if choice is None else "answered")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from peft import LoraConfig, get_peft_model
 
+from eval_items import item
 from mllm_align.data.world import PAIR_KINDS
 from mllm_align.demo import base_path
 from mllm_align.models import ModelArguments, load_model
+from mllm_align_eval.benchmark import Hub
+from mllm_align_eval.benchmarks import BENCHMARKS
 from mllm_align_eval.benchmarks.world import world_items
-from mllm_align_eval.run import evaluate
+from mllm_align_eval.run import benchmark_items, evaluate
 
 
 def test_base_and_adapter_are_asked_the_same_and_a_second_run_needs_overwrite(tmp_path: Path) -> None:
@@ -35,3 +39,31 @@ def test_base_and_adapter_are_asked_the_same_and_a_second_run_needs_overwrite(tm
 def test_what_cannot_be_asked_is_said_first(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be called 'base'"):
         evaluate(ModelArguments("nowhere"), {"base": "x"}, world_items(4, 4, 4), tmp_path)
+
+
+def test_copies_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(path: str, name: str | None, split: str) -> list[dict[str, int]]:
+        asked.append((path, name, split))
+        return [{"n": number} for number in range(4)]
+
+    monkeypatch.setattr("mllm_align_eval.run.datasets.load_dataset", load)
+    known = replace(
+        BENCHMARKS["pope"], hub=Hub("a/b", lambda rows: [item(f"i{row['n']}") for row in rows], "validation")
+    )
+    monkeypatch.setitem(BENCHMARKS, "pope", known)
+    assert len(benchmark_items("pope", "hub")) == 4
+    assert len(benchmark_items("pope", "hub", limit=3)) == 3
+    assert asked[0] == ("a/b", None, "validation")
+    monkeypatch.setitem(BENCHMARKS, "pope", replace(known, hub=None))
+    with pytest.raises(ValueError, match="no copy of pope on the Hub is known here: get it from https"):
+        benchmark_items("pope", "hub")
+
+
+def test_a_limit_keeps_pairs_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [item(f"i{n}", pair=f"p{n // 2}") for n in range(8)] + [item(f"s{n}", split="single") for n in range(5)]
+    monkeypatch.setitem(BENCHMARKS, "pope", replace(BENCHMARKS["pope"], hub=Hub("a/b", lambda rows: asked)))
+    monkeypatch.setattr("mllm_align_eval.run.datasets.load_dataset", lambda *_, **__: [])
+    found = benchmark_items("pope", "hub", limit=2)
+    assert [each.id for each in found] == ["i0", "i1", "i2", "i3", "s0", "s1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mllm_align_eval import benchmark
 from mllm_align_eval.benchmarks import BENCHMARKS
 from mllm_align_eval.benchmarks.files import PictureFolder
 from mllm_align_eval.benchmarks.pope import POPE
-from mllm_align_eval.scoring import answers_of, questions_of, read_texts
+from mllm_align_eval.scoring import answers_of, measures_of, questions_of, read_answers
 
 ROWS = [
     {"question_id": n, "image": f"{n // 2}.jpg", "text": f"Is there a {thing} in the image?", "label": label}
@@ -70,14 +71,54 @@ def test_answers_that_do_not_fit(data: Path, texts: dict[str, str], message: str
         answers_of(POPE, items, texts, "official")
 
 
-@pytest.mark.parametrize("bad", ["{", "3", '{"id": "a"}', '{"id": "b", "text": null}', '{"id": "a", "text": "again"}'])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "{",
+        "3",
+        '{"id": "a"}',
+        '{"id": "b", "text": null}',
+        '{"id": "a", "text": "again"}',
+        '{"id": "b", "text": "yes", "scores": [1, 2]}',
+        '{"id": "b", "scores": []}',
+        '{"id": "b", "scores": [1, "2"]}',
+        '{"id": "b", "scores": [1, NaN]}',
+        '{"id": "b", "scores": [1, true]}',
+        '{"id": "b", "scores": 1}',
+    ],
+)
 def test_lines_that_are_no_answers(tmp_path: Path, bad: str) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text('{"id": "a", "text": ""}\n\n' + bad + "\n")
     with pytest.raises(ValueError, match=r"line 3: (not an answer|a second answer to 'a')"):
-        read_texts(path)
+        read_answers(path)
     with pytest.raises(FileNotFoundError, match="no file of answers"):
-        read_texts(tmp_path / "none.jsonl")
+        read_answers(tmp_path / "none.jsonl")
+
+
+def test_rows_of_scores_in_place_of_texts(data: Path, tmp_path: Path) -> None:
+    items = POPE.read(data / "pope", PictureFolder(None, "nowhere"))
+    rows = ([2, -1.5], [-3, -2], [0, 0], [1, 0])
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(json.dumps({"id": i.id, "scores": row}) for i, row in zip(items, rows, strict=True)))
+    given = read_answers(path)
+    assert given[items[0].id] == (2.0, -1.5)
+    found = answers_of(POPE, items, given, "official")
+    assert [found[item.id].choice for item in items] == ["yes", "no", None, "yes"]
+    assert [found[item.id].right for item in items] == [True, True, False, False]
+    measures = {key: measure.metric.value() for key, measure in measures_of(POPE, items, given, "official").items()}
+    assert measures["pope/adversarial/acc"] == 0.5
+    assert measures["pope/adversarial/tied"] == 0.25
+    assert "pope/adversarial/invalid" not in measures
+    # A file may mix both; what is a text is read, and shares count them all.
+    mixed = given | {items[2].id: "I cannot tell"}
+    measures = {key: measure.metric.value() for key, measure in measures_of(POPE, items, mixed, "official").items()}
+    assert measures["pope/adversarial/abstained"] == 0.25
+    with pytest.raises(ValueError, match=r"'pope/adversarial/0' has 3 scores instead of 2, one per choice"):
+        answers_of(POPE, items, given | {items[0].id: (1.0, 2.0, 3.0)}, "strict")
+    open_one = replace(items[0], choices=(), answer="")
+    with pytest.raises(ValueError, match="'pope/adversarial/0' is an open question"):
+        answers_of(POPE, [open_one], {open_one.id: (1.0, 2.0)}, "strict")
 
 
 def test_commands_name_what_is_not_there(

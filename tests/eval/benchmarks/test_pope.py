@@ -11,7 +11,7 @@ from PIL import Image
 
 from mllm_align_eval.baselines import baselines
 from mllm_align_eval.benchmarks.files import PictureFolder
-from mllm_align_eval.benchmarks.pope import IMAGES, POPE, SPLITS, pope_items
+from mllm_align_eval.benchmarks.pope import IMAGES, POPE, SPLITS, pope_hub_items, pope_items
 from mllm_align_eval.scoring import measures_of
 
 LINE = '{"question_id": 1, "image": "a.jpg", "text": "Is there a dog in the image?", "label": "yes"}\n'
@@ -138,3 +138,20 @@ def test_an_image_is_read_when_it_is_needed(tmp_path):
         item.pictures[0].load()
     with pytest.raises(FileNotFoundError, match=r"a\.jpg is needed and no folder of images was named.*COCO val2014"):
         pope_items(tmp_path, NO_PICTURES)[0].pictures[0].load()
+
+
+def test_the_copy_on_the_hub():
+    picture = Image.new("RGB", (3, 3))
+    rows = [
+        {"id": "0", "question_id": "7", "question": "Is there a dog in the image?", "answer": "no", "image": picture}
+        | {"image_source": "COCO_val2014_000000310196", "category": "popular"}
+    ]
+    (item,) = pope_hub_items(rows)
+    assert (item.id, item.split, item.answer, item.cluster) == (
+        "pope/popular/7",
+        "popular",
+        "no",
+        rows[0]["image_source"],
+    )
+    assert item.prompt == "Is there a dog in the image?\nAnswer the question using a single word or phrase."
+    assert item.pictures[0].load() is picture

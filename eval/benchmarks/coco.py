@@ -50,6 +50,8 @@ def coco_images(
             ids = sorted(names)
             random.Random(seed).shuffle(ids)
             ids = ids[:num_images]
+        if not ids:
+            raise ValueError(f"no image is asked about: {captions[0]} or the list of ids is empty")
         new = {id: CocoImage(id, names[id]) for id in ids if id in names and id not in found}
         if new:
             _annotate(new, captions, _file(folders, f"instances_{split}2014.json"))

@@ -1,0 +1,194 @@
+"""SugarCrepe (Hsieh et al. 2023, https://arxiv.org/abs/2306.14610): the true caption, or one with a small change?
+
+Three benchmarks. `sugarcrepe` asks as the authors ask GPT-4V: both captions in one prompt, in both orders, since order
+alone moves subsets by 5 to 9 points. `sugarcrepe_captions` scores each caption by itself, the contrastive protocol.
+`sugarcrepe_pp` (SugarCrepe++, Dumpala et al. 2024, https://arxiv.org/abs/2406.11171) is scored so too: two true
+captions in different words must both beat the wrong one; its text-only task needs text embeddings and is not here.
+
+Taking the shorter caption for the true one, without looking, is right for .996 of add_att, .990 of add_obj, .534 of
+replace_att, .505 of replace_obj, .642 of replace_rel, .492 of swap_att and .549 of swap_obj (ties half). A sum of
+log-probabilities favours short captions, so it is near that on add_att and add_obj whatever the image shows.
+
+The image is the cluster: 7,511 captions are about fewer images. Neither lmms-eval nor VLMEvalKit has the benchmark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mllm_align_eval.answers import Parsed
+from mllm_align_eval.benchmark import Benchmark
+from mllm_align_eval.benchmarks.captions import beats_all, caption_item, read_as_is, rows_of_scores, texts_of
+from mllm_align_eval.benchmarks.files import PictureFolder, read_json
+from mllm_align_eval.items import Answer, Item
+from mllm_align_eval.metrics import Measure, Measures, by_split, mean, mean_of
+from mllm_align_eval.readings import UNREAD
+from mllm_align_eval.statistics import mean_metric
+
+SUBSETS = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+SUBSETS_PP = SUBSETS[2:]
+ORIGIN = "https://github.com/RAIVNLab/sugar-crepe (data)"
+ORIGIN_PP = "https://github.com/Sri-Harsha/scpp (data)"
+IMAGES = "COCO val2017, http://images.cocodataset.org/zips/val2017.zip"
+QUESTION = "Which caption best describes the image?\n(1) {}\n (2) {}\nOutput (1) or (2)."
+NUMBERS = ("(1)", "(2)")
+ORDERS = ("pos_first", "neg_first")
+COLUMNS = ("filename", "caption", "negative_caption")
+
+
+def sugarcrepe_items(folder: Path, pictures: PictureFolder) -> list[Item]:
+    """Two questions per caption pair, `sugarcrepe/<subset>/<number>/pos_first` and `.../neg_first`."""
+    items = []
+    for subset, number, (image, true, false) in _rows(folder, SUBSETS, COLUMNS, ORIGIN):
+        for order, captions in zip(ORDERS, ((true, false), (false, true)), strict=True):
+            items.append(
+                Item(
+                    id=f"sugarcrepe/{subset}/{number}/{order}",
+                    benchmark="sugarcrepe",
+                    split=subset,
+                    kind=order,
+                    cluster=image,
+                    prompt=QUESTION.format(*captions),
+                    pictures=(pictures(image),),
+                    choices=NUMBERS,
+                    answer=NUMBERS[ORDERS.index(order)],
+                    labels=captions,
+                )
+            )
+    pictures.check(item.cluster for item in items)
+    return items
+
+
+def caption_items(folder: Path, pictures: PictureFolder) -> list[Item]:
+    """One row of two scores per caption pair, that of the true caption first."""
+    items = [
+        caption_item(f"sugarcrepe_captions/{subset}/{number}", subset, subset, image, pictures(image), captions, 0)
+        for subset, number, (image, *captions) in _rows(folder, SUBSETS, COLUMNS, ORIGIN)
+    ]
+    pictures.check(item.cluster for item in items)
+    return items
+
+
+def plus_items(folder: Path, pictures: PictureFolder) -> list[Item]:
+    """Two rows of two scores per triplet, `.../caption` and `.../caption2`: a true caption, then the wrong one."""
+    items = []
+    columns = ("filename", "caption", "caption2", "negative_caption")
+    for subset, number, (image, *true, false) in _rows(folder, SUBSETS_PP, columns, ORIGIN_PP):
+        for kind, caption in zip(("caption", "caption2"), true, strict=True):
+            name, captions = f"sugarcrepe_pp/{subset}/{number}/{kind}", (caption, false)
+            items.append(caption_item(name, subset, kind, image, pictures(image), captions, 0))
+    pictures.check(item.cluster for item in items)
+    return items
+
+
+def _rows(
+    folder: Path, subsets: Sequence[str], columns: Sequence[str], origin: str
+) -> Iterator[tuple[str, str, list[str]]]:
+    """Subset, number and texts of each row of those files `<subset>.json` that there are; one must be there."""
+    there = [subset for subset in subsets if (folder / f"{subset}.json").is_file()] or subsets[:1]
+    for subset in there:
+        path = folder / f"{subset}.json"
+        content = read_json(path, origin)
+        if not isinstance(content, Mapping | list) or not content:
+            raise ValueError(f"{path} is neither an object of numbered rows nor a list of rows")
+        rows = content.items() if isinstance(content, Mapping) else enumerate(content)
+        for number, row in rows:
+            yield subset, str(number), texts_of(row, columns, f"{path}, row {number}")
+
+
+def one_number(text: str, item: Item) -> Parsed:
+    """The authors' reading: one of "(1)" and "(2)", anywhere; it fits all 15,024 GPT-4V answers they published."""
+    said = [number for number in NUMBERS if number in text]
+    return Parsed(said[0], "answered") if len(said) == 1 else UNREAD
+
+
+def sugarcrepe_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str) -> Measures:
+    """By subset the accuracy in each order, over both orders (`acc`), and of pairs right in both (`both_acc`).
+
+    `sugarcrepe/acc_mean7`, the plain mean over subsets, is ours: the authors report subsets alone.
+    """
+    found: Measures = {}
+    for subset, members in by_split(items).items():
+        right = {item.id: answers[item.id].right for item in members}
+        found[f"sugarcrepe/{subset}/acc"] = mean(members, lambda item, right=right: right[item.id])
+        for order in ORDERS:
+            asked = [item for item in members if item.kind == order]
+            found[f"sugarcrepe/{subset}/{order}_acc"] = mean(asked, lambda item, right=right: right[item.id])
+        found[f"sugarcrepe/{subset}/both_acc"] = _in_both(members, right, ORDERS)
+    return _with_mean("sugarcrepe", "acc", SUBSETS, found)
+
+
+def captions_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str) -> Measures:
+    """By subset how often the true caption has the higher score; a tie is wrong, as in the authors' script."""
+    scores = rows_of_scores(items, answers)
+    found = {
+        f"sugarcrepe_captions/{subset}/acc": mean(members, lambda item: beats_all(scores[item.id], 0))
+        for subset, members in (by_split(items).items() if scores else ())
+    }
+    return _with_mean("sugarcrepe_captions", "acc", SUBSETS, found)
+
+
+def plus_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str) -> Measures:
+    """By subset how often both true captions beat the wrong one (`itt_acc`), and each by itself.
+
+    `itt` is the authors' image-to-text task; ties are wrong, as in their script.
+    """
+    found: Measures = {}
+    scores = rows_of_scores(items, answers)
+    for subset, members in by_split(items).items() if scores else ():
+        right = {item.id: beats_all(scores[item.id], 0) for item in members}
+        head = f"sugarcrepe_pp/{subset}"
+        found[f"{head}/itt_acc"] = _in_both(members, right, ("caption", "caption2"))
+        for kind in ("caption", "caption2"):
+            asked = [item for item in members if item.kind == kind]
+            found[f"{head}/{kind}_acc"] = mean(asked, lambda item, right=right: right[item.id])
+    return _with_mean("sugarcrepe_pp", "itt_acc", SUBSETS_PP, found)
+
+
+def _in_both(items: Sequence[Item], right: Mapping[str, bool], kinds: tuple[str, str]) -> Measure:
+    """How often both questions about a row, which differ in kind, are right; rows of which one was not asked aside."""
+    firsts = [item for item in items if item.kind == kinds[0]]
+    pairs = [(item, item.id.removesuffix(kinds[0]) + kinds[1]) for item in firsts]
+    whole = [(item, other) for item, other in pairs if other in right]
+    both = [float(right[item.id] and right[other]) for item, other in whole]
+    return Measure(mean_metric(both), tuple(item.cluster for item, _ in whole))
+
+
+def _with_mean(name: str, metric: str, subsets: Sequence[str], found: Measures) -> Measures:
+    """The metrics and, where all subsets are there, their plain mean."""
+    parts = [found[key] for subset in subsets if (key := f"{name}/{subset}/{metric}") in found]
+    return found | {f"{name}/{metric}_mean{len(subsets)}": mean_of(parts)} if len(parts) == len(subsets) else found
+
+
+SUGARCREPE = Benchmark(
+    name="sugarcrepe",
+    title="SugarCrepe (Hsieh et al., 2023): which of two captions, asked in both orders",
+    origin=ORIGIN,
+    image_origin=IMAGES,
+    read=sugarcrepe_items,
+    score=sugarcrepe_score,
+    readings={"official": one_number},
+    primary="sugarcrepe/acc_mean7",
+)
+SUGARCREPE_CAPTIONS = Benchmark(
+    name="sugarcrepe_captions",
+    title="SugarCrepe (Hsieh et al., 2023): scores of two captions",
+    origin=ORIGIN,
+    image_origin=IMAGES,
+    read=caption_items,
+    score=captions_score,
+    readings={"official": read_as_is},
+    primary="sugarcrepe_captions/acc_mean7",
+    folder="sugarcrepe",
+)
+SUGARCREPE_PP = Benchmark(
+    name="sugarcrepe_pp",
+    title="SugarCrepe++ (Dumpala et al., 2024): scores of two true captions and a wrong one",
+    origin=ORIGIN_PP,
+    image_origin=IMAGES,
+    read=plus_items,
+    score=plus_score,
+    readings={"official": read_as_is},
+    primary="sugarcrepe_pp/itt_acc_mean5",
+)

@@ -1,0 +1,199 @@
+"""SugarCrepe: its real files, the length-only baseline, and plain transcriptions of the authors' rules."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+
+import pytest
+
+from mllm_align_eval.benchmarks.files import PictureFolder
+from mllm_align_eval.benchmarks.sugarcrepe import (
+    IMAGES,
+    SUBSETS,
+    SUBSETS_PP,
+    SUGARCREPE,
+    SUGARCREPE_CAPTIONS,
+    SUGARCREPE_PP,
+)
+from mllm_align_eval.scoring import measures_of
+
+NO_PICTURES = PictureFolder(None, IMAGES)
+SIZES = {
+    "add_att": 692,
+    "add_obj": 2062,
+    "replace_att": 788,
+    "replace_obj": 1652,
+    "replace_rel": 1406,
+    "swap_att": 666,
+    "swap_obj": 245,
+}
+# How often the shorter caption is the true one, ties half.
+BY_LENGTH = {
+    "add_att": 0.996,
+    "add_obj": 0.990,
+    "replace_att": 0.534,
+    "replace_obj": 0.505,
+    "replace_rel": 0.642,
+    "swap_att": 0.492,
+    "swap_obj": 0.549,
+}
+TEXTS = ("(1)", "(2)", "Output (1).", "Output (2)", "Neither (1) nor (2) is right.", "", "2", "Both", "1. It is red")
+
+
+def values(measures):
+    return {key: measure.metric.value() for key, measure in measures.items()}
+
+
+@pytest.fixture(scope="module")
+def asked(data_dir):
+    return SUGARCREPE.read(data_dir / "sugarcrepe", NO_PICTURES)
+
+
+@pytest.fixture(scope="module")
+def scored(data_dir):
+    return SUGARCREPE_CAPTIONS.read(data_dir / "sugarcrepe", NO_PICTURES)
+
+
+@pytest.fixture(scope="module")
+def some(asked):
+    """The first 20 pairs of each subset: to read a text takes a millisecond."""
+    return [item for item in asked if int(item.id.split("/")[2]) < 20]
+
+
+def test_the_real_files(asked, scored):
+    assert Counter(item.split for item in scored) == SIZES
+    assert Counter(item.split for item in asked) == {name: 2 * size for name, size in SIZES.items()}
+    assert len({item.id for item in asked}) == 2 * 7511
+    true = "A drawing of a young woman with many facial piercings."
+    false = "A drawing of a tattooed young woman with many facial piercings."
+    head, tail = "Which caption best describes the image?\n(1) ", "\nOutput (1) or (2)."
+    assert asked[0].id == "sugarcrepe/add_att/0/pos_first"
+    assert asked[0].prompt == f"{head}{true}\n (2) {false}{tail}"
+    assert asked[1].prompt == f"{head}{false}\n (2) {true}{tail}"
+    assert (asked[0].answer, asked[1].answer) == ("(1)", "(2)")
+    assert (scored[0].choices, scored[0].answer) == ((true, false), true)
+    assert asked[0].pictures[0].name == "000000085329.jpg"
+
+
+def test_length_alone(scored):
+    credit = {name: 0.0 for name in SUBSETS}
+    for item in scored:
+        true, false = map(len, item.choices)
+        credit[item.split] += 1.0 if true < false else 0.5 if true == false else 0.0
+    assert {name: round(credit[name] / SIZES[name], 3) for name in SUBSETS} == BY_LENGTH
+    # A model whose log-probability is that of so many equal tokens: what is not tied is right.
+    found = values(
+        measures_of(SUGARCREPE_CAPTIONS, scored, {i.id: [-len(c) for c in i.choices] for i in scored}, "strict")
+    )
+    for name in SUBSETS:
+        tied = found[f"sugarcrepe_captions/{name}/tied"]
+        assert found[f"sugarcrepe_captions/{name}/acc"] + tied / 2 == pytest.approx(BY_LENGTH[name], abs=5e-4)
+
+
+@pytest.mark.parametrize("parser", ["strict", "official"])
+def test_both_orders_are_those_of_a_loop(some, parser):
+    rng = random.Random(0)
+    texts = {item.id: rng.choice(TEXTS) for item in some}
+    found = values(measures_of(SUGARCREPE, some, texts, parser))
+    for subset in SUBSETS:
+        right = {}
+        for item in some:
+            if item.split == subset:
+                text, number = texts[item.id], "1" if item.id.endswith("pos_first") else "2"
+                if parser == "official":
+                    hit = f"({number})" in text and f"({'2' if number == '1' else '1'})" not in text
+                else:
+                    hit = text.removeprefix("Output ").strip("().")[:1] == number
+                right[item.id] = hit
+        first = [right[key] for key in right if key.endswith("pos_first")]
+        second = [right[key] for key in right if key.endswith("neg_first")]
+        both = [a and b for a, b in zip(first, second, strict=True)]
+        expected = {
+            "acc": sum(right.values()) / len(right),
+            "pos_first_acc": sum(first) / len(first),
+            "neg_first_acc": sum(second) / len(second),
+            "both_acc": sum(both) / len(both),
+        }
+        for name, value in expected.items():
+            assert found[f"sugarcrepe/{subset}/{name}"] == pytest.approx(value, abs=1e-12), (subset, name)
+    mean = sum(found[f"sugarcrepe/{subset}/acc"] for subset in SUBSETS) / 7
+    assert found["sugarcrepe/acc_mean7"] == pytest.approx(mean, abs=1e-12)
+
+
+def test_a_constant_answer_is_right_in_one_order(some):
+    found = values(measures_of(SUGARCREPE, some, {item.id: "(1)" for item in some}, "strict"))
+    assert found["sugarcrepe/swap_obj/acc"] == 0.5
+    assert found["sugarcrepe/swap_obj/pos_first_acc"] == 1
+    assert found["sugarcrepe/swap_obj/both_acc"] == found["sugarcrepe/swap_obj/neg_first_acc"] == 0
+
+
+def test_a_tie_is_wrong(scored):
+    tied = values(measures_of(SUGARCREPE_CAPTIONS, scored, {item.id: [0.3, 0.3] for item in scored}, "official"))
+    assert tied["sugarcrepe_captions/acc_mean7"] == 0
+    assert tied["sugarcrepe_captions/add_att/tied"] == 1
+    perfect = values(measures_of(SUGARCREPE_CAPTIONS, scored, {item.id: [1, 0] for item in scored}, "official"))
+    assert perfect["sugarcrepe_captions/acc_mean7"] == 1
+
+
+def test_scores_are_needed_for_captions(scored):
+    with pytest.raises(ValueError, match=r"'sugarcrepe_captions/add_att/0' is a text: .* with 2 scores"):
+        measures_of(SUGARCREPE_CAPTIONS, scored, {item.id: "(1)" for item in scored}, "strict")
+    wrong = {item.id: [1.0, 2.0] for item in scored} | {scored[3].id: [1.0]}
+    with pytest.raises(ValueError, match=r"'sugarcrepe_captions/add_att/3' has 1 scores instead of 2"):
+        measures_of(SUGARCREPE_CAPTIONS, scored, wrong, "strict")
+
+
+@pytest.fixture
+def plus(tmp_path):
+    for subset in SUBSETS_PP:
+        rows = [
+            {
+                "id": n,
+                "filename": f"{n // 2}.jpg",
+                "caption": f"a {n}",
+                "caption2": f"one {n}",
+                "negative_caption": f"no {n}",
+            }
+            for n in range(8)
+        ]
+        (tmp_path / f"{subset}.json").write_text(json.dumps(rows))
+    return SUGARCREPE_PP.read(tmp_path, NO_PICTURES)
+
+
+def test_both_true_captions_must_win(plus):
+    assert [item.id for item in plus[:2]] == [
+        "sugarcrepe_pp/replace_att/0/caption",
+        "sugarcrepe_pp/replace_att/0/caption2",
+    ]
+    rng = random.Random(1)
+    scores = {item.id: [rng.randint(0, 3), rng.randint(0, 3)] for item in plus}
+    found = values(measures_of(SUGARCREPE_PP, plus, scores, "official"))
+    for subset in SUBSETS_PP:
+        full = one = two = 0
+        for row in range(8):
+            first, second = (scores[f"sugarcrepe_pp/{subset}/{row}/{kind}"] for kind in ("caption", "caption2"))
+            one += first[0] > first[1]
+            two += second[0] > second[1]
+            full += first[0] > first[1] and second[0] > second[1]
+        head = f"sugarcrepe_pp/{subset}"
+        assert [found[f"{head}/{name}_acc"] for name in ("itt", "caption", "caption2")] == [full / 8, one / 8, two / 8]
+    assert not math.isnan(found["sugarcrepe_pp/itt_acc_mean5"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[]", "neither"), ('{"0": {"caption": "a"}}', "row 0: not an object with")]
+)
+def test_files_of_another_shape(tmp_path, text, message):
+    (tmp_path / "add_att.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"add_att\.json.*{message}"):
+        SUGARCREPE.read(tmp_path, NO_PICTURES)
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"add_att\.json: get it from .*sugar-crepe"):
+        SUGARCREPE_CAPTIONS.read(tmp_path, NO_PICTURES)
+    with pytest.raises(FileNotFoundError, match=r"replace_att\.json: get it from .*scpp"):
+        SUGARCREPE_PP.read(tmp_path, NO_PICTURES)
