@@ -18,6 +18,7 @@ from mllm_align.objectives import SVCO, NextToken, Weighted
 from mllm_align.recipe.build import build_objective
 from mllm_align.recipe.schema import parse_recipe
 from mllm_align.signals.limits import can_share_prefixes
+from mllm_align_eval.benchmarks import BENCHMARKS
 from runs import gradients, make_trainer, pair_rows, picture
 from tiny import FAMILIES as TINY
 from tiny import save_tiny, tiny
@@ -74,6 +75,22 @@ def test_table_of_families_is_that_of_their_rows() -> None:
     wanted = table_of_families()
     assert written == wanted, f"put this between the marks in README.md:\n\n{wanted}\n"
     assert [family.name for family in FAMILIES if not family.image_tokens] == []
+
+
+def table_of_benchmarks() -> str:
+    """One row per benchmark, from the table of the evaluation."""
+    head = ("`--benchmark`", "what", "on the Hub", "parsers beside `strict`")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for benchmark in BENCHMARKS.values():
+        parsers = ", ".join(parser for parser in benchmark.parsers if parser != "strict")
+        lines.append(f"| `{benchmark.name}` | {benchmark.title} | {'yes' if benchmark.hub else ''} | {parsers} |")
+    return "\n".join(lines)
+
+
+def test_table_of_benchmarks_is_that_of_the_evaluation() -> None:
+    written = README.partition("<!-- benchmarks -->\n")[2].partition("\n<!-- benchmarks end -->")[0]
+    wanted = table_of_benchmarks()
+    assert written == wanted, f"put this between the marks in README.md:\n\n{wanted}\n"
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -139,7 +156,7 @@ def shell_lines() -> list[str]:
 def test_every_command_line_of_the_readme_parses(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.partition("#")[0].split() for line in shell_lines()]
     commands = [line[1:] for line in lines if line and line[0] == "mllm-align"]
-    assert len(commands) == 10
+    assert len(commands) == 18
     for command in commands:
         with pytest.raises(SystemExit) as stop:
             main([*command, "--help"])
