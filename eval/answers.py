@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mllm_align_eval.items import YES_NO, Item, State
 
@@ -94,7 +95,9 @@ def parse_choice(text: str, choices: Sequence[str], labels: Sequence[str] = ()) 
     stated = _ANSWER_IS.search(words)
     for start in ([stated.end()] if stated else []) + [0]:
         leading = [
-            (len(match[0]), index) for index, form in enumerate(forms) if (match := form[0].match(words[start:]))
+            (len(match[0]), index)
+            for index, form in enumerate(forms)
+            if (match := _pattern(form[0]).match(words[start:]))
         ]
         if leading:
             longest = max(length for length, _ in leading)
@@ -102,7 +105,7 @@ def parse_choice(text: str, choices: Sequence[str], labels: Sequence[str] = ()) 
             if len(winners) == 1:
                 joined = _JOINED.match(words, start + longest)
                 others = [form[0] for index, form in enumerate(forms) if index != winners[0]]
-                if joined and any(other.match(words[joined.end() :]) for other in others):
+                if joined and any(_pattern(other).match(words[joined.end() :]) for other in others):
                     return Parsed(None, "invalid")
                 return Parsed(choices[winners[0]], "answered")
     if _ABSTENTIONS.search(words):
@@ -113,10 +116,12 @@ def parse_choice(text: str, choices: Sequence[str], labels: Sequence[str] = ()) 
     return Parsed(None, "invalid")
 
 
-def _mentioned(words: str, forms: Sequence[tuple[re.Pattern[str], re.Pattern[str]]]) -> list[int]:
+def _mentioned(words: str, forms: Sequence[tuple[str, str]]) -> list[int]:
     """Choices found anywhere; a match that lies within a longer one of another choice does not count."""
     spans = [
-        (match.start(), match.end(), index) for index, form in enumerate(forms) for match in form[1].finditer(words)
+        (match.start(), match.end(), index)
+        for index, form in enumerate(forms)
+        for match in _pattern(form[1]).finditer(words)
     ]
     kept = {
         index
@@ -126,8 +131,8 @@ def _mentioned(words: str, forms: Sequence[tuple[re.Pattern[str], re.Pattern[str
     return sorted(kept)
 
 
-def _forms(choice: str, label: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """How a choice may look at the head of a text, and anywhere in it."""
+def _forms(choice: str, label: str) -> tuple[str, str]:
+    """Patterns of how a choice may look at the head of a text, and anywhere in it."""
     word = _normalise(choice).strip("()")
     if len(word) == 1 and word.isalpha():
         head, anywhere = [rf"\(?{word}(?:[).:]|$)", rf"option {word}\b"], [rf"\({word}\)", rf"option {word}\b"]
@@ -139,7 +144,11 @@ def _forms(choice: str, label: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     if label:
         pattern = rf"(?:the |a |an )?{re.escape(_normalise(label))}\b"
         head, anywhere = [*head, pattern], [*anywhere, rf"\b{pattern}"]
-    return re.compile("|".join(head)), re.compile("|".join(anywhere))
+    return "|".join(head), "|".join(anywhere)
+
+
+# Few texts need the second pattern of a choice, and most choices are asked about more than once.
+_pattern = lru_cache(maxsize=8192)(re.compile)
 
 
 def _normalise(text: str) -> str:

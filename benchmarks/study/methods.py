@@ -10,7 +10,7 @@ Spec = dict[str, Any]
 BETA = 0.5  # the tiny model's; 0.1 in the papers
 BETAS = {"beta_attend": BETA, "beta_reject": BETA}
 PAIRS_PER_STEP, REPLAY_PER_STEP = 11, 21
-CONTROL, CLEAN = "next_token", "clean"
+CONTROL, HEAVY, CLEAN = "next_token", "next_token_3x", "clean"
 CROP = {"kind": "crop", "scale": [0.01, 0.2]}
 
 
@@ -42,6 +42,14 @@ METHODS = {
             CONTROL,
             "the control: next-token on both matched views",
             ({"name": "next_token"},),
+            mirrored=False,
+            needs_rejected=False,
+        ),
+        # An arm with a term more on the pairs gives them more weight against the replay; so does this one.
+        Method(
+            HEAVY,
+            "the control with three times the weight on the pairs",
+            ({"name": "next_token", "weight": 3.0},),
             mirrored=False,
             needs_rejected=False,
         ),
@@ -110,7 +118,7 @@ class Arm:
 
     def objective(self) -> list[Spec]:
         """The parts of the recipe's objective."""
-        parts = [{**spec, "weight": 1.0, "sources": "pairs"} for spec in METHODS[self.method].objectives]
+        parts = [{"weight": 1.0, **spec, "sources": "pairs"} for spec in METHODS[self.method].objectives]
         if self.next_token:
             # Mirrored rows have both matched views among their chosen ones; what shows a crop has no text of its own.
             only_chosen = {"matched": False} if METHODS[self.method].corrupt else {}
@@ -134,7 +142,7 @@ def main_arms(condition: str) -> list[Arm]:
         return [control, *(Arm(method, next_token=True) for method in ("svco", "image", "dpo"))]
     alone = [Arm(method) for method in ("svco", "dpo", "mdpo", "rdpo")]
     beside = [Arm(method, next_token=True) for method in ("svco", "dpo", "mdpo", "rdpo", "image")]
-    return [control, *alone, *beside]
+    return [control, Arm(HEAVY), *alone, *beside]
 
 
 def further_arms() -> list[Arm]:

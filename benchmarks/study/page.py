@@ -68,11 +68,11 @@ def finished(records: Any, condition: str) -> list[Outcome]:
 def write_page(records: Any, path: Path) -> None:
     """Writes the page from the finished runs."""
     of = clusters()
-    parts = [_head(records)]
-    for name, condition in CONDITIONS.items():
-        outcomes = finished(records, name)
-        if outcomes:
-            parts.append(_section(name, condition.text, outcomes, records, of))
+    found = {name: outcomes for name in CONDITIONS if (outcomes := finished(records, name))}
+    compared = {name: _compared(outcomes, of) for name, outcomes in found.items()}
+    parts = [_head(records), _answer(compared)]
+    for name, outcomes in found.items():
+        parts.append(_section(name, outcomes, compared[name], records, of))
     parts.append(_missing(records))
     path.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
 
@@ -113,16 +113,32 @@ def _sizes() -> str:
     )
 
 
-def _section(name: str, text: str, outcomes: list[Outcome], records: Any, of: Mapping[str, Any]) -> str:
-    lines = [f"## {name}: {text}", "", _table(outcomes, records, of), ""]
-    differences = {
+def _compared(outcomes: list[Outcome], of: Mapping[str, Any]) -> dict[tuple[Arm, str], Interval]:
+    """Per arm and metric the difference to the arm's control."""
+    return {
         (outcome.arm, metric): paired_interval(outcome.columns(metric, of), control.columns(metric, of))
         for outcome in outcomes
         if (control := _control_of(outcome, outcomes)) is not None
         for metric, _, _ in METRICS
     }
+
+
+def _answer(compared: Mapping[str, Mapping[tuple[Arm, str], Interval]]) -> str:
+    """The answer to the page's question, condition by condition."""
+    lines = [f"- **{name}** ({CONDITIONS[name].text}): {_verdict(found)}" for name, found in compared.items() if found]
+    return "\n".join(["## In short", "", *lines]) if lines else ""
+
+
+def _section(
+    name: str,
+    outcomes: list[Outcome],
+    differences: Mapping[tuple[Arm, str], Interval],
+    records: Any,
+    of: Mapping[str, Any],
+) -> str:
+    lines = [f"## {name}: {CONDITIONS[name].text}", "", _table(outcomes, records, of)]
     if differences:
-        lines += ["Minus its control, in points:", "", _differences(differences), "", _verdict(differences)]
+        lines += ["", "Minus its control, in points:", "", _differences(differences)]
     return "\n".join(lines)
 
 
@@ -151,19 +167,27 @@ def _differences(differences: Mapping[tuple[Arm, str], Interval]) -> str:
 
 
 def _verdict(differences: Mapping[tuple[Arm, str], Interval]) -> str:
+    """Which arms are ahead of their control and which behind, after Holm's correction."""
     tested = {key: value for key, value in differences.items() if key[1] in CLAIMED}
     adjusted = dict(zip(tested, holm([value.p for value in tested.values()]), strict=True))
     better = {metric: more for metric, _, more in METRICS}
     heading = {metric: text for metric, text, _ in METRICS}
-    said: dict[bool, list[str]] = {True: [], False: []}
+    said: dict[bool, dict[str, list[str]]] = {True: {}, False: {}}
     for (arm, metric), p in adjusted.items():
         if p < 0.05:
             value = tested[arm, metric].value
             ahead = (value > 0) == better[metric]
-            said[ahead].append(f"`{arm.name}` on {heading[metric]} ({100 * value:+.1f})")
-    ahead = "Ahead of the control: " + ("; ".join(said[True]) or "no arm on any metric") + "."
-    behind = "Behind it: " + ("; ".join(said[False]) or "none") + "."
-    return f"{ahead} {behind} All other differences may be chance."
+            said[ahead].setdefault(heading[metric], []).append(f"`{arm.name}` {100 * value:+.1f}")
+    if not said[True] and not said[False]:
+        return "no arm is clearly ahead of its control or behind it on any metric."
+    words = {True: "ahead of the control", False: "behind it"}
+    parts = [
+        f"{words[ahead]} " + "; ".join(f"on {metric}: {', '.join(arms)}" for metric, arms in metrics.items())
+        if metrics
+        else f"nothing is {words[ahead]}"
+        for ahead, metrics in said.items()
+    ]
+    return f"{'. '.join(part[:1].upper() + part[1:] for part in parts)}. All other differences may be chance."
 
 
 def _missing(records: Any) -> str:

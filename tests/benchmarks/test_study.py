@@ -156,5 +156,5 @@ def test_from_training_to_the_page(tmp_path: Path) -> None:
     write_page(records, tmp_path / "README.md")
     page = (tmp_path / "README.md").read_text()
     assert "| base |" in page
-    assert "Ahead of the control:" in page
-    assert "Not finished yet: clean: svco + replay" in page
+    assert "no arm is clearly ahead of its control" in page
+    assert "Not finished yet: clean: next_token_3x + replay" in page
