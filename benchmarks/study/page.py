@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 from conditions import CONDITIONS
 from evaluation import NUM_CAPTIONS, NUM_PAIRS, NUM_POLLS, NUM_SCENES, clusters
 from intervals import NUM_RESAMPLES, Columns, Interval, interval, paired_interval
-from methods import METHODS, PAIRS_PER_STEP, REPLAY_PER_STEP, Arm, arms
+from methods import HEAVY, METHODS, PAIRS_PER_STEP, REPLAY_PER_STEP, Arm, arms
 from mllm_align_eval.environment import machine
 from mllm_align_eval.statistics import holm
 from one_run import STEPS
@@ -69,8 +69,9 @@ def write_page(records: Any, path: Path) -> None:
     """Writes the page from the finished runs."""
     of = clusters()
     found = {name: outcomes for name in CONDITIONS if (outcomes := finished(records, name))}
-    compared = {name: _compared(outcomes, of) for name, outcomes in found.items()}
-    parts = [_head(records), _answer(compared)]
+    compared = {name: _compared(outcomes, of, _control_of) for name, outcomes in found.items()}
+    heavy = {name: _compared(outcomes, of, _heavy_of) for name, outcomes in found.items()}
+    parts = [_head(records), _answer(compared, heavy)]
     for name, outcomes in found.items():
         parts.append(_section(name, outcomes, compared[name], records, of))
     parts.append(_missing(records))
@@ -113,19 +114,29 @@ def _sizes() -> str:
     )
 
 
-def _compared(outcomes: list[Outcome], of: Mapping[str, Any]) -> dict[tuple[Arm, str], Interval]:
-    """Per arm and metric the difference to the arm's control."""
+def _compared(
+    outcomes: list[Outcome], of: Mapping[str, Any], control_of: Callable[[Outcome, list[Outcome]], Outcome | None]
+) -> dict[tuple[Arm, str], Interval]:
+    """Per arm and metric the difference to what it is compared with."""
     return {
         (outcome.arm, metric): paired_interval(outcome.columns(metric, of), control.columns(metric, of))
         for outcome in outcomes
-        if (control := _control_of(outcome, outcomes)) is not None
+        if (control := control_of(outcome, outcomes)) is not None
         for metric, _, _ in METRICS
     }
 
 
-def _answer(compared: Mapping[str, Mapping[tuple[Arm, str], Interval]]) -> str:
+def _answer(
+    compared: Mapping[str, Mapping[tuple[Arm, str], Interval]], heavy: Mapping[str, Mapping[tuple[Arm, str], Interval]]
+) -> str:
     """The answer to the page's question, condition by condition."""
     lines = [f"- **{name}** ({CONDITIONS[name].text}): {_verdict(found)}" for name, found in compared.items() if found]
+    lines += [
+        f"- **{name}, against `{HEAVY}`**, because an arm with a term more on the pairs also gives them more weight: "
+        f"{_verdict(found)}"
+        for name, found in heavy.items()
+        if found
+    ]
     return "\n".join(["## In short", "", *lines]) if lines else ""
 
 
@@ -145,6 +156,13 @@ def _section(
 def _control_of(outcome: Outcome, outcomes: list[Outcome]) -> Outcome | None:
     wanted = outcome.arm.control
     return next((other for other in outcomes if other.arm == wanted and other.arm != outcome.arm), None)
+
+
+def _heavy_of(outcome: Outcome, outcomes: list[Outcome]) -> Outcome | None:
+    """The control with more weight on the pairs, for arms that have next-token and a further term on them."""
+    if not outcome.arm.next_token:
+        return None
+    return next((other for other in outcomes if other.arm == Arm(HEAVY, replay=outcome.arm.replay)), None)
 
 
 def _table(outcomes: list[Outcome], records: Any, of: Mapping[str, Any]) -> str:
