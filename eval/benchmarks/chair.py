@@ -39,22 +39,26 @@ def chair_items(folder: Path, pictures: PictureFolder, num_images: int = 500, se
         seed: Of the draw.
     """
     vocabulary = read_vocabulary(folder / "synonyms.txt", SYNONYMS)
-    items = []
-    for image in coco_images([folder], read_ids(folder / IDS), num_images, seed):
-        items.append(
-            Item(
-                id=f"chair/{image.id}",
-                benchmark="chair",
-                split="captions",
-                kind="description",
-                cluster=str(image.id),
-                prompt=PROMPT,
-                pictures=(pictures(image.file_name),),
-                truth={"objects": objects_in(image, vocabulary), "vocabulary": vocabulary},
-            )
-        )
+    images = coco_images([folder], read_ids(folder / IDS), num_images, seed)
+    items = [caption_item("chair", image.id, image, PROMPT, pictures, vocabulary) for image in images]
     pictures.check(picture.name for item in items for picture in item.pictures)
     return items
+
+
+def caption_item(
+    benchmark: str, name: int, image: CocoImage, prompt: str, pictures: PictureFolder, vocabulary: Vocabulary
+) -> Item:
+    """The request for a description of an image, with the objects that are there as its truth."""
+    return Item(
+        id=f"{benchmark}/{name}",
+        benchmark=benchmark,
+        split="captions",
+        kind="description",
+        cluster=str(image.id),
+        prompt=prompt,
+        pictures=(pictures(image.file_name),),
+        truth={"objects": objects_in(image, vocabulary), "vocabulary": vocabulary},
+    )
 
 
 def read_ids(path: Path) -> list[int] | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_align_eval.benchmark import Benchmark
-from mllm_align_eval.benchmarks.chair import object_measures, objects_in
+from mllm_align_eval.benchmarks.chair import caption_item, object_measures
 from mllm_align_eval.benchmarks.coco import IMAGES, coco_images
 from mllm_align_eval.benchmarks.coco import ORIGIN as COCO
 from mllm_align_eval.benchmarks.files import PictureFolder, read_lines
@@ -55,21 +55,10 @@ def objhal_items(folder: Path, pictures: PictureFolder) -> list[Item]:
     vocabulary = read_vocabulary(folder / SYNONYMS, REPOSITORY, refined=True)
     ids = list(dict.fromkeys(int(row["image_id"]) for _, row in rows))
     images = {image.id: image for image in coco_images([folder, folder.parent / "chair"], ids)}
-    items = []
-    for number, row in rows:
-        image = images[int(row["image_id"])]
-        items.append(
-            Item(
-                id=f"objhal/{number}",
-                benchmark="objhal",
-                split="captions",
-                kind="description",
-                cluster=str(image.id),
-                prompt=_question(row),
-                pictures=(pictures(image.file_name),),
-                truth={"objects": objects_in(image, vocabulary), "vocabulary": vocabulary},
-            )
-        )
+    items = [
+        caption_item("objhal", number, images[int(row["image_id"])], _question(row), pictures, vocabulary)
+        for number, row in rows
+    ]
     pictures.check(picture.name for item in items for picture in item.pictures)
     return items
 
