@@ -1,4 +1,4 @@
-"""From what a model wrote to one of the closed answers, an abstention, or nothing usable.
+"""From what a model wrote, or its scores, to one of the closed answers, an abstention, or nothing usable.
 
 The text itself is always kept, so scores can be computed anew without the model.
 """
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from mllm_align_eval.items import YES_NO, Item, State
+from mllm_align_eval.items import YES_NO, Answer, Item, State
+from mllm_align_eval.matrices import NUM_SCORES
 
 _ABSTENTIONS = re.compile(
     r"\b(?:can ?not|can'?t|could ?n[o']t|unable to|impossible to|hard to|difficult to)\s+"
@@ -91,7 +92,9 @@ def parse_choice(text: str, choices: Sequence[str], labels: Sequence[str] = ()) 
     words = _normalise(text)
     if not words:
         return Parsed(None, "invalid")
-    forms = [_forms(choice, labels[index] if labels else "") for index, choice in enumerate(choices)]
+    # A label that does not occur can match nowhere, and to compile its pattern is most of the work on long ones.
+    worded = [label if label in words else "" for label in map(_normalise, labels)] or [""] * len(choices)
+    forms = [_forms(choice, label) for choice, label in zip(choices, worded, strict=True)]
     stated = _ANSWER_IS.search(words)
     for start in ([stated.end()] if stated else []) + [0]:
         leading = [
@@ -116,6 +119,26 @@ def parse_choice(text: str, choices: Sequence[str], labels: Sequence[str] = ()) 
     return Parsed(None, "invalid")
 
 
+def scored(item: Item, scores: Sequence[float]) -> Answer:
+    """What a row of scores says to an item: its best choice, or none ("invalid") where several are best.
+
+    Raises:
+        ValueError: If there are not as many scores as choices, or the item takes a text.
+    """
+    if not item.is_closed and NUM_SCORES not in item.truth:
+        raise ValueError(f"{item.id!r} is an open question: it has scores where a text is needed")
+    wanted = item.truth.get(NUM_SCORES, len(item.choices))
+    if len(scores) != wanted:
+        raise ValueError(f"the answer to {item.id!r} has {len(scores)} scores instead of {wanted}, one per choice")
+    if not item.is_closed:
+        return Answer(item.id, "", None, False, scores)
+    best = max(scores)
+    winners = [choice for choice, score in zip(item.choices, scores, strict=True) if score == best]
+    if len(winners) > 1:
+        return Answer(item.id, "", None, False, scores, state="invalid")
+    return Answer(item.id, winners[0], winners[0], winners[0] == item.answer, scores)
+
+
 def _mentioned(words: str, forms: Sequence[tuple[str, str]]) -> list[int]:
     """Choices found anywhere; a match that lies within a longer one of another choice does not count."""
     spans = [
@@ -132,7 +155,7 @@ def _mentioned(words: str, forms: Sequence[tuple[str, str]]) -> list[int]:
 
 
 def _forms(choice: str, label: str) -> tuple[str, str]:
-    """Patterns of how a choice may look at the head of a text, and anywhere in it."""
+    """Patterns of how a choice, with a normalised label or "", may look at the head of a text, and anywhere in it."""
     word = _normalise(choice).strip("()")
     if len(word) == 1 and word.isalpha():
         head, anywhere = [rf"\(?{word}(?:[).:]|$)", rf"option {word}\b"], [rf"\({word}\)", rf"option {word}\b"]
@@ -142,7 +165,7 @@ def _forms(choice: str, label: str) -> tuple[str, str]:
             head.append(rf"{_NUMBERS.index(word)}\b")
         anywhere = [rf"\b{pattern}" for pattern in head]
     if label:
-        pattern = rf"(?:the |a |an )?{re.escape(_normalise(label))}\b"
+        pattern = rf"(?:the |a |an )?{re.escape(label)}\b"
         head, anywhere = [*head, pattern], [*anywhere, rf"\b{pattern}"]
     return "|".join(head), "|".join(anywhere)
 

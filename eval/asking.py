@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 from rich.progress import Progress
 
-from mllm_align_eval.answers import parse
+from mllm_align_eval.answers import parse, scored
 from mllm_align_eval.benchmark import Reading
 from mllm_align_eval.cache import AnswerCache, content_key, image_digest
 from mllm_align_eval.engine import Engine, Request
@@ -170,8 +170,7 @@ class Asking:
         else:
             raw = []
             for item, scores in zip(items, self.engine.choice_logps(requests), strict=True):
-                best = item.choices[max(range(len(scores)), key=scores.__getitem__)]
-                raw.append(Answer(item.id, best, best, False, tuple(scores)))
+                raw.append(scored(item, tuple(scores)))
         return [self._finish(item, answer) for item, answer in zip(items, raw, strict=True)]
 
     def _finish(self, item: Item, answer: Answer) -> Answer:
@@ -181,7 +180,7 @@ class Asking:
         if not item.is_closed:
             return replace(answer, item=item.id, state="answered" if answer.text.strip() else "invalid")
         if answer.scores:
-            return replace(answer, item=item.id, right=answer.choice == item.answer)
+            return scored(item, answer.scores)
         said = self.readings.get(item.benchmark, parse)(answer.text, item)
         return replace(answer, item=item.id, choice=said.choice, right=said.choice == item.answer, state=said.state)
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from mllm_align_eval.items import Item
+from mllm_align_eval.matrices import NUM_SCORES
 from mllm_align_eval.measures import accuracies
 
 FOLDS = 5
@@ -20,18 +21,21 @@ def baselines(items: Sequence[Item]) -> dict[str, dict[str, float]]:
     balanced splits it comes out a little under chance, because what is held out is missing where it is learned.
     Where the prior is broken it also learns that: with two sizes, never the usual one is always the other one. Only
     minimal pairs are proof against it. "prior" is each question's prior answer, and text only where it has none.
-    "chance" draws from the choices.
+    "chance" draws from the choices. Open questions have none of these; of captions to choose from, no two questions
+    have the same, so "text only" leaves them out: what their words alone give is the model without the image.
     """
+    items = [item for item in items if item.is_closed]
     polls = _yes_no_splits(items)
-    blind = _majority(items)
+    asked = [item for item in items if NUM_SCORES not in item.truth]
+    blind = _majority(asked)
     found = {
         "always yes": _accuracy(polls, lambda item: float(item.answer == "yes")),
         "always no": _accuracy(polls, lambda item: float(item.answer == "no")),
-        "text only": _accuracy(items, lambda item: float(blind[item.id] == item.answer)),
+        "text only": _accuracy(asked, lambda item: float(blind[item.id] == item.answer)),
         "chance": _accuracy(items, lambda item: 1 / len(item.choices)),
     }
-    if any(item.prior_answer is not None for item in items):
-        found["prior"] = _accuracy(items, lambda item: float((item.prior_answer or blind[item.id]) == item.answer))
+    if any(item.prior_answer is not None for item in asked):
+        found["prior"] = _accuracy(asked, lambda item: float((item.prior_answer or blind[item.id]) == item.answer))
     return {name: values for name, values in found.items() if values}
 
 
@@ -63,9 +67,10 @@ def _keys(item: Item) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _best(item: Item, candidates: Sequence[Counter[str] | None]) -> str:
     for counter in candidates:
-        if counter:
+        known = [choice for choice in item.choices if counter and counter[choice]]
+        if counter and known:
             # Ties go to the alphabet, so that the outcome does not depend on the order of items.
-            return min(counter, key=lambda answer: (-counter[answer], answer))
+            return min(known, key=lambda answer: (-counter[answer], answer))
     return item.choices[0]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -93,6 +94,7 @@ class Benchmark:
         folder: Of its annotations, where it is another one's and not called as it is.
         judged: Its metrics with a judge, used in place of `score` where there is one.
         needs_judge: Whether `score` without one says nothing of how good the answers are.
+        judged_primary: In place of `primary`, with a judge.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Benchmark:
     folder: str = ""
     judged: JudgedScore | None = None
     needs_judge: bool = False
+    judged_primary: str = ""
 
     @property
     def parsers(self) -> tuple[str, ...]:
@@ -125,9 +128,22 @@ class Benchmark:
             raise ValueError(f"parser {parser!r} {known}; use {', '.join(self.parsers)}")
         return parse if parser == STRICT else self.readings[parser]
 
+    def judged_by(self, judge: Judge) -> Benchmark:
+        """This benchmark with the metrics for which a judge reads the answers; itself where it has none."""
+        if self.judged is None:
+            return self
+        score = partial(_judged, self.judged, judge)
+        return replace(self, score=score, primary=self.judged_primary, judged=None, needs_judge=False)
+
     def answer(self, item: Item, text: str, parser: str) -> Answer:
         """What a text says to an item, by a parser's rule; open questions are not read but for emptiness."""
         if not item.is_closed:
             return Answer(item.id, text, None, False, state="answered" if text.strip() else "invalid")
         said = self.reading(parser)(text, item)
         return Answer(item.id, text, said.choice, said.choice == item.answer, state=said.state)
+
+
+def _judged(
+    score: JudgedScore, judge: Judge, items: Sequence[Item], answers: Mapping[str, Answer], parser: str
+) -> Measures:
+    return score(items, answers, parser, judge)

@@ -76,9 +76,7 @@ class DualEncoder:
         Raises:
             ValueError: If an item is not to be answered by scores of captions, or of the other side.
         """
-        odd = next((item for item in items if NUM_SCORES not in item.truth), None)
-        if odd is not None:
-            raise ValueError(f"{odd.id!r} is no question that a dual encoder can answer: it needs no row of scores")
+        check_scored_by_rows(items)
         queries = [item for item in items if not item.is_closed]
         return self._captions([item for item in items if item.is_closed]) | self._queries(queries)
 
@@ -136,6 +134,13 @@ class DualEncoder:
     def _embedded(self, values: Sequence[Any], encode: Callable[[Sequence[Any]], Any]) -> Vectors:
         parts = [_unit(encode(batch)) for batch in _batches(values, self.batch_size)]
         return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+
+def check_scored_by_rows(items: Sequence[Item]) -> None:
+    """Raises ValueError, naming the first item that is answered by a text and not by a row of scores."""
+    odd = next((item for item in items if NUM_SCORES not in item.truth), None)
+    if odd is not None:
+        raise ValueError(f"{odd.id!r} is no question that a dual encoder can answer: it needs no row of scores")
 
 
 def _batches(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

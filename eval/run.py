@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import datasets
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets.exceptions import DatasetNotFoundError
 
 from mllm_align.models import ModelArguments, load_adapter, load_model
@@ -18,12 +20,14 @@ from mllm_align_eval.benchmarks import BENCHMARKS, world_items
 from mllm_align_eval.benchmarks.files import PictureFolder, data_folder
 from mllm_align_eval.cache import AnswerCache
 from mllm_align_eval.changes import changed_answers
-from mllm_align_eval.items import Item
+from mllm_align_eval.items import METHODS, Item
+from mllm_align_eval.judge import Judge
 from mllm_align_eval.report import markdown_report, write_report, write_results
 from mllm_align_eval.report.results_file import write_new
-from mllm_align_eval.runner import Answers, answer_arms
+from mllm_align_eval.runner import Answers, answer_arms, is_askable
 from mllm_align_eval.summary import summarise
 
+logger = logging.getLogger(__name__)
 BASE, HUB = "base", "hub"
 DEFAULT_LENGTH = 16  # tokens of an answer about the world
 
@@ -86,6 +90,7 @@ def evaluate(
     *,
     batch_size: int = 32,
     parser: str = STRICT,
+    judge: Judge | None = None,
     overwrite: bool = False,
     title: str = "Evaluation",
 ) -> dict[str, Any]:
@@ -102,12 +107,14 @@ def evaluate(
         batch_size: Questions at a time.
         parser: By whose rules generated answers are read (`benchmark.PARSERS`); benchmarks for which that one has no
             rule are read strictly.
+        judge: Reads the answers of the benchmarks that have metrics with one; None leaves these metrics out.
         overwrite: Replace results and report that are there.
         title: Of the report.
 
     Raises:
         FileExistsError: If there are results and `overwrite` is False.
-        ValueError: If an arm is called "base", or an adapter does not fit.
+        ValueError: If an arm is called "base", an adapter does not fit, there is a judge and nothing to judge, or a
+            benchmark cannot be put to a model that writes.
     """
     folder, started = Path(output), time.perf_counter()
     for name in ("results.json", "report.html", "report.md"):
@@ -115,25 +122,54 @@ def evaluate(
             raise FileExistsError(f"{folder / name} exists: name another folder, or --overwrite")
     if BASE in adapters:
         raise ValueError(f"an adapter cannot be called {BASE!r}: that is the arm without adapters")
+    benchmarks = _benchmarks(items, judge)
     model, processor = load_model(arguments)
     for name, adapter in adapters.items():
         model = load_adapter(model, adapter, name=name)
     arms = [Arm(BASE), *(Arm(name, name) for name in adapters)]
     answers = _answers(model, processor, items, arms, folder / "answers.jsonl", batch_size, parser)
-    results = summarise(
-        items,
-        answers,
-        comparisons=[(name, BASE) for name in adapters],
-        seconds=time.perf_counter() - started,
-        benchmarks=BENCHMARKS,
-        parser=parser,
-    )
+    shared: list[Any] = [None]
     if PartialState().is_main_process:
+        shared[0] = results = summarise(
+            items,
+            answers,
+            comparisons=[(name, BASE) for name in adapters],
+            seconds=time.perf_counter() - started,
+            benchmarks=benchmarks,
+            parser=parser,
+        )
+        if judge is not None:
+            results["judge"] = judge.card()
         write_results(results, folder / "results.json", overwrite=overwrite)
         changed = [entry for name in adapters for entry in changed_answers(items, answers, after=name)]
         write_report(results, changed, folder / "report.html", title=title, overwrite=overwrite)
         write_new(folder / "report.md", markdown_report(results, title), overwrite)
-    return results
+    return broadcast_object_list(shared)[0]
+
+
+def _benchmarks(items: Sequence[Item], judge: Judge | None) -> dict[str, Benchmark]:
+    """The benchmarks of a run by name, judged where there is a judge; see `evaluate` for what is refused."""
+    names = dict.fromkeys(item.benchmark for item in items)
+    found = {name: BENCHMARKS[name] for name in names if name in BENCHMARKS}
+    for name in names:
+        if not any(
+            is_askable(item, method, "right") for item in items if item.benchmark == name for method in METHODS
+        ):
+            raise ValueError(
+                f"{name} compares all its images with all its texts, which a model that writes cannot do in one "
+                f"answer: score a dual encoder with `mllm-align eval score {name} --dual-encoder MODEL`"
+            )
+    if judge is None:
+        for name in (name for name, benchmark in found.items() if benchmark.needs_judge):
+            logger.warning(
+                "%s: without --judge the answers are written and kept, and not rated; the same command with --judge "
+                "and --overwrite rates them",
+                name,
+            )
+        return found
+    if not any(benchmark.judged for benchmark in found.values()):
+        raise ValueError(f"{', '.join(names)}: scored without a judge; leave --judge out")
+    return {name: benchmark.judged_by(judge) for name, benchmark in found.items()}
 
 
 def _answers(

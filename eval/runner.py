@@ -15,6 +15,7 @@ from mllm_align_eval.benchmark import Reading
 from mllm_align_eval.cache import AnswerCache
 from mllm_align_eval.engine import Engine, ModelEngine
 from mllm_align_eval.items import IMAGE_ARMS, METHODS, Answer, ImageArm, Item, Method, check_items
+from mllm_align_eval.matrices import NUM_SCORES
 
 __all__ = ["AnswerErrors", "Answers", "answer", "answer_arms", "progress_bar"]
 
@@ -151,9 +152,10 @@ def answer_arms(
 def is_askable(item: Item, method: Method, image: ImageArm) -> bool:
     """Whether an item can be asked so: only closed ones have choices to score, only some have a picture to change.
 
-    Open ones are asked with their own and with another picture: what is written about none is no answer.
+    Open ones are asked with their own and with another picture: what is written about none is no answer. Captions are
+    scored and not generated, and queries for one of all candidates are put to no model that writes.
     """
-    if method == "logprob" and not item.is_closed:
+    if not item.is_closed if method == "logprob" else NUM_SCORES in item.truth:
         return False
     if image == "right":
         return True

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mllm_align_eval.answers import scored
 from mllm_align_eval.benchmark import STRICT, Benchmark
 from mllm_align_eval.items import Answer, Item
 from mllm_align_eval.judge import Judge
@@ -115,26 +116,6 @@ def answers_of(benchmark: Benchmark, items: Sequence[Item], given: Given, parser
             )
         found[item.id] = benchmark.answer(item, entry, parser) if isinstance(entry, str) else scored(item, entry)
     return found
-
-
-def scored(item: Item, scores: Sequence[float]) -> Answer:
-    """What a row of scores says to an item: its best choice, or none ("invalid") where several are best.
-
-    Raises:
-        ValueError: If there are not as many scores as choices, or the item takes a text.
-    """
-    if not item.is_closed and NUM_SCORES not in item.truth:
-        raise ValueError(f"{item.id!r} is an open question: it has scores where a text is needed")
-    wanted = item.truth.get(NUM_SCORES, len(item.choices))
-    if len(scores) != wanted:
-        raise ValueError(f"the answer to {item.id!r} has {len(scores)} scores instead of {wanted}, one per choice")
-    if not item.is_closed:
-        return Answer(item.id, "", None, False, scores)
-    best = max(scores)
-    winners = [choice for choice, score in zip(item.choices, scores, strict=True) if score == best]
-    if len(winners) > 1:
-        return Answer(item.id, "", None, False, scores, state="invalid")
-    return Answer(item.id, winners[0], winners[0], winners[0] == item.answer, scores)
 
 
 def measures_of(

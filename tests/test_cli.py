@@ -203,3 +203,18 @@ def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("mllm_align.recipe.load.packaged_recipes", broken)
     with pytest.raises(KeyError, match="ours"):
         main(["recipes"])
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "pope").mkdir()
+    row = {"image": "0.png", "text": "Is there a disc? " * 20, "label": "yes"}
+    lines = (json.dumps(row | {"question_id": number}) for number in range(2000))
+    (tmp_path / "pope" / "coco_pope_random.json").write_text("\n".join(lines))
+    command = [sys.executable, "-m", "mllm_align.cli", "eval", "questions", "pope", "--data", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        assert json.loads(process.stdout.readline())["split"] == "random"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141

@@ -135,14 +135,14 @@ def arms(condition: str) -> list[Arm]:
 
 def main_arms(condition: str) -> list[Arm]:
     """Those with replay, as users train: the control, and preference objectives alone and beside next-token."""
-    control = Arm(CONTROL)
+    controls = [Arm(CONTROL), Arm(HEAVY)]
     if condition == "one_sided":
-        return [control, *(Arm(method, next_token=True) for method in ("image", "svco_one_sided", "crop"))]
+        return [*controls, *(Arm(method, next_token=True) for method in ("image", "svco_one_sided", "crop"))]
     if condition != CLEAN:
-        return [control, *(Arm(method, next_token=True) for method in ("svco", "image", "dpo"))]
+        return [*controls, *(Arm(method, next_token=True) for method in ("image", "svco", "dpo"))]
     alone = [Arm(method) for method in ("svco", "dpo", "mdpo", "rdpo")]
     beside = [Arm(method, next_token=True) for method in ("svco", "dpo", "mdpo", "rdpo", "image")]
-    return [control, Arm(HEAVY), *alone, *beside]
+    return [*controls, *alone, *beside]
 
 
 def further_arms() -> list[Arm]:

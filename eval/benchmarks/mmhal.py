@@ -146,4 +146,5 @@ MMHAL = Benchmark(
     max_new_tokens=512,
     judged=mmhal_judged,
     needs_judge=True,
+    judged_primary="mmhal/hallucination_rate",
 )

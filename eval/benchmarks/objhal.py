@@ -135,4 +135,5 @@ OBJHAL = Benchmark(
     primary="objhal/chair_style/chair_i",
     max_new_tokens=512,
     judged=objhal_judged,
+    judged_primary="objhal/response_hall",
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -12,13 +14,21 @@ from mllm_align.cli.commands import DEBUG_HELP
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, or 2 after an error that the user can mend."""
+    """Runs one command; returns the exit status: 0, or 2 after an error that the user can mend.
+
+    As a shell has it, 130 says that it was interrupted and 141 that who read its output stopped reading.
+    """
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # It warns of an optional kernel at every start on some CPUs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         arguments.command(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads has enough, as `head`; the interpreter must not try to write the rest when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError, ImportError) as error:
         if arguments.debug:
             raise

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from eval_items import item
+from mllm_align.cli import main
 from mllm_align_eval.benchmarks.captions import caption_item
 from mllm_align_eval.benchmarks.files import PictureFolder
 from mllm_align_eval.benchmarks.retrieval import FLICKR30K
@@ -172,3 +173,28 @@ def test_what_cannot_be_encoded(encoder, tmp_path):
         DualEncoder(tmp_path / "nothing")
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         DualEncoder(tmp_path, batch_size=0)
+
+
+def test_score_command(folder, naive, pictures, tmp_path, capsys):
+    (tmp_path / "flickr30k").mkdir()
+    rows = [{"image": f"{n}.png", "caption": [text]} for n, text in enumerate(CAPTIONS)]
+    (tmp_path / "flickr30k" / "flickr30k_test.json").write_text(json.dumps(rows))
+    for n, image in enumerate(pictures):
+        image.save(tmp_path / f"{n}.png")
+    command = ["eval", "score", "flickr30k", "--data", str(tmp_path), "--dual-encoder", str(folder)]
+    assert main([*command, "--images", str(tmp_path), "--json", str(tmp_path / "scores.json")]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["flickr30k/image_to_text/r1"]["value"] == (naive.argmax(axis=1) == range(4)).mean()
+    assert scores["flickr30k/text_to_image/r1"]["value"] == (naive.argmax(axis=0) == range(4)).mean()
+    assert main(command) == 2
+    assert "--images is missing: flickr30k needs the folder" in capsys.readouterr().err
+    assert main([*command, "--images", str(tmp_path), "--format", "lmms-eval"]) == 2
+    assert "leave it out beside --dual-encoder" in capsys.readouterr().err
+
+
+def test_questions_that_want_a_text_are_refused_before_the_model_is_loaded(tmp_path, capsys):
+    (tmp_path / "pope").mkdir()
+    row = {"question_id": 1, "image": "0.png", "text": "Is there a disc?", "label": "yes"}
+    (tmp_path / "pope" / "coco_pope_random.json").write_text(json.dumps(row))
+    assert main(["eval", "score", "pope", "--data", str(tmp_path), "--dual-encoder", "nowhere"]) == 2
+    assert "is no question that a dual encoder can answer" in capsys.readouterr().err

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval_items import said
+from eval_items import picture, said
+from mllm_align_eval.benchmarks import BENCHMARKS
+from mllm_align_eval.benchmarks.captions import caption_item
 from mllm_align_eval.benchmarks.files import PictureFolder
 from mllm_align_eval.benchmarks.pope import POPE
+from mllm_align_eval.items import Picture
 from mllm_align_eval.published import published_measures
 from mllm_align_eval.statistics import ClusterBootstrap, Estimate, equivalence, holm, mean_metric
 from mllm_align_eval.summary import summarise
@@ -85,3 +88,23 @@ def test_the_p_value_holds_its_level_and_finds_a_difference() -> None:
     assert sum(p(0.5) < 0.05 for _ in range(20)) == 20
     assert p(5.0) == 2 / 400
     assert holm([0.01, 0.04]) == [0.02, 0.04]
+
+
+def test_captions_are_scored_in_three_ways() -> None:
+    # Image a: the short wrong caption is likely in itself, the image speaks for the long true one.
+    true, wrong = "a red cup on a table", "a cat"
+    shown = Picture("a.jpg", lambda: picture(1))
+    captions = [
+        caption_item(f"sugarcrepe_captions/add_att/{n}", "add_att", "x", f"{n}.jpg", shown, (true, wrong), 0)
+        for n in range(2)
+    ]
+    with_image = [said(one, wrong, scores=scores) for one, scores in zip(captions, ((-6, -4), (-9, -2)), strict=True)]
+    without = [said(one, wrong, scores=(-8, -3)) for one in captions]
+    answers: Any = {("logprob", "right"): with_image, ("logprob", "none"): without}
+    found = published_measures(captions, answers, {"sugarcrepe_captions": BENCHMARKS["sugarcrepe_captions"]})
+    value = {key: measure.metric.value() for key, measure in found.items()}
+    # -6 / 20 > -4 / 5 and -9 / 20 < -2 / 5; -6 + 8 > -4 + 3 and -9 + 8 < -2 + 3.
+    assert value["sugarcrepe_captions/add_att/acc"] == 0
+    assert value["sugarcrepe_captions/add_att/acc_per_byte"] == 0.5
+    assert value["sugarcrepe_captions/add_att/acc_pmi"] == 0.5
+    assert value["sugarcrepe_captions/add_att/acc_no_image"] == 0

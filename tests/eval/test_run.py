@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,16 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from eval_items import item
+from mllm_align.data.mine.speaking import Ask
 from mllm_align.data.world import PAIR_KINDS
 from mllm_align.demo import base_path
 from mllm_align.models import ModelArguments, load_model
 from mllm_align_eval.benchmark import Hub
 from mllm_align_eval.benchmarks import BENCHMARKS
+from mllm_align_eval.benchmarks.files import PictureFolder
 from mllm_align_eval.benchmarks.world import world_items
+from mllm_align_eval.items import Item
+from mllm_align_eval.judge import Judge
 from mllm_align_eval.run import benchmark_items, evaluate
 
 
@@ -39,6 +44,54 @@ def test_base_and_adapter_are_asked_the_same_and_a_second_run_needs_overwrite(tm
 def test_what_cannot_be_asked_is_said_first(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be called 'base'"):
         evaluate(ModelArguments("nowhere"), {"base": "x"}, world_items(4, 4, 4), tmp_path)
+
+
+class Rater:
+    """Rates by how often it was asked."""
+
+    identity = "rater"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, asks: Sequence[Ask], max_new_tokens: int) -> list[str]:
+        self.asked += [ask.prompt for ask in asks]
+        return [f"Rating: {len(self.asked) % 7}" for _ in asks]
+
+
+def open_question(name: str) -> Item:
+    truth = {"fields": {"question": "What is there?", "gt_answer": "A disc."}, "template": "{question} {answer}"}
+    return item(name, "", choices=(), benchmark="mmhal", split="questions", prompt="What is there?", truth=truth)
+
+
+def test_a_judge_reads_the_answers_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    items, model = [open_question(f"mmhal/{n}") for n in range(4)], ModelArguments(str(base_path()))
+    plain = evaluate(model, {}, items, tmp_path / "out")
+    assert "mmhal: without --judge the answers are written and kept, and not rated" in caplog.text
+    assert not any("rating" in key for key in plain["arms"]["base"])
+    rater = Rater()
+    judge = Judge(rater, tmp_path / "judge.jsonl")
+    judged = evaluate(model, {}, items, tmp_path / "out", judge=judge, overwrite=True)
+    assert judged["arms"]["base"]["mmhal/rating_generated"]["n"] == 4
+    assert judged["judge"] == judge.card()
+    assert judged["judge"]["judge"] == "rater"
+    asked = len(rater.asked)
+    evaluate(model, {}, items, tmp_path / "out", judge=Judge(rater, tmp_path / "judge.jsonl"), overwrite=True)
+    assert len(rater.asked) == asked
+
+
+def test_what_a_model_that_writes_cannot_answer(tmp_path: Path) -> None:
+    queries = retrieval_queries(tmp_path)
+    with pytest.raises(ValueError, match="eval score flickr30k --dual-encoder MODEL"):
+        evaluate(ModelArguments("nowhere"), {}, queries, tmp_path / "out")
+    with pytest.raises(ValueError, match="world: scored without a judge; leave --judge out"):
+        evaluate(ModelArguments("nowhere"), {}, world_items(4, 4, 4), tmp_path / "out", judge=Judge(Rater()))
+
+
+def retrieval_queries(folder: Path) -> list[Item]:
+    rows = [{"image": f"{n}.jpg", "caption": [f"a disc {n}"]} for n in range(3)]
+    (folder / "flickr30k_test.json").write_text(json.dumps(rows))
+    return BENCHMARKS["flickr30k"].read(folder, PictureFolder(None, "nowhere"))
 
 
 def test_copies_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
 
 from eval_items import StubEngine, item, picture
+from mllm_align_eval.benchmarks.captions import caption_item
 from mllm_align_eval.cache import AnswerCache
 from mllm_align_eval.items import Item
-from mllm_align_eval.runner import AnswerErrors, answer
+from mllm_align_eval.matrices import NUM_SCORES
+from mllm_align_eval.runner import AnswerErrors, answer, is_askable
 
 
 def shade(request):
@@ -139,3 +143,20 @@ def test_wrong_settings(settings, message):
 def test_two_items_of_one_id():
     with pytest.raises(ValueError, match="'i0'"):
         ask([*items(2), *items(1)], lambda r: "yes")
+
+
+def test_equal_scores_are_no_answer():
+    class Tied(StubEngine):
+        def choice_logps(self, requests):
+            return [[-1.0 for _ in request.choices] for request in requests]
+
+    tied = answer(None, None, items(2), engine=Tied(lambda r: "yes"), identity="tied", method="logprob")
+    assert [(entry.choice, entry.right, entry.state) for entry in tied] == [(None, False, "invalid")] * 2
+
+
+def test_captions_are_scored_and_queries_are_put_to_nobody():
+    (plain,) = items(1)
+    caption = caption_item("x/0", "s", "k", "c", plain.pictures[0], ("a cat", "a dog"), 0)
+    query = replace(plain, choices=(), answer="", truth={NUM_SCORES: 5})
+    asked = [(each, method) for each in (plain, caption, query) for method in ("logprob", "generate")]
+    assert [is_askable(each, method, "right") for each, method in asked] == [True, True, True, False, False, False]

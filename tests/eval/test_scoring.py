@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mllm_align.cli import main
-from mllm_align.cli.evaluation import NAMES, PARSERS
+from mllm_align.cli.scoring import NAMES, PARSERS
 from mllm_align_eval import benchmark
 from mllm_align_eval.benchmarks import BENCHMARKS
 from mllm_align_eval.benchmarks.files import PictureFolder
