@@ -61,7 +61,7 @@ class JudgedScore(Protocol):
 
 @dataclass(frozen=True)
 class Hub:
-    """A copy of a benchmark on the Hub, pictures included.
+    """A copy of a benchmark, or of a part of it, on the Hub, pictures included.
 
     Attributes:
         path: Id of the dataset.
@@ -90,7 +90,7 @@ class Benchmark:
         readings: Per parser beside "strict" how a text becomes a choice; a parser that is not here has no rule for it.
         primary: Key of the one metric that it is judged by where several benchmarks are tested together.
         max_new_tokens: Of a generated answer.
-        hub: Where it can be had with its pictures, if it can.
+        hub: The datasets that hold it with its pictures, each a part; none where no copy is known.
         folder: Of its annotations, where it is another one's and not called as it is.
         judged: Its metrics with a judge, used in place of `score` where there is one.
         needs_judge: Whether `score` without one says nothing of how good the answers are.
@@ -106,7 +106,7 @@ class Benchmark:
     readings: Mapping[str, Reading] = field(default_factory=dict)
     primary: str = ""
     max_new_tokens: int = 16
-    hub: Hub | None = None
+    hub: tuple[Hub, ...] = ()
     folder: str = ""
     judged: JudgedScore | None = None
     needs_judge: bool = False

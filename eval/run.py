@@ -60,14 +60,16 @@ def benchmark_items(
 
 
 def _from_hub(benchmark: Benchmark) -> list[Item]:
-    hub = benchmark.hub
-    if hub is None:
+    if not benchmark.hub:
         raise ValueError(f"no copy of {benchmark.name} on the Hub is known here: get it from {benchmark.origin}")
-    try:
-        rows: Any = datasets.load_dataset(hub.path, hub.name, split=hub.split)
-    except (OSError, ValueError, DatasetNotFoundError) as error:
-        raise ValueError(f"{benchmark.name} could not be loaded from the Hub ({hub.path}): {error}") from error
-    return hub.read(rows)
+    items: list[Item] = []
+    for hub in benchmark.hub:
+        try:
+            rows: Any = datasets.load_dataset(hub.path, hub.name, split=hub.split)
+        except (OSError, ValueError, DatasetNotFoundError) as error:
+            raise ValueError(f"{benchmark.name} could not be loaded from the Hub ({hub.path}): {error}") from error
+        items += hub.read(rows)
+    return items
 
 
 def _first(items: Sequence[Item], limit: int) -> list[Item]:

@@ -125,5 +125,5 @@ CVBENCH = Benchmark(
         "vlmevalkit": vlmevalkit_choice,
         "s-vco": svco_choice,
     },
-    hub=Hub("nyu-visionx/CV-Bench", cvbench_hub_items, name="default"),
+    hub=(Hub("nyu-visionx/CV-Bench", cvbench_hub_items, name="default"),),
 )

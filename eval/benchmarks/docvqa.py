@@ -139,5 +139,5 @@ DOCVQA = Benchmark(
     readings=READINGS,
     primary="docvqa/anls",
     max_new_tokens=32,
-    hub=Hub("lmms-lab/DocVQA", docvqa_hub_items, split="validation", name="DocVQA"),
+    hub=(Hub("lmms-lab/DocVQA", docvqa_hub_items, split="validation", name="DocVQA"),),
 )

@@ -159,5 +159,5 @@ HALLUSION = Benchmark(
     score=hallusion_score,
     primary="hallusion/aAcc",
     readings={"lmms-eval": substring_yes_no, "vlmevalkit": word_yes_no},
-    hub=Hub("lmms-lab/HallusionBench", hallusion_hub_items, split="image"),
+    hub=(Hub("lmms-lab/HallusionBench", hallusion_hub_items, split="image"),),
 )

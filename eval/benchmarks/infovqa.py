@@ -47,5 +47,5 @@ INFOVQA = Benchmark(
     readings=READINGS,
     primary="infovqa/anls",
     max_new_tokens=32,
-    hub=Hub("lmms-lab/DocVQA", infovqa_hub_items, split="validation", name="InfographicVQA"),
+    hub=(Hub("lmms-lab/DocVQA", infovqa_hub_items, split="validation", name="InfographicVQA"),),
 )

@@ -136,5 +136,5 @@ MMVP = Benchmark(
         "cambrian": cambrian_choice,
         "s-vco": svco_choice,
     },
-    hub=Hub("lmms-lab-eval/MMVP", mmvp_hub_items, split="train"),
+    hub=(Hub("lmms-lab-eval/MMVP", mmvp_hub_items, split="train"),),
 )

@@ -96,6 +96,6 @@ POPE = Benchmark(
     read=pope_items,
     score=pope_score,
     primary="pope/adversarial/acc",
-    hub=Hub("lmms-lab/POPE", pope_hub_items),
+    hub=(Hub("lmms-lab/POPE", pope_hub_items),),
     readings={"official": pope_official, "lmms-eval": exact_yes_no, "vlmevalkit": word_yes_no},
 )

@@ -121,5 +121,5 @@ POPEV2 = Benchmark(
     score=popev2_score,
     primary="popev2/pair_acc",
     folder="pope",
-    hub=Hub("Monosail/POPEv2", popev2_hub_items),
+    hub=(Hub("Monosail/POPEv2", popev2_hub_items),),
 )

@@ -158,5 +158,5 @@ REALWORLDQA = Benchmark(
     score=realworldqa_score,
     primary="realworldqa/acc",
     readings={"lmms-eval": lmms_reading, "cambrian": cambrian_reading, "s-vco": svco_reading},
-    hub=Hub("lmms-lab/RealWorldQA", realworldqa_hub_items),
+    hub=(Hub("lmms-lab/RealWorldQA", realworldqa_hub_items),),
 )

@@ -123,5 +123,5 @@ SCIENCEQA = Benchmark(
     score=scienceqa_score,
     primary="scienceqa/img/acc",
     readings={"official": llava_scienceqa, "lmms-eval": lmms_scienceqa, "vlmevalkit": vlmevalkit_choice},
-    hub=Hub("lmms-lab/ScienceQA", scienceqa_hub_items, name="ScienceQA-FULL"),
+    hub=(Hub("lmms-lab/ScienceQA", scienceqa_hub_items, name="ScienceQA-FULL"),),
 )

@@ -15,13 +15,16 @@ The image is the cluster: 7,511 captions are about fewer images. Neither lmms-ev
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mllm_align_eval.answers import Parsed
-from mllm_align_eval.benchmark import Benchmark
+from mllm_align_eval.benchmark import Benchmark, Hub
 from mllm_align_eval.benchmarks.captions import beats_all, caption_item, read_as_is, rows_of_scores, texts_of
 from mllm_align_eval.benchmarks.files import PictureFolder, read_json
-from mllm_align_eval.items import Answer, Item
+from mllm_align_eval.benchmarks.tables import hub_rows, image_names
+from mllm_align_eval.items import Answer, Item, Picture
 from mllm_align_eval.metrics import Measure, Measures, by_split, mean, mean_of
 from mllm_align_eval.readings import UNREAD
 from mllm_align_eval.statistics import mean_metric
@@ -30,6 +33,7 @@ SUBSETS = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "s
 SUBSETS_PP = SUBSETS[2:]
 ORIGIN = "https://github.com/RAIVNLab/sugar-crepe (data)"
 ORIGIN_PP = "https://github.com/Sri-Harsha/scpp (data)"
+HUB = "HuggingFaceM4/SugarCrepe_{}"
 IMAGES = "COCO val2017, http://images.cocodataset.org/zips/val2017.zip"
 QUESTION = "Which caption best describes the image?\n(1) {}\n (2) {}\nOutput (1) or (2)."
 NUMBERS = ("(1)", "(2)")
@@ -39,25 +43,30 @@ COLUMNS = ("filename", "caption", "negative_caption")
 
 def sugarcrepe_items(folder: Path, pictures: PictureFolder) -> list[Item]:
     """Two questions per caption pair, `sugarcrepe/<subset>/<number>/pos_first` and `.../neg_first`."""
-    items = []
-    for subset, number, (image, true, false) in _rows(folder, SUBSETS, COLUMNS, ORIGIN):
-        for order, captions in zip(ORDERS, ((true, false), (false, true)), strict=True):
-            items.append(
-                Item(
-                    id=f"sugarcrepe/{subset}/{number}/{order}",
-                    benchmark="sugarcrepe",
-                    split=subset,
-                    kind=order,
-                    cluster=image,
-                    prompt=QUESTION.format(*captions),
-                    pictures=(pictures(image),),
-                    choices=NUMBERS,
-                    answer=NUMBERS[ORDERS.index(order)],
-                    labels=captions,
-                )
-            )
+    rows = _rows(folder, SUBSETS, COLUMNS, ORIGIN)
+    items = [
+        item
+        for subset, number, (image, true, false) in rows
+        for item in _in_both_orders(subset, number, pictures(image), image, true, false)
+    ]
     pictures.check(item.cluster for item in items)
     return items
+
+
+def _in_both_orders(subset: str, number: str, picture: Picture, cluster: str, true: str, false: str) -> Iterator[Item]:
+    for order, captions in zip(ORDERS, ((true, false), (false, true)), strict=True):
+        yield Item(
+            id=f"sugarcrepe/{subset}/{number}/{order}",
+            benchmark="sugarcrepe",
+            split=subset,
+            kind=order,
+            cluster=cluster,
+            prompt=QUESTION.format(*captions),
+            pictures=(picture,),
+            choices=NUMBERS,
+            answer=NUMBERS[ORDERS.index(order)],
+            labels=captions,
+        )
 
 
 def caption_items(folder: Path, pictures: PictureFolder) -> list[Item]:
@@ -68,6 +77,33 @@ def caption_items(folder: Path, pictures: PictureFolder) -> list[Item]:
     ]
     pictures.check(item.cluster for item in items)
     return items
+
+
+def hub_items(subset: str, rows: Any) -> list[Item]:
+    """The questions of `sugarcrepe_items` from the rows of a subset on the Hub."""
+    return [
+        item
+        for number, picture, cluster, (true, false) in _hub_rows(rows)
+        for item in _in_both_orders(subset, number, picture, cluster, true, false)
+    ]
+
+
+def caption_hub_items(subset: str, rows: Any) -> list[Item]:
+    """The rows of `caption_items` from those of a subset on the Hub."""
+    return [
+        caption_item(f"sugarcrepe_captions/{subset}/{number}", subset, subset, cluster, picture, captions, 0)
+        for number, picture, cluster, captions in _hub_rows(rows)
+    ]
+
+
+def _hub_rows(rows: Any) -> Iterator[tuple[str, Picture, str, list[str]]]:
+    """Number, picture, name of its content, and the true and the wrong caption of each row."""
+    names, nowhere = image_names(rows), PictureFolder(None, IMAGES)
+    for number, (row, name) in enumerate(zip(hub_rows(rows), names, strict=True)):
+        captions = row.values.get("tested_labels")
+        if not isinstance(captions, Sequence) or len(captions) != 2:
+            raise ValueError(f"{row.where}: tested_labels is not a true and a wrong caption")
+        yield str(number), row.picture(nowhere), name, list(captions)
 
 
 def plus_items(folder: Path, pictures: PictureFolder) -> list[Item]:
@@ -170,6 +206,7 @@ SUGARCREPE = Benchmark(
     score=sugarcrepe_score,
     readings={"official": one_number},
     primary="sugarcrepe/acc_mean7",
+    hub=tuple(Hub(HUB.format(subset), partial(hub_items, subset)) for subset in SUBSETS),
 )
 SUGARCREPE_CAPTIONS = Benchmark(
     name="sugarcrepe_captions",
@@ -180,6 +217,7 @@ SUGARCREPE_CAPTIONS = Benchmark(
     score=captions_score,
     readings={"official": read_as_is},
     primary="sugarcrepe_captions/acc_mean7",
+    hub=tuple(Hub(HUB.format(subset), partial(caption_hub_items, subset)) for subset in SUBSETS),
     folder="sugarcrepe",
 )
 SUGARCREPE_PP = Benchmark(

@@ -84,5 +84,5 @@ TEXTVQA = Benchmark(
     readings=READINGS,
     primary="textvqa/acc",
     max_new_tokens=32,
-    hub=Hub("lmms-lab/textvqa", textvqa_hub_items, split="validation"),
+    hub=(Hub("lmms-lab/textvqa", textvqa_hub_items, split="validation"),),
 )

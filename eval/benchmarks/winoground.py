@@ -105,5 +105,5 @@ WINOGROUND = Benchmark(
     score=winoground_score,
     readings={"official": read_as_is},
     primary="winoground/group",
-    hub=Hub("facebook/winoground", hub_items),
+    hub=(Hub("facebook/winoground", hub_items),),
 )

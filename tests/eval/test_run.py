@@ -103,20 +103,20 @@ def test_copies_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("mllm_align_eval.run.datasets.load_dataset", load)
     known = replace(
-        BENCHMARKS["pope"], hub=Hub("a/b", lambda rows: [item(f"i{row['n']}") for row in rows], "validation")
+        BENCHMARKS["pope"], hub=(Hub("a/b", lambda rows: [item(f"i{row['n']}") for row in rows], "validation"),)
     )
     monkeypatch.setitem(BENCHMARKS, "pope", known)
     assert len(benchmark_items("pope", "hub")) == 4
     assert len(benchmark_items("pope", "hub", limit=3)) == 3
     assert asked[0] == ("a/b", None, "validation")
-    monkeypatch.setitem(BENCHMARKS, "pope", replace(known, hub=None))
+    monkeypatch.setitem(BENCHMARKS, "pope", replace(known, hub=()))
     with pytest.raises(ValueError, match="no copy of pope on the Hub is known here: get it from https"):
         benchmark_items("pope", "hub")
 
 
 def test_a_limit_keeps_pairs_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [item(f"i{n}", pair=f"p{n // 2}") for n in range(8)] + [item(f"s{n}", split="single") for n in range(5)]
-    monkeypatch.setitem(BENCHMARKS, "pope", replace(BENCHMARKS["pope"], hub=Hub("a/b", lambda rows: asked)))
+    monkeypatch.setitem(BENCHMARKS, "pope", replace(BENCHMARKS["pope"], hub=(Hub("a/b", lambda rows: asked),)))
     monkeypatch.setattr("mllm_align_eval.run.datasets.load_dataset", lambda *_, **__: [])
     found = benchmark_items("pope", "hub", limit=2)
     assert [each.id for each in found] == ["i0", "i1", "i2", "i3", "s0", "s1"]

@@ -7,8 +7,10 @@ import math
 import random
 from collections import Counter
 
+import datasets
 import pytest
 
+from eval_items import picture
 from mllm_align_eval.benchmarks.files import PictureFolder
 from mllm_align_eval.benchmarks.sugarcrepe import (
     IMAGES,
@@ -197,3 +199,36 @@ def test_missing_files(tmp_path):
         SUGARCREPE_CAPTIONS.read(tmp_path, NO_PICTURES)
     with pytest.raises(FileNotFoundError, match=r"replace_att\.json: get it from .*scpp"):
         SUGARCREPE_PP.read(tmp_path, NO_PICTURES)
+
+
+def test_the_copy_on_the_hub():
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "tested_labels": datasets.List(datasets.Value("string")),
+            "true_label": datasets.ClassLabel(names=["a cat", "a dog", "a cup"]),
+        }
+    )
+    shades = (10, 200, 10)
+    rows = datasets.Dataset.from_dict(
+        {
+            "image": [picture(shade) for shade in shades],
+            "tested_labels": [["a dog", "a cat"], ["a cup", "a dog"], ["a cat", "a cup"]],
+            "true_label": [1, 2, 0],
+        },
+        features=features,
+    )
+    hubs = dict(zip(SUBSETS, SUGARCREPE.hub, strict=True))
+    assert hubs["swap_obj"].path == "HuggingFaceM4/SugarCrepe_swap_obj"
+    both = hubs["swap_obj"].read(rows)
+    assert [(item.id, item.answer) for item in both[:2]] == [
+        ("sugarcrepe/swap_obj/0/pos_first", "(1)"),
+        ("sugarcrepe/swap_obj/0/neg_first", "(2)"),
+    ]
+    assert "(1) a cat\n (2) a dog" in both[1].prompt
+    captions = SUGARCREPE_CAPTIONS.hub[0].read(rows)
+    assert [item.answer for item in captions] == ["a dog", "a cup", "a cat"]
+    assert captions[0].cluster == captions[2].cluster != captions[1].cluster
+    assert [item.pictures[0].load().getpixel((0, 0))[0] for item in captions] == list(shades)
+    with pytest.raises(ValueError, match="row 0: tested_labels is not a true and a wrong caption"):
+        hubs["add_att"].read(rows.remove_columns("tested_labels"))
