@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from mllm_align.families.grids import Grid, grid, pair
+
 SCOPES = ("language", "projector", "vision")
 
 
@@ -107,6 +109,26 @@ class Family:
         """What `forward` and `generate` take as `mm_encoder_outputs`, for placeholders that appear in `order`."""
         tokens: Any = [encoded.tokens[index] for index in order]
         return {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
+
+    def token_grids(
+        self, image: Mapping[str, Tensor], size: tuple[int, int], image_processor: Any, config: Any
+    ) -> tuple[Grid, ...]:
+        """Where the tokens of an image lie on it; here one view of the whole image, squashed to its shape.
+
+        Tokens of no grid (newlines, a class token) lie nowhere.
+
+        Args:
+            image: The processor's tensors of the image.
+            size: Width and height of the upright original.
+            image_processor: The one that made them.
+            config: The model's.
+        """
+        return (grid(*self.cells(config, image["pixel_values"])),)
+
+    def cells(self, config: Any, pixels: Tensor) -> tuple[int, int]:
+        """Rows and columns of the tokens of one view (..., height, width): here one per patch of the tower."""
+        height, width = pair(config.vision_config.patch_size)
+        return pixels.shape[-2] // height, pixels.shape[-1] // width
 
     # -- tokens ------------------------------------------------------------------------------------------------
 

@@ -5,12 +5,15 @@ The projector is an RMS norm and a bare matrix, no linear layer: it is trained w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mllm_align.families.grids import Grid, grid, tiles
 from mllm_align.families.tiles import Tiled
 
 
@@ -26,6 +29,24 @@ class Gemma3(Tiled):
         is_image = extras["token_type_ids"] == 1
         begins = is_image & ~pad(is_image, (1, 0))[:-1]
         return (begins.cumsum(0) - 1).masked_fill(~is_image, -1)
+
+    def cells(self, config: Any, pixels: Tensor) -> tuple[int, int]:
+        """Patches pooled to a square of `mm_tokens_per_image`."""
+        side = math.isqrt(config.mm_tokens_per_image)
+        return side, side
+
+    def token_grids(
+        self, image: Mapping[str, Tensor], size: tuple[int, int], image_processor: Any, config: Any
+    ) -> tuple[Grid, ...]:
+        """The squashed image, then its crops side by side along its longer side, where it was panned."""
+        crops = len(image["pixel_values"]) - 1
+        whole = grid(*self.cells(config, image["pixel_values"]))
+        if not crops:
+            return (whole,)
+        width, height = size
+        rows, columns = (1, crops) if width >= height else (crops, 1)
+        share = math.ceil(width / columns) / width, math.ceil(height / rows) / height
+        return (whole, *tiles(rows, columns, (whole.rows, whole.columns), whole.stop, share))
 
 
 GEMMA3 = Gemma3(

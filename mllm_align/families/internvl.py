@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from torch import Tensor
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+from mllm_align.families.grids import Grid, grid, tiles
 from mllm_align.families.llava import Llava
 from mllm_align.families.tiles import Tiled
 
@@ -11,6 +17,31 @@ from mllm_align.families.tiles import Tiled
 @dataclass(frozen=True, kw_only=True)
 class InternVL(Tiled, Llava):
     """Per image `pixel_values` (tiles, 3, h, w): the grid of tiles row by row, then the thumbnail."""
+
+    def cells(self, config: Any, pixels: Tensor) -> tuple[int, int]:
+        """Patches, less those that are shuffled into one."""
+        rows, columns = super().cells(config, pixels)
+        return int(rows * config.downsample_ratio), int(columns * config.downsample_ratio)
+
+    def token_grids(
+        self, image: Mapping[str, Tensor], size: tuple[int, int], image_processor: Any, config: Any
+    ) -> tuple[Grid, ...]:
+        """Tiles of the image squashed to their canvas, then the squashed thumbnail."""
+        pixels = image["pixel_values"]
+        cells, entries = self.cells(config, pixels), len(pixels)
+        if entries == 1:
+            return (grid(*cells),)
+        own = image_processor
+        tile = pixels.shape[-2], pixels.shape[-1]
+        columns, rows = get_optimal_tiled_canvas((size[1], size[0]), tile, own.min_patches, own.max_patches)
+        if entries - rows * columns not in (0, 1):
+            raise ValueError(
+                f"an image of {size[0]} x {size[1]} pixels has {entries} views where its processor now makes "
+                f"{rows} x {columns} tiles: it was processed with other min_patches or max_patches"
+            )
+        found = list(tiles(rows, columns, cells))
+        thumbnail = [grid(*cells, start=found[-1].stop)] if entries > rows * columns else []
+        return (*found, *thumbnail)
 
 
 INTERNVL = InternVL(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +35,17 @@ class LlavaOnevision(LlavaNext):
         """Per image, in the order given."""
         tokens = dict(zip(_order(images), image_entries(output), strict=True))
         return [tokens[index] for index in range(len(images))]
+
+    def has_tiles(self, image: Mapping[str, Tensor]) -> bool:
+        """As LLaVA-NeXT, of images alone in their prompt."""
+        return super().has_tiles(image) and _is_alone(image)
+
+    def shrunk(self, rows: int, columns: int, config: Any) -> tuple[int, int]:
+        """Fewer where the tiles have more tokens than the model's limit, "anyres_max_9" for that of nine tiles."""
+        height = config.vision_config.image_size // config.vision_config.patch_size
+        most = int(config.vision_aspect_ratio.removeprefix("anyres_max_")) * height**2
+        ratio = math.sqrt(rows * columns / most)
+        return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)
 
 
 def _is_alone(image: Mapping[str, Tensor]) -> bool:

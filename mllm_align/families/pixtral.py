@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mllm_align.families.grids import Grid, grid
 from mllm_align.families.llava import Llava
 from mllm_align.families.padding import pad_sides
 
@@ -22,6 +24,14 @@ class Pixtral(Llava):
             "pixel_values": pad_sides([image["pixel_values"] for image in images]),
             "image_sizes": torch.cat([image["image_sizes"] for image in images]),
         }
+
+    def token_grids(
+        self, image: Mapping[str, Tensor], size: tuple[int, int], image_processor: Any, config: Any
+    ) -> tuple[Grid, ...]:
+        """The whole image, squashed to whole tokens."""
+        side = config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1)
+        height, width = image["image_sizes"][0].tolist()
+        return (grid(height // side, width // side),)
 
 
 _PROCESSOR = "the stock processor as it is loaded (torchvision)"

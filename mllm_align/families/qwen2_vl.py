@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mllm_align.families.base import Family, inner
+from mllm_align.families.grids import Grid, grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,14 @@ class QwenVL(Family):
             input_ids.unsqueeze(0), extras["mm_token_type_ids"].unsqueeze(0), image_grid_thw=grid
         )
         return positions[:, 0]
+
+    def token_grids(
+        self, image: Mapping[str, Tensor], size: tuple[int, int], image_processor: Any, config: Any
+    ) -> tuple[Grid, ...]:
+        """The whole image, squashed to whole tokens; windows are put back into this order by the model."""
+        _, rows, columns = image["image_grid_thw"][0].tolist()
+        merged = config.vision_config.spatial_merge_size
+        return (grid(rows // merged, columns // merged),)
 
 
 QWEN2_VL = QwenVL(
