@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mllm_align.data.pixels import processor_facts
 from mllm_align.families import unwrap
 from mllm_align.signals import AdaptersOff, NamedAdapter
 
@@ -67,6 +69,13 @@ def fingerprint(model: nn.Module, adapter: str | None = None) -> str:
     if adapter is not None:
         digest.update(_scalings(hf, adapter).encode())
     return digest.hexdigest()
+
+
+def identity_of(model: nn.Module, processor: Any, adapter: str | None = None) -> str:
+    """A hash of who answers: the weights (`fingerprint`), and how its processor and chat template put a question."""
+    facts = processor_facts(processor) | {"chat_template": getattr(processor, "chat_template", None)}
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(f"{fingerprint(model, adapter)}|{text}".encode()).hexdigest()
 
 
 def _scalings(model: Any, adapter: str) -> str:

@@ -95,6 +95,8 @@ class Benchmark:
         judged: Its metrics with a judge, used in place of `score` where there is one.
         needs_judge: Whether `score` without one says nothing of how good the answers are.
         judged_primary: In place of `primary`, with a judge.
+        describes: Whether its open questions ask for descriptions, which two models are also compared by at equal
+            lengths: longer ones name more, right and wrong.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Benchmark:
     judged: JudgedScore | None = None
     needs_judge: bool = False
     judged_primary: str = ""
+    describes: bool = False
 
     @property
     def parsers(self) -> tuple[str, ...]:

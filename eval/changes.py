@@ -1,11 +1,14 @@
-"""Which questions the gallery shows: those whose answer changed, improvements and regressions alike."""
+"""Which questions the gallery shows: those whose answer changed, improvements and regressions alike.
+
+Of open questions, which no answer is right or wrong to by itself, those of which the texts differ.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from mllm_align_eval.items import Answer, Item
-from mllm_align_eval.report.gallery import GalleryEntry
+from mllm_align_eval.report.gallery import GalleryEntry, side_by_side
 from mllm_align_eval.summary import Answers
 
 
@@ -16,6 +19,7 @@ def changed_answers(
     before: str = "base",
     after: str = "aligned",
     num_each: int = 24,
+    num_open: int = 8,
     splits: Sequence[str] | None = None,
 ) -> list[GalleryEntry]:
     """Questions that one arm has right and the other wrong, read with the right image.
@@ -29,6 +33,7 @@ def changed_answers(
         before: The arm that is compared with.
         after: The arm whose changes are shown.
         num_each: How many of either sort.
+        num_open: How many open questions.
         splits: Which splits; all if None.
     """
     said = {arm: _by_item(given) for arm, given in answers.items()}
@@ -36,12 +41,16 @@ def changed_answers(
         return []
     fixed: list[Item] = []
     broken: list[Item] = []
+    other: list[Item] = []
     for item in items:
         was, now = said[before].get(item.id), said[after].get(item.id)
-        if was is None or now is None or was.right == now.right or (splits is not None and item.split not in splits):
+        if was is None or now is None or (splits is not None and item.split not in splits):
             continue
-        (fixed if now.right else broken).append(item)
-    chosen = _in_turn(fixed, num_each) + _in_turn(broken, num_each)
+        if not item.is_closed:
+            other += [item] if was.text != now.text else []
+        elif was.right != now.right:
+            (fixed if now.right else broken).append(item)
+    chosen = _in_turn(fixed, num_each) + _in_turn(broken, num_each) + _in_turn(other, num_open)
     return [
         _entry(item, {arm: by_item[item.id] for arm, by_item in said.items() if item.id in by_item}) for item in chosen
     ]
@@ -63,7 +72,7 @@ def _in_turn(items: Sequence[Item], number: int) -> list[Item]:
 
 def _entry(item: Item, said: Mapping[str, Answer]) -> GalleryEntry:
     return GalleryEntry(
-        image=item.pictures[0].load(),
+        image=side_by_side([picture.load() for picture in item.pictures]),
         question=item.prompt,
         truth=item.answer,
         prior=item.prior_answer,

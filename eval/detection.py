@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from mllm_align_eval.statistics import Array, Metric, ratio
+from mllm_align_eval.statistics import Array, Metric, difference, ratio
 
 
 def _yes_columns(says_yes: Sequence[bool], is_yes: Sequence[bool]) -> Array:
@@ -40,6 +40,31 @@ def dprime_metric(says_yes: Sequence[bool], is_yes: Sequence[bool]) -> Metric:
 def criterion_metric(says_yes: Sequence[bool], is_yes: Sequence[bool]) -> Metric:
     """c = -(z(hit rate) + z(false-alarm rate)) / 2; negative for a model that leans to yes."""
     return Metric(_yes_columns(says_yes, is_yes), _criterion)
+
+
+def criterion_shift_metric(after: Metric, before: Metric) -> Metric:
+    """The accuracy that moving the criterion alone would have gained, with the sensitivity left as it was.
+
+    Of two models with evidence of equal variance (Green and Swets 1966): the accuracy at the d' of `before` and the
+    criterion of `after`, minus that at both of `before`. What a gain has beyond it is sight.
+
+    Args:
+        after: `criterion_metric` or `dprime_metric` of one model.
+        before: The same of another model, on the same questions.
+    """
+    pair = difference(after, before)
+
+    def gained(totals: Array) -> Array:
+        now, then = totals[..., :4], totals[..., 4:]
+        yes = ratio(np.stack([then[..., 1], then[..., 1] + then[..., 3]], axis=-1))
+        return _accuracy(_dprime(then), _criterion(now), yes) - _accuracy(_dprime(then), _criterion(then), yes)
+
+    return Metric(pair.columns, gained)
+
+
+def _accuracy(dprime: Array, criterion: Array, yes: Array) -> Array:
+    """Of evidence N(+-d'/2, 1) above or below c, where a share `yes` of the questions has the answer yes."""
+    return yes * stats.norm.cdf(dprime / 2 - criterion) + (1 - yes) * stats.norm.cdf(dprime / 2 + criterion)
 
 
 def auc_metric(log_odds: Sequence[float], is_yes: Sequence[bool]) -> Metric:

@@ -106,8 +106,16 @@ class ModelEngine:
         return [[next(flat) for _ in request.choices] for request in requests]
 
     @torch.no_grad()
-    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generated]:
-        """Greedy answers of a batch, padded on the left, each until its end-of-turn or `max_new_tokens`.
+    def generate(
+        self, requests: Sequence[Request], max_new_tokens: int, settings: Mapping[str, Any] | None = None
+    ) -> list[Generated]:
+        """Answers of a batch, padded on the left, each until its end-of-turn or `max_new_tokens`; greedy ones by
+        default.
+
+        Args:
+            requests: What is asked.
+            max_new_tokens: Of each answer.
+            settings: Of transformers' `generate`, over those of a greedy answer (`do_sample`, `num_beams`, ...).
 
         Raises:
             ValueError: If some requests show pictures and others none, or a chat template has no place for the start.
@@ -122,8 +130,7 @@ class ModelEngine:
         with _evaluating(self.model):
             output = hf.generate(
                 **inputs,
-                do_sample=False,
-                num_beams=1,
+                **({"do_sample": False, "num_beams": 1} | dict(settings or {})),
                 max_new_tokens=max_new_tokens,
                 eos_token_id=sorted({end, *_eos_ids(hf)}),
                 pad_token_id=self._pad_id,

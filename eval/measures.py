@@ -3,13 +3,21 @@
 `<benchmark>/<split>/acc`, `<benchmark>/pair_acc` (both questions of a pair right), and on the benchmark's main split
 (adversarial, where it has one) accuracy by kind, under another and no image, the visual gap, and how often a wrong
 prior is followed. Splits of yes/no questions alone have d', criterion, share of yes, AUC, hallucination and omission
-index. Metrics of generated answers end in `_generated`.
+index. Splits of closed questions have the calibration error and the Brier score of their choices' log-probabilities.
+Metrics of generated answers end in `_generated`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from mllm_align_eval.calibration import (
+    brier_metric,
+    calibration_metric,
+    choice_probabilities,
+    confidences,
+    is_calibrated,
+)
 from mllm_align_eval.detection import auc_metric, criterion_metric, dprime_metric, prior_index_metric
 from mllm_align_eval.items import Answer, ImageArm, Item, Method
 from mllm_align_eval.metrics import Measure, Measures, clusters_of, mean
@@ -45,6 +53,7 @@ def measures(items: Sequence[Item], answers: Mapping[tuple[Method, ImageArm], Se
         suffix = GENERATED if method == "generate" else ""
         if image == "right":
             parts = accuracies(items, right) | _detection(items, said, method) | _prior(items, said)
+            parts |= _calibration(items, said) if method == "logprob" else {}
             other = answers.get((method, "other"))
             if other is not None:
                 parts |= _gap(items, right, {entry.item: float(entry.right) for entry in other})
@@ -62,7 +71,7 @@ def accuracies(items: Sequence[Item], right: Mapping[str, float]) -> Measures:
         right: By item id 1 or 0; or, for a baseline that guesses, the probability of being right.
     """
     found: Measures = {}
-    for (benchmark, split), members in _splits(items, right).items():
+    for (benchmark, split), members in splits_of(items, right).items():
         paired = [item for item in members if item.pair is not None]
         name = "pair_item_" if len(paired) == len(members) else f"{split}/"
         found[f"{benchmark}/{name}acc"] = mean(members, lambda item: right[item.id])
@@ -89,19 +98,35 @@ def _pair_accuracy(items: Sequence[Item], right: Mapping[str, float]) -> Measure
 
 def _detection(items: Sequence[Item], said: ByItem, method: Method) -> Measures:
     found: Measures = {}
-    for (benchmark, split), members in _splits(items, said).items():
+    for (benchmark, split), members in splits_of(items, said).items():
         if not all(item.is_yes_no for item in members):
             continue
         says = [said[item.id].choice == "yes" for item in members]
         truth = [item.answer == "yes" for item in members]
-        parts = {
-            "dprime": dprime_metric(says, truth),
-            "criterion": criterion_metric(says, truth),
-            "yes_rate": mean_metric(says),
-        }
-        if method == "logprob":
+        parts = {"yes_rate": mean_metric(says)}
+        if any(truth) and not all(truth):
+            # Of one answer alone there is nothing that could be told apart.
+            parts |= {"dprime": dprime_metric(says, truth), "criterion": criterion_metric(says, truth)}
+        if method == "logprob" and "dprime" in parts:
             parts["auc"] = auc_metric([_log_odds(item, said[item.id]) for item in members], truth)
         parts |= _prior_indices([item for item in members if item.prior_answer is not None], said, len(members))
+        clusters = clusters_of(members)
+        found |= {f"{benchmark}/{split}/{name}": Measure(metric, clusters) for name, metric in parts.items()}
+    return found
+
+
+def _calibration(items: Sequence[Item], said: ByItem) -> Measures:
+    found: Measures = {}
+    for (benchmark, split), members in splits_of(items, said).items():
+        answers = [said[item.id] for item in members]
+        if not all(map(is_calibrated, members, answers)):
+            continue
+        chances = [choice_probabilities(answer.scores) for answer in answers]
+        truths = [item.choices.index(item.answer) for item in members]
+        parts = {
+            "ece": calibration_metric(confidences(answers), [answer.right for answer in answers]),
+            "brier": brier_metric(chances, truths),
+        }
         clusters = clusters_of(members)
         found |= {f"{benchmark}/{split}/{name}": Measure(metric, clusters) for name, metric in parts.items()}
     return found
@@ -129,7 +154,7 @@ def _log_odds(item: Item, answer: Answer) -> float:
 def _prior(items: Sequence[Item], said: ByItem) -> Measures:
     """How often the answer is the prior's, among the questions of the main split where the prior is wrong."""
     found: Measures = {}
-    for (benchmark, split), members in _splits(items, said).items():
+    for (benchmark, split), members in splits_of(items, said).items():
         misled = [item for item in members if item.prior_answer not in (None, item.answer)]
         if split == MAIN_SPLIT and misled:
             found[f"{benchmark}/{split}/follows_prior"] = mean(
@@ -152,11 +177,12 @@ def _gap(items: Sequence[Item], right: Mapping[str, float], other: Mapping[str, 
 def _ablated(items: Sequence[Item], right: Mapping[str, float], image: ImageArm) -> Measures:
     return {
         f"{benchmark}/{split}/{ABLATIONS[image]}_image_acc": mean(members, lambda item: right[item.id])
-        for (benchmark, split), members in _splits(items, right).items()
+        for (benchmark, split), members in splits_of(items, right).items()
     }
 
 
-def _splits(items: Sequence[Item], answered: Iterable[str]) -> dict[tuple[str, str], list[Item]]:
+def splits_of(items: Sequence[Item], answered: Iterable[str]) -> dict[tuple[str, str], list[Item]]:
+    """The items that were answered by benchmark and split, in order."""
     asked, found = set(answered), {}
     for item in items:
         if item.id in asked:
@@ -166,6 +192,6 @@ def _splits(items: Sequence[Item], answered: Iterable[str]) -> dict[tuple[str, s
 
 def _main_splits(items: Sequence[Item], answered: Iterable[str]) -> dict[tuple[str, str], list[Item]]:
     """Per benchmark its main split alone, or all of its splits where it has none."""
-    splits = _splits(items, answered)
+    splits = splits_of(items, answered)
     led = {benchmark for benchmark, split in splits if split == MAIN_SPLIT}
     return {key: members for key, members in splits.items() if key[0] not in led or key[1] == MAIN_SPLIT}

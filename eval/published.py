@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from operator import sub, truediv
 
 from mllm_align_eval.answers import scored
 from mllm_align_eval.benchmark import STRICT, Benchmark
+from mllm_align_eval.benchmarks.objects import matched_lengths
 from mllm_align_eval.items import Answer, ImageArm, Item, Method
 from mllm_align_eval.matrices import NUM_SCORES
 from mllm_align_eval.measures import ABLATIONS, GENERATED
 from mllm_align_eval.metrics import Measures
 
 Answers = Mapping[tuple[Method, ImageArm], Sequence[Answer]]
-PER_BYTE, PMI = "_per_byte", "_pmi"
+PER_BYTE, PMI, MATCHED = "_per_byte", "_pmi", "_matched"
 
 
 def published_measures(
@@ -42,6 +44,34 @@ def published_measures(
                 continue
             rules = parser if is_read and parser in benchmark.parsers else STRICT
             found |= {key + ending: measure for key, measure in benchmark.score(asked, said, rules).items()}
+    return found
+
+
+def length_matched(
+    items: Sequence[Item],
+    first: Answers,
+    second: Answers,
+    benchmarks: Mapping[str, Benchmark],
+    parser: str = STRICT,
+) -> tuple[Measures, Measures]:
+    """Two models' metrics of descriptions of equal length: each pair cut to the words of the shorter one.
+
+    Keys end in `_matched_generated`. A model that writes more names more objects, right and wrong; what is left of a
+    difference here is not of length.
+    """
+    pair = [{answer.item: answer for answer in given.get(("generate", "right"), ())} for given in (first, second)]
+    found: tuple[Measures, Measures] = ({}, {})
+    for name, benchmark in benchmarks.items():
+        asked = [item for item in items if item.benchmark == name and not item.is_closed]
+        asked = [item for item in asked if all(item.id in said for said in pair)]
+        if not benchmark.describes or not asked:
+            continue
+        rules = parser if parser in benchmark.parsers else STRICT
+        texts = matched_lengths(*({item.id: said[item.id].text for item in asked} for said in pair))
+        for measures, said, cut in zip(found, pair, texts, strict=True):
+            answers = {item.id: replace(said[item.id], text=cut[item.id]) for item in asked}
+            scored_so = benchmark.score(asked, answers, rules)
+            measures |= {f"{key}{MATCHED}{GENERATED}": measure for key, measure in scored_so.items()}
     return found
 
 

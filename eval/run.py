@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from datasets.exceptions import DatasetNotFoundError
 
 from mllm_align.models import ModelArguments, load_adapter, load_model
-from mllm_align_eval.arms import Arm
+from mllm_align_eval.arms import Arm, fingerprint
 from mllm_align_eval.benchmark import STRICT, Benchmark
 from mllm_align_eval.benchmarks import BENCHMARKS, world_items
 from mllm_align_eval.benchmarks.files import PictureFolder, data_folder
@@ -28,7 +28,7 @@ from mllm_align_eval.runner import Answers, answer_arms, is_askable
 from mllm_align_eval.summary import summarise
 
 logger = logging.getLogger(__name__)
-BASE, HUB = "base", "hub"
+BASE, CONTROL, HUB = "base", "control", "hub"
 DEFAULT_LENGTH = 16  # tokens of an answer about the world
 
 
@@ -135,10 +135,11 @@ def evaluate(
         shared[0] = results = summarise(
             items,
             answers,
-            comparisons=[(name, BASE) for name in adapters],
+            comparisons=_comparisons(adapters),
             seconds=time.perf_counter() - started,
             benchmarks=benchmarks,
             parser=parser,
+            model=_model_card(arguments, adapters, model, arms, batch_size),
         )
         if judge is not None:
             results["judge"] = judge.card()
@@ -147,6 +148,25 @@ def evaluate(
         write_report(results, changed, folder / "report.html", title=title, overwrite=overwrite)
         write_new(folder / "report.md", markdown_report(results, title), overwrite)
     return broadcast_object_list(shared)[0]
+
+
+def _comparisons(adapters: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Each adapter with the base, and with the one that is called control, where one is."""
+    others = [name for name in adapters if name != CONTROL]
+    return [(name, BASE) for name in adapters] + [(name, CONTROL) for name in others if CONTROL in adapters]
+
+
+def _model_card(
+    arguments: ModelArguments, adapters: Mapping[str, str], model: Any, arms: Sequence[Arm], batch_size: int
+) -> dict[str, Any]:
+    """What was asked: names, quantisation, and a hash of each arm's weights."""
+    return {
+        "base": arguments.model_name_or_path,
+        "adapters": dict(adapters),
+        "load_in_4bit": arguments.load_in_4bit,
+        "batch_size": batch_size,
+        "sha256": {arm.name: fingerprint(model, arm.adapter)[:16] for arm in arms},
+    }
 
 
 def _benchmarks(items: Sequence[Item], judge: Judge | None) -> dict[str, Benchmark]:

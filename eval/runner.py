@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mllm_align_eval.arms import Arm, active_arm, fingerprint
+from mllm_align_eval.arms import Arm, active_arm, identity_of
 from mllm_align_eval.asking import AnswerErrors, Asking, Voice
 from mllm_align_eval.benchmark import Reading
 from mllm_align_eval.cache import AnswerCache
@@ -49,7 +49,7 @@ def answer(
             "generate": the greedy text, parsed.
         batch_size: Items at a time; items of similar length share a batch.
         cache: Answers found there are not asked for again.
-        identity: What tells this model apart in the cache; by default `fingerprint(model)` with the active adapter.
+        identity: What tells this model apart in the cache; by default `identity_of` it with the active adapter.
         max_new_tokens: Of a generated answer.
         seed: Of the choice of other pictures.
         on_error: "raise" an `AnswerErrors` after all items were tried, or "count": return them with state error.
@@ -61,7 +61,7 @@ def answer(
         ValueError: If an argument is none of its values, or items are unusable.
     """
     _check(items, image, method, on_error, batch_size)
-    name = identity if identity is not None else _identity(model)
+    name = identity if identity is not None else _identity(model, processor)
     asking = Asking(
         engine=engine or ModelEngine(model, processor),
         image=image,
@@ -120,7 +120,9 @@ def answer_arms(
             an argument is none of its values.
     """
     engine = ModelEngine(model, processor)
-    voices = [Voice(arm.name, fingerprint(model, arm.adapter), partial(active_arm, model, arm)) for arm in arms]
+    voices = [
+        Voice(arm.name, identity_of(model, processor, arm.adapter), partial(active_arm, model, arm)) for arm in arms
+    ]
     answers: dict[str, Answers] = {arm.name: {} for arm in arms}
     with progress_bar(disable=not show_progress) as progress:
         for method in methods:
@@ -168,9 +170,9 @@ def progress_bar(disable: bool = False) -> Progress:
     return Progress(*columns, TimeRemainingColumn(), disable=disable, transient=True)
 
 
-def _identity(model: Any) -> str:
+def _identity(model: Any, processor: Any) -> str:
     active = getattr(model, "active_adapter", None)
-    return fingerprint(model, active if isinstance(active, str) else None)
+    return identity_of(model, processor, active if isinstance(active, str) else None)
 
 
 def _check(items: Sequence[Item], image: str, method: str, on_error: str, batch_size: int) -> None:

@@ -87,6 +87,7 @@ def difference(first: Metric, second: Metric) -> Metric:
     return Metric(
         np.concatenate([first.columns, second.columns], axis=1),
         lambda totals: first.statistic(totals[..., :width]) - second.statistic(totals[..., width:]),
+        biased=first.biased or second.biased,
     )
 
 
@@ -231,11 +232,13 @@ def equivalence(estimate: Estimate, margin: float) -> float:
     Small where "it did no harm" is shown; a difference that is merely not significant shows nothing of the kind.
 
     Args:
-        estimate: Of the paired difference; its bootstrap error is used, as normal.
+        estimate: Of the paired difference; its bootstrap error is used, as normal. Where no cluster differs there is
+            none: then the exact binomial chance of that stands in its place (under 0.05 from 299 clusters, for 0.01).
         margin: In the units of the metric.
     """
     if not estimate.error > 0:
-        return 0.0 if abs(estimate.value) < margin else 1.0
+        # No resample differs. Had a share `margin` of the clusters changed, that none is seen has this probability.
+        return (1 - margin) ** estimate.clusters if abs(estimate.value) < margin else 1.0
     inside = stats.norm.sf([(margin - estimate.value) / estimate.error, (margin + estimate.value) / estimate.error])
     return float(inside.max())
 
@@ -303,30 +306,6 @@ def cluster_robust_error(values: Sequence[float] | Array, clusters: Sequence[str
         return float("nan")
     sums = np.bincount(index, weights=array - array.mean())
     return float(np.sqrt(len(names) / (len(names) - 1) * (sums**2).sum()) / len(array))
-
-
-def calibration_metric(confidence: Sequence[float] | Array, right: Sequence[bool], num_bins: int = 10) -> Metric:
-    """Expected calibration error: mean |accuracy - confidence| of a question's bin (https://arxiv.org/abs/1706.04599).
-
-    Args:
-        confidence: (N,) probability that was given to the chosen answer.
-        right: (N,) whether it was right.
-        num_bins: Bins of equal width over [0, 1]; a confidence on an edge belongs to the bin above.
-
-    Raises:
-        ValueError: If a confidence is not between 0 and 1.
-    """
-    sure, hit = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
-    if not ((sure >= 0) & (sure <= 1)).all():
-        raise ValueError("a confidence must be a probability, between 0 and 1")
-    columns = np.zeros((len(sure), num_bins + 1))
-    columns[np.arange(len(sure)), np.minimum((sure * num_bins).astype(int), num_bins - 1)] = hit - sure
-    columns[:, -1] = 1
-
-    def error(totals: Array) -> Array:
-        return ratio(np.stack([np.abs(totals[..., :-1]).sum(axis=-1), totals[..., -1]], axis=-1))
-
-    return Metric(columns, error, biased=True)
 
 
 def holm(pvalues: Sequence[float] | Array) -> list[float]:

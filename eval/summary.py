@@ -8,12 +8,15 @@ from typing import Any
 
 from mllm_align_eval.baselines import baselines
 from mllm_align_eval.benchmark import STRICT, Benchmark
+from mllm_align_eval.calibration import calibration_by_chance, confidences, is_calibrated, reliability
 from mllm_align_eval.comparing import differences, mcnemar_tests, primary_metrics, primary_tests
+from mllm_align_eval.detection import criterion_shift_metric
 from mllm_align_eval.environment import machine, versions
 from mllm_align_eval.items import Answer, ImageArm, Item, Method, check_items
-from mllm_align_eval.measures import measures
-from mllm_align_eval.published import published_measures
-from mllm_align_eval.statistics import Bootstraps
+from mllm_align_eval.measures import GENERATED, measures, splits_of
+from mllm_align_eval.metrics import Measures
+from mllm_align_eval.published import length_matched, published_measures
+from mllm_align_eval.statistics import Bootstraps, Estimate
 
 Answers = Mapping[tuple[Method, ImageArm], Sequence[Answer]]
 COMPARISONS = (("aligned", "base"), ("control", "base"), ("aligned", "control"), ("base", "base_16bit"))
@@ -69,16 +72,24 @@ def summarise(
     pairs = [(first, second) for first, second in wanted if first in found and second in found]
     return {
         "arms": {
-            arm: {name: bootstrap.of(m.clusters).estimate(m.metric).as_dict() for name, m in parts.items()}
+            arm: {name: _cell(bootstrap.of(m.clusters).estimate(m.metric)) for name, m in parts.items()}
             for arm, parts in found.items()
         },
-        "differences": {f"{a}-{b}": differences(found[a], found[b], bootstrap, margin) for a, b in pairs},
+        "differences": {
+            f"{a}-{b}": differences(found[a], found[b], bootstrap, margin)
+            | differences(*length_matched(items, answers[a], answers[b], named, parser), bootstrap, margin)
+            for a, b in pairs
+        },
         "primary": {f"{a}-{b}": primary_tests(found[a], found[b], bootstrap, judged) for a, b in pairs},
         "mcnemar": {f"{a}-{b}": mcnemar_tests(found[a], found[b]) for a, b in pairs},
+        "criterion_shift": {f"{a}-{b}": _criterion_shifts(found[a], found[b], bootstrap) for a, b in pairs},
+        "calibration": {arm: _reliabilities(items, given) for arm, given in answers.items()},
         "baselines": baselines(items),
         **_answer_counts(answers),
+        "reading": {arm: _reading(items, given) for arm, given in answers.items()},
+        "benchmarks": _benchmarks(items, named, judged, parser),
         "data": describe(items),
-        "intervals": {"method": interval, "confidence": confidence, "resamples": num_resamples, "unit": "scene"},
+        "intervals": {"method": interval, "confidence": confidence, "resamples": num_resamples, "unit": _unit(items)},
         "margin": margin,
         "parser": parser,
         "seed": seed,
@@ -107,6 +118,76 @@ def describe(items: Sequence[Item]) -> dict[str, Any]:
 def _digest(items: Sequence[Item]) -> str:
     lines = ["\t".join((i.id, i.cluster, i.prompt, i.answer, *i.choices)) for i in items]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _cell(estimate: Estimate) -> dict[str, float | int]:
+    return estimate.as_dict() | {"clusters": estimate.clusters}
+
+
+def _unit(items: Sequence[Item]) -> str:
+    """What is resampled, in a word; a benchmark's own description says what its clusters are."""
+    return "scene" if all(item.benchmark == "world" for item in items) else "image"
+
+
+def _benchmarks(
+    items: Sequence[Item], named: Mapping[str, Benchmark], judged: Sequence[str], parser: str
+) -> dict[str, dict[str, Any]]:
+    """Per benchmark of the run its title, the metrics it is judged by, and whose rules read generated answers."""
+    found = {}
+    for name in dict.fromkeys(item.benchmark for item in items):
+        known = named.get(name)
+        found[name] = {
+            "title": known.title if known else name,
+            "primary": [metric for metric in judged if metric.split("/")[0] == name],
+            "parser": parser if known and parser in known.parsers else STRICT,
+        }
+        if known:
+            found[name]["max_new_tokens"] = known.max_new_tokens
+    return found
+
+
+def _criterion_shifts(first: Measures, second: Measures, bootstrap: Bootstraps) -> dict[str, dict[str, float | int]]:
+    """By split, `<benchmark>/<split>` (and `_generated`), what moving the criterion alone would have gained."""
+    found = {}
+    for name in (name for name in first if name in second and name.removesuffix(GENERATED).endswith("/dprime")):
+        shift = criterion_shift_metric(first[name].metric, second[name].metric)
+        estimate = bootstrap.of(first[name].clusters).estimate(shift)
+        found[name.replace("/dprime", "")] = estimate.as_dict() | {"excludes_zero": estimate.excludes_zero}
+    return found
+
+
+def _reliabilities(items: Sequence[Item], answers: Answers) -> dict[str, dict[str, Any]]:
+    """By split the bins of its reliability diagram, and the calibration error that chance alone would give."""
+    said = {entry.item: entry for entry in answers.get(("logprob", "right"), ())}
+    found = {}
+    for (benchmark, split), members in splits_of(items, said).items():
+        given = [said[item.id] for item in members]
+        if all(map(is_calibrated, members, given)):
+            sure, right = confidences(given), [entry.right for entry in given]
+            found[f"{benchmark}/{split}"] = {
+                "bins": [part._asdict() for part in reliability(sure, right)],
+                "by_chance": calibration_by_chance(sure),
+            }
+    return found
+
+
+def _reading(items: Sequence[Item], answers: Answers) -> dict[str, dict[str, float | int | bool]]:
+    """By split what became of the answers that were generated under the right image, as shares of them."""
+    said = {entry.item: entry for entry in answers.get(("generate", "right"), ())}
+    found = {}
+    for (benchmark, split), members in splits_of(items, said).items():
+        given = [said[item.id] for item in members]
+        shares = {state: sum(entry.state == state for entry in given) for state in ("invalid", "abstained", "error")}
+        found[f"{benchmark}/{split}"] = {
+            "n": len(given),
+            "open": not any(item.is_closed for item in members),
+            "unreadable": shares["invalid"] / len(given),
+            "abstained": shares["abstained"] / len(given),
+            "errors": shares["error"] / len(given),
+            "truncated": sum(entry.truncated for entry in given) / len(given),
+            "truncated_unreadable": sum(entry.truncated and entry.state == "invalid" for entry in given) / len(given),
+        }
+    return found
 
 
 def _answer_counts(answers: Mapping[str, Answers]) -> dict[str, dict[str, float | int]]:

@@ -176,4 +176,5 @@ AMBER = Benchmark(
     readings={"official": capital_yes_no, "vlmevalkit": word_yes_no},
     primary="amber/discriminative/acc",
     max_new_tokens=512,
+    describes=True,
 )

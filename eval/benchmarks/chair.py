@@ -124,4 +124,5 @@ CHAIR = Benchmark(
     score=chair_score,
     primary="chair/chair_i",
     max_new_tokens=512,
+    describes=True,
 )

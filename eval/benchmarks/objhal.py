@@ -134,6 +134,7 @@ OBJHAL = Benchmark(
     score=objhal_score,
     primary="objhal/chair_style/chair_i",
     max_new_tokens=512,
+    describes=True,
     judged=objhal_judged,
     judged_primary="objhal/response_hall",
 )

@@ -6,25 +6,19 @@ its place while markers, lines and text keep their size.
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mllm_align_eval.report.comparison import finite
-from mllm_align_eval.report.labels import (
-    IMAGE_METRICS,
-    KEY_METRICS,
-    KINDS,
-    arm_label,
-    interval,
-    metric_label,
-    metric_note,
-    number,
-)
+from mllm_align_eval.report.evidence import arms_of
+from mllm_align_eval.report.labels import arm_label, difference_label, interval, metric_label, metric_note, number
+from mllm_align_eval.report.plans import Plan, plans
 
-POLLS = ("world/pope_random/acc", "world/pope_popular/acc", "world/pope_adversarial/acc")
-_KIND = re.compile(r"world/adversarial/(.+)_acc")
+MINUS = "\N{MINUS SIGN}"
+# Half the width of an axis of differences, the first that holds them all.
+HALF_WIDTHS = (0.05, 0.1, 0.2, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -37,6 +31,7 @@ class Lane:
     high: float | None
     value: str
     bounds: str
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,19 +47,22 @@ class Row:
     @property
     def description(self) -> str:
         """What the drawing shows, for those who do not see it."""
-        parts = [f"{arm_label(a.arm)} {a.value}" + (f" ({a.bounds})" if a.bounds else "") for a in self.lanes]
+        parts = [
+            f"{a.label or arm_label(a.arm)} {a.value}" + (f" ({a.bounds})" if a.bounds else "") for a in self.lanes
+        ]
         return f"{self.label}: {', '.join(parts)}"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Rows over one axis; `ticks` are positions in per cent and their labels."""
+    """Rows over one axis; `ticks` are positions in per cent and their labels, `zero` where a line marks no change."""
 
     id: str
     title: str
     caption: str
     rows: tuple[Row, ...]
     ticks: tuple[tuple[float, str], ...]
+    zero: float | None = None
 
 
 def figures(results: Mapping[str, Any]) -> list[Figure]:
@@ -74,54 +72,15 @@ def figures(results: Mapping[str, Any]) -> list[Figure]:
         results: As described in `mllm_align_eval.report`.
 
     Returns:
-        Main measures, kinds of question, images shown, existence polling; those without any row are left out.
+        Main measures; then by benchmark its splits and kinds of question, their differences, and the images shown.
+        Those without any row are left out.
     """
-    arms = results["arms"]
-    kinds = _kind_metrics(arms)
-    plans: tuple[tuple[str, str, str, Sequence[str], Mapping[str, str]], ...] = (
-        ("measures", "Main measures", "Points are accuracy in per cent, bars 95 % intervals.", KEY_METRICS, {}),
-        (
-            "kinds",
-            "By kind of question",
-            "Adversarial accuracy: scenes in which colour, size, side and company all break the prior.",
-            tuple(kinds),
-            kinds,
-        ),
-        (
-            "images",
-            "By the image shown",
-            "The same adversarial questions with the right image, another scene's, a grey one and none. A model that "
-            "looks falls far when the image is taken away; accuracy that stays comes from text alone.",
-            IMAGE_METRICS,
-            dict(zip(IMAGE_METRICS, ("Right image", "Another scene's image", "Blank image", "No image"), strict=True)),
-        ),
-        (
-            "polling",
-            "Existence polling",
-            "Is there a ...? Absent objects drawn at random, by popularity, and as what the prior expects.",
-            POLLS,
-            dict(zip(POLLS, ("Random", "Popular", "Adversarial"), strict=True)),
-        ),
-    )
-    built = [_figure(results, *plan) for plan in plans]
+    built = [_forest(results, plan) if plan.differences else _figure(results, plan) for plan in plans(results)]
     return [figure for figure in built if figure.rows]
 
 
-def _kind_metrics(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    found = {}
-    for cells in arms.values():
-        for metric in cells:
-            match = _KIND.fullmatch(metric)
-            if match and metric not in IMAGE_METRICS:
-                found[metric] = match[1].replace("_", " ").capitalize()
-    known = {f"world/adversarial/{kind}_acc": i for i, kind in enumerate(KINDS)}
-    return dict(sorted(found.items(), key=lambda item: known.get(item[0], len(known))))
-
-
-def _figure(
-    results: Mapping[str, Any], name: str, title: str, caption: str, metrics: Sequence[str], labels: Mapping[str, str]
-) -> Figure:
-    cells = [cell for arm in results["arms"].values() for metric in metrics if (cell := arm.get(metric))]
+def _figure(results: Mapping[str, Any], plan: Plan) -> Figure:
+    cells = [cell for arm in results["arms"].values() for metric in plan.metrics if (cell := arm.get(metric))]
     numbers = [cell[key] for cell in cells for key in ("value", "low", "high") if finite(cell.get(key))]
     # Shares fill 0 to 100; only a gap may be negative, and then the axis is lengthened in quarters.
     lowest = 0.0
@@ -130,26 +89,24 @@ def _figure(
     count = round((1 - lowest) / 0.25)
     ticks = [lowest + 0.25 * i for i in range(count + 1)]
     # What quantisation changed is one comparison; a fourth lane in every row would only hide the others.
-    arms = [arm for arm in results["arms"] if name == "measures" or arm != "base_16bit"]
-    rows = [_row(results, arms, metric, labels.get(metric), lowest) for metric in metrics]
+    arms = [arm for arm in results["arms"] if plan.id == "measures" or arm != "base_16bit"]
+    rows = [_row(results, arms, metric, label, lowest) for metric, label in plan.metrics.items()]
     return Figure(
-        name,
-        title,
-        caption,
+        plan.id,
+        plan.title,
+        plan.caption,
         tuple(row for row in rows if row.lanes),
-        tuple((_place(tick, lowest), f"{tick * 100:.0f}".replace("-", "\N{MINUS SIGN}")) for tick in ticks),
+        tuple((_place(tick, lowest), f"{tick * 100:.0f}".replace("-", MINUS)) for tick in ticks),
     )
 
 
-def _row(results: Mapping[str, Any], arms: Sequence[str], metric: str, label: str | None, lowest: float) -> Row:
+def _row(results: Mapping[str, Any], arms: Sequence[str], metric: str, label: str, lowest: float) -> Row:
     lanes = []
     for arm in arms:
         cell = results["arms"][arm].get(metric)
-        if not cell or not finite(cell.get("value")):
-            continue
-        low, high = (_place(cell[b], lowest) if finite(cell.get(b)) else None for b in ("low", "high"))
-        at = _place(cell["value"], lowest)
-        lanes.append(Lane(arm, at, low, high, number(metric, cell["value"]), interval(metric, cell)))
+        if cell and finite(cell.get("value")):
+            at, low, high = _places(cell, lowest, 1.0)
+            lanes.append(Lane(arm, at, low, high, number(metric, cell["value"]), interval(metric, cell)))
     marks = []
     for letter, (_, values) in zip(letters(results), results.get("baselines", {}).items(), strict=True):
         if finite(values.get(metric)):
@@ -157,6 +114,25 @@ def _row(results: Mapping[str, Any], arms: Sequence[str], metric: str, label: st
     return Row(
         metric, label or metric_label(metric), "" if label else metric_note(metric), tuple(lanes), _apart(marks)
     )
+
+
+def _forest(results: Mapping[str, Any], plan: Plan) -> Figure:
+    """Paired differences on an axis around zero, as wide on both sides."""
+    drawn = [(name, arms_of(name, results["arms"])[0]) for name in plan.differences]
+    cells = [cell for name, _ in drawn for m in plan.metrics if (cell := results["differences"][name].get(m))]
+    numbers = [abs(cell[key]) for cell in cells for key in ("value", "low", "high") if finite(cell.get(key))]
+    half = next((width for width in HALF_WIDTHS if width >= max(numbers, default=0)), HALF_WIDTHS[-1])
+    rows = []
+    for metric, label in plan.metrics.items():
+        lanes = []
+        for name, arm in drawn:
+            cell = results["differences"][name].get(metric)
+            if cell and finite(cell.get("value")):
+                written = number(metric, cell["value"], signed=True), interval(metric, cell, signed=True)
+                lanes.append(Lane(arm, *_places(cell, -half, half), *written, difference_label(name, results["arms"])))
+        rows.append(Row(metric, label or metric_label(metric), "", tuple(lanes), ()))
+    ticks = tuple((25.0 * i, f"{(i - 2) * half * 50:+g}".replace("-", MINUS) if i != 2 else "0") for i in range(5))
+    return Figure(plan.id, plan.title, plan.caption, tuple(row for row in rows if row.lanes), ticks, 50.0)
 
 
 def _apart(marks: Sequence[tuple[str, float]], nearest: float = 4.0) -> tuple[tuple[str, float], ...]:
@@ -175,5 +151,14 @@ def letters(results: Mapping[str, Any]) -> list[str]:
     return [chr(ord("a") + i % 26) for i in range(len(results.get("baselines", {})))]
 
 
-def _place(value: float, lowest: float) -> float:
-    return round(min(100.0, max(0.0, (value - lowest) / (1 - lowest) * 100)), 2)
+def _places(cell: Mapping[str, Any], lowest: float, highest: float) -> tuple[float, float | None, float | None]:
+    """Where a cell's value and its bounds lie."""
+    low, high = (
+        _place(cell[bound], lowest, highest) if finite(cell.get(bound)) else None for bound in ("low", "high")
+    )
+    return _place(cell["value"], lowest, highest), low, high
+
+
+def _place(value: float, lowest: float, highest: float = 1.0) -> float:
+    share = (value - lowest) / (highest - lowest) * 100
+    return round(min(100.0, max(0.0, share)), 2) if math.isfinite(share) else 0.0

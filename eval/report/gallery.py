@@ -1,16 +1,18 @@
-"""The gallery: scenes with a question, what is true, what language alone would say and what each arm answered."""
+"""The gallery: pictures with a question, what is true, what language alone would say and what each arm answered."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
 MAX_SIDE = 320
 PIXEL_ART_SIDE = 128
+GAP = 8
+OPEN = "open"
 
 
 @dataclass(frozen=True)
@@ -18,16 +20,16 @@ class GalleryEntry:
     """One question whose answers are worth looking at.
 
     Attributes:
-        image: The picture asked about.
+        image: The picture asked about; None for a question about none.
         question: The question's text.
-        truth: The right answer.
+        truth: The right answer; "" for an open question, of which no single answer is.
         prior: What language alone would say, or None where that is not known.
         answers: Per arm, the answer as it was read (a choice), or the raw text where it could not be read.
         kind: What is asked for: existence, colour, ...
         split: The test it is from.
     """
 
-    image: Image.Image
+    image: Image.Image | None
     question: str
     truth: str
     prior: str | None
@@ -44,13 +46,28 @@ class GalleryEntry:
         return self.prior is not None and _bare(self.answers[arm]) == _bare(self.prior)
 
     def outcome(self, before: str, after: str) -> str:
-        """What training did to this answer: fixed, broken, right (both times), wrong (both times) or unknown."""
+        """What training did to this answer: fixed, broken, right (both times), wrong (both times), open or unknown."""
+        if not self.truth:
+            return OPEN
         if before not in self.answers or after not in self.answers:
             return "unknown"
         was, now = self.right(before), self.right(after)
         if was == now:
             return "right" if now else "wrong"
         return "fixed" if now else "broken"
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image | None:
+    """One picture of all that a question shows, from left to right; None of none."""
+    if len(pictures) < 2:
+        return pictures[0] if pictures else None
+    width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
+    joined = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        joined.paste(picture.convert("RGB"), (left, 0))
+        left += picture.width + GAP
+    return joined
 
 
 def data_uri(image: Image.Image) -> str:

@@ -6,8 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mllm_align_eval.report.comparison import Change, Roles, compare
-from mllm_align_eval.report.labels import interval, metric_label, number
+from mllm_align_eval.report.comparison import Change, Roles, compare, finite
+from mllm_align_eval.report.evidence import arms_of
+from mllm_align_eval.report.labels import (
+    arm_inline,
+    arm_label,
+    inline_label,
+    interval,
+    is_rate,
+    metric_label,
+    number,
+    with_unit,
+)
+from mllm_align_eval.report.leading import benchmarks_of, primary
+from mllm_align_eval.report.metric_names import better
 
 PRIMARY = ("world/adversarial/acc", "world/pair_acc")
 IN_DISTRIBUTION = "world/in_distribution/acc"
@@ -16,21 +28,23 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Headline:
-    """Three sentences that belong together; none of them may be shown without the others.
+    """Sentences that belong together; none of them may be shown without the others.
 
     Attributes:
         effect: Whether the aligned model is better than the base, and whether the intervals overlap.
-        cost: What happened on scenes like those of training.
+        cost: On the world, what happened on scenes like those of training.
         control: Whether the plain next-token control on the same pairs does as well.
+        others: Beside the world, what became of the metrics that the run's other benchmarks are judged by.
     """
 
     effect: str
     cost: str
     control: str
+    others: str = ""
 
     def __str__(self) -> str:
         """All that there is to say, as one paragraph."""
-        return " ".join(part for part in (self.effect, self.cost, self.control) if part)
+        return " ".join(part for part in (self.effect, self.cost, self.control, self.others) if part)
 
 
 def headline(results: Mapping[str, Any]) -> Headline:
@@ -40,17 +54,19 @@ def headline(results: Mapping[str, Any]) -> Headline:
         results: As described in `mllm_align_eval.report`.
 
     Returns:
-        The sentences. The measures are adversarial accuracy and pair accuracy on the world.
+        The sentences. On the world the measures are adversarial and pair accuracy, on other benchmarks the metrics
+        that they are judged by.
     """
     roles = Roles.of(results["arms"])
-    changes = _changes(results, roles.after, roles.before)
     if roles.after == roles.before:
-        return Headline("This run does not compare an aligned model with its base.", "", "")
+        return Headline(_alone(results, roles.before), "", "")
+    changes = _changes(results, roles.after, roles.before)
     if not changes:
-        return Headline(_judged(results, roles), "", "")
+        return Headline(_judged(results, roles), "", _beside_control(results, roles))
     against = _changes(results, roles.after, roles.control) if roles.control else []
     cost = compare(results, roles.after, roles.before, IN_DISTRIBUTION)
-    return Headline(_effect(changes), _cost(cost), _control(against, changes))
+    others = _judged(results, roles) if len(benchmarks_of(results)) > 1 and results.get("primary") else ""
+    return Headline(_effect(changes), _cost(cost), _control(against, changes), others)
 
 
 def _changes(results: Mapping[str, Any], first: str, second: str) -> list[Change]:
@@ -58,21 +74,69 @@ def _changes(results: Mapping[str, Any], first: str, second: str) -> list[Change
     return [change for change in found if change]
 
 
-def _judged(results: Mapping[str, Any], roles: Roles) -> str:
-    """On other benchmarks than the world: what became of the metrics that they are judged by, tested together."""
-    tests = results.get("primary", {}).get(f"{roles.after}-{roles.before}", {})
+def _alone(results: Mapping[str, Any], arm: str) -> str:
+    """What a single model has, and what answers without the picture get."""
     parts = []
-    for metric, cell in tests.items():
-        change = compare(results, roles.after, roles.before, metric)
-        if change is not None:
-            verdict = "a clear change" if cell["p_holm"] < LEVEL else "no clear change"
-            parts.append(
-                f"{metric} goes from {number(metric, change.second)} to {number(metric, change.first)} ({verdict})"
-            )
-    if not parts:
+    for metric in (metric for benchmark in benchmarks_of(results) for metric in primary(results, benchmark)):
+        cell = results["arms"][arm].get(metric) or {}
+        bounds = interval(metric, cell)
+        text = f"{inline_label(metric)} {with_unit(metric, cell.get('value'))}" + (f" ({bounds})" if bounds else "")
+        blind = [(values[metric], name) for name, values in results.get("baselines", {}).items() if metric in values]
+        if blind and better(metric) > 0 and finite(max(blind)[0]):
+            value, name = max(blind)
+            text += f"; without the picture, \N{LEFT DOUBLE QUOTATION MARK}{name.replace('_', ' ')}"
+            text += f"\N{RIGHT DOUBLE QUOTATION MARK} gets {with_unit(metric, value)}"
+        parts.append(text)
+    found = f" {arm_label(arm)} alone: {'. '.join(parts)}." if parts else ""
+    return f"This run does not compare an aligned model with its base.{found}"
+
+
+def _judged(results: Mapping[str, Any], roles: Roles) -> str:
+    """Of benchmarks other than the world: what became of the metrics that they are judged by, tested together."""
+    sentences, tests = [], 0
+    for name, cells in results.get("primary", {}).items():
+        first, second = arms_of(name, results["arms"])
+        tests = max(tests, len(cells))
+        changes = [
+            (change, cell["p_holm"])
+            for metric, cell in cells.items()
+            if first and metric not in PRIMARY and (change := compare(results, first, second, metric)) is not None
+        ]
+        if changes:
+            moved = "; ".join(_moved(change, p) for change, p in changes)
+            sentences.append(f"{arm_label(first)} against {arm_inline(second)}: {moved}.")
+    if not sentences:
         return "This run has no metric by which an aligned model and its base are judged."
-    adjusted = f"; Holm's correction over {len(parts)} of them" if len(parts) > 1 else ""
-    return f"{_and(parts)}{adjusted}."
+    if tests > 1:
+        sentences.append(f"Clear is what stays so with Holm's correction over the {tests} metrics that are tested.")
+    return " ".join(sentences)
+
+
+def _moved(change: Change, p: float) -> str:
+    """One metric: from where to where, by how much, and what may be said of it."""
+    metric = change.metric
+    way = better(metric) * (1 if change.difference > 0 else -1)
+    # A p-value that is not finite is one of nothing to resample: it shows nothing.
+    is_clear = finite(p) and p < LEVEL
+    verdict = {1: "a clear gain", -1: "a clear loss", 0: "a clear change"}[way] if is_clear else "no clear change"
+    bounds = interval(metric, {"low": change.low, "high": change.high}, signed=True)
+    points = number(metric, change.difference, signed=True) + (" points" if is_rate(metric) else "")
+    return (
+        f"{inline_label(metric)} from {with_unit(metric, change.second)} to {with_unit(metric, change.first)} "
+        f"({points}{f', {bounds}' if bounds else ''}), {verdict}"
+    )
+
+
+def _beside_control(results: Mapping[str, Any], roles: Roles) -> str:
+    """The aligned model against a control, where there is one, on what the benchmarks are judged by."""
+    if roles.control is None or roles.control in (roles.after, roles.before):
+        return ""
+    metrics = [metric for benchmark in benchmarks_of(results) for metric in primary(results, benchmark)]
+    changes = [found for metric in metrics if (found := compare(results, roles.after, roles.control, metric))]
+    words = {1: "above", 0: "level with", -1: "below"}
+    parts = [f"{words[c.clear]} it on {inline_label(c.metric)} ({with_unit(c.metric, c.second)})" for c in changes]
+    who = f"{arm_label(roles.after)} against the plain next-token control on the same rows"
+    return f"{who}: {_and(parts)}." if parts else ""
 
 
 def _effect(changes: Sequence[Change]) -> str:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from mllm_align_eval.report.metric_names import GENERATED, MEASURES, generic_label, parse_key
+
 KINDS = ("existence", "colour", "size", "side", "count", "relation")
-GENERATED = "_generated"
-_NO_RATES = ("/dprime", "/criterion", "/auc", "/words", "/mentions", "/rating", "/length_correlation")
 MINUS = "\N{MINUS SIGN}"
 
+# What is said of the world beside the metrics that it is judged by; of other benchmarks: `leading.BESIDE`.
 KEY_METRICS = (
     "world/pair_acc",
     "world/adversarial/acc",
@@ -75,8 +76,14 @@ def metric_label(metric: str) -> str:
     """What a metric is called for people; its own name where nothing better is known."""
     plain = metric.removesuffix(GENERATED)
     if plain not in _LABELS:
-        return metric
+        return generic_label(metric) or metric
     return _LABELS[plain] + (", generated" if plain != metric else "")
+
+
+def inline_label(metric: str) -> str:
+    """A metric's label within a sentence."""
+    label = metric_label(metric).replace(": ", " ", 1)
+    return label[0].lower() + label[1:] if metric.removesuffix(GENERATED) in _LABELS else label
 
 
 def metric_note(metric: str) -> str:
@@ -89,6 +96,11 @@ def arm_label(arm: str) -> str:
     return _ARMS.get(arm, arm)
 
 
+def arm_inline(arm: str) -> str:
+    """What an arm is called within a sentence; names of the user's own are left as they are."""
+    return _ARMS[arm].lower() if arm in _ARMS else arm
+
+
 def arm_note(arm: str) -> str:
     """What was done to the model in this arm, where the name is one of the usual ones."""
     return _ARM_NOTES.get(arm, "")
@@ -99,25 +111,34 @@ def difference_label(name: str, arms: Mapping[str, Any]) -> str:
     for arm in arms:
         rest = name.removeprefix(f"{arm}-")
         if rest != name and rest in arms:
-            return f"{arm_label(arm)} {MINUS} {arm_label(rest).lower()}"
+            return f"{arm_label(arm)} {MINUS} {arm_inline(rest)}"
     return name
 
 
 def is_rate(metric: str) -> bool:
     """Whether the metric is a share or a difference of shares, written in per cent."""
-    return not metric.removesuffix(GENERATED).endswith(_NO_RATES)
+    measure = MEASURES.get(parse_key(metric).measure)
+    return measure is None or measure.digits is None
 
 
 def number(metric: str, value: float | None, signed: bool = False) -> str:
-    """A metric's value as written: per cent with one decimal (no sign of per cent), else two decimals."""
+    """A metric's value as written: per cent with one decimal (no sign of per cent), else what its measure says."""
     if value is None or not math.isfinite(value):
         return "\N{EN DASH}"
-    text = f"{value * 100:.1f}" if is_rate(metric) else f"{value:.2f}"
+    measure = MEASURES.get(parse_key(metric).measure)
+    digits = None if measure is None else measure.digits
+    text = f"{value * 100:.1f}" if digits is None else f"{value:.{digits}f}"
     # A rounded zero has no direction.
     text = text.removeprefix("-") if float(text) == 0 else text
     if signed and float(text) > 0:
         text = "+" + text
     return text.replace("-", MINUS)
+
+
+def with_unit(metric: str, value: float | None) -> str:
+    """A metric's value with its sign of per cent, where it is a rate."""
+    text = number(metric, value)
+    return f"{text} %" if is_rate(metric) and value is not None and math.isfinite(value) else text
 
 
 def interval(metric: str, cell: Mapping[str, Any], signed: bool = False) -> str:
@@ -129,13 +150,20 @@ def interval(metric: str, cell: Mapping[str, Any], signed: bool = False) -> str:
 
 
 def ordered_metrics(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """All metrics of all arms: the known ones in the order of the table of labels, then the others, then generated."""
-    names = dict.fromkeys(metric for cells in arms.values() for metric in cells)
+    """All metrics of all arms: the known ones in the order of the table of labels, then the others by benchmark, then
+    generated. Of two names of the same number (an accuracy under another picture has two) one is left.
+    """
+    names = list(dict.fromkeys(metric for cells in arms.values() for metric in cells))
     rank = {metric: i for i, metric in enumerate((*KEY_METRICS, *(m for m in _LABELS if m not in KEY_METRICS)))}
     seen = {metric: i for i, metric in enumerate(names)}
+    benchmarks = {name: i for i, name in enumerate(dict.fromkeys(parse_key(metric).benchmark for metric in names))}
 
-    def place(metric: str) -> tuple[bool, int, int]:
+    def place(metric: str) -> tuple[bool, int, int, int]:
         plain = metric.removesuffix(GENERATED)
-        return metric != plain, rank.get(plain, len(rank)), seen[metric]
+        return metric != plain, rank.get(plain, len(rank)), benchmarks[parse_key(metric).benchmark], seen[metric]
 
-    return sorted(names, key=place)
+    left: dict[Any, str] = {}
+    for metric in sorted(names, key=place):
+        key = parse_key(metric)
+        left.setdefault(key if key.measure and key.picture else metric, metric)
+    return list(left.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mllm_align_eval.report import labels
 from mllm_align_eval.report.comparison import Roles, compare, finite
 from mllm_align_eval.report.curves import panels
-from mllm_align_eval.report.detection import detection_table, detection_text
+from mllm_align_eval.report.detection import detection_table, detection_texts, poll_label
+from mllm_align_eval.report.evidence import evidence, is_positive
 from mllm_align_eval.report.figures import figures, letters
 from mllm_align_eval.report.findings import cautions, key_figures
-from mllm_align_eval.report.gallery import GalleryEntry, data_uri, is_pixel_art
+from mllm_align_eval.report.gallery import OPEN, GalleryEntry, data_uri, is_pixel_art
 from mllm_align_eval.report.headline import headline
+from mllm_align_eval.report.metric_names import better
+from mllm_align_eval.report.reading import LIMIT, reading_of, warnings
+from mllm_align_eval.report.reliability import BINNING, LEFT_OUT, calibration_rows, calibration_texts, diagrams
 from mllm_align_eval.report.results_file import write_new
+from mllm_align_eval.report.run_card import asked, run_card
 
 MARKERS = ("circle", "square", "diamond", "up", "down", "cross")
 _USUAL = {"base": 0, "control": 1, "aligned": 2, "base_16bit": 3}
@@ -54,7 +58,7 @@ def write_report(
         # Before the work, which takes seconds with a large gallery.
         raise FileExistsError(f"{path} exists; give another path, or overwrite=True to replace it")
     environment = Environment(
-        loader=PackageLoader("mllm_align_eval.report", package_path=""),
+        loader=PackageLoader("mllm_align_eval.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -64,26 +68,41 @@ def write_report(
     roles = Roles.of(arms)
     curves, not_shown = panels(training or {})
     metrics = labels.ordered_metrics(arms)
-    text = environment.get_template("template.html.j2").render(
+    cards = [_card(entry, roles) for entry in _each_once(gallery)]
+    text = environment.get_template("report.html.j2").render(
         title=title,
         roles=roles,
         headline=headline(results),
         arms=_arms(list(dict.fromkeys([*arms, *(training or {})]))),
         tested=list(arms),
+        benchmarks=asked(results),
+        warnings=warnings(results),
+        limit=f"{LIMIT:.0%}".removesuffix("%"),
         key_figures=key_figures(results),
         cautions=cautions(results),
+        evidence=evidence(results),
+        margin=f"{results.get('margin', 0.01) * 100:g} point either way",
         figures=figures(results),
         baselines=list(zip(letters(results), results.get("baselines", {}), strict=True)),
+        detection_texts=detection_texts(results),
+        detection=detection_table(results),
+        binning=BINNING,
+        calibration_texts=calibration_texts(results),
+        calibration=calibration_rows(results),
+        diagrams=diagrams(results),
+        drawn=[arm for arm in arms if arm != LEFT_OUT],
+        reading=_reading_rows(results),
         panels=curves,
         trained=[arm for arm in training or {} if any(arm == name for panel in curves for name, _ in panel.lines)],
         not_shown=not_shown,
-        detection_text=detection_text(results),
-        detection=detection_table(results),
+        gallery=cards,
+        judged_cards=sum(card["outcome"] != OPEN for card in cards),
+        has_prior=any(card["entry"].prior is not None for card in cards),
+        kinds=list(dict.fromkeys(card["entry"].kind for card in cards)),
         differences=[(name, labels.difference_label(name, arms)) for name in results.get("differences", {})],
         table=[_table_row(results, roles.before, metric) for metric in metrics],
-        gallery=[_card(entry, roles) for entry in gallery],
-        kinds=list(dict.fromkeys(entry.kind for entry in gallery)),
-        method=_method(results),
+        unit=results.get("intervals", {}).get("unit", "scene"),
+        method=run_card(results),
         recipe=results.get("recipe") or "",
     )
     return write_new(path, text, overwrite)
@@ -97,6 +116,7 @@ def _arms(names: Sequence[str]) -> dict[str, dict[str, Any]]:
         style = _USUAL[name] if name in _USUAL else (free.pop(0) if free else len(MARKERS) - 1)
         styles[name] = {
             "label": labels.arm_label(name),
+            "inline": labels.arm_inline(name),
             "note": labels.arm_note(name),
             "style": style,
             "marker": MARKERS[style],
@@ -106,17 +126,18 @@ def _arms(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _table_row(results: Mapping[str, Any], before: str, metric: str) -> dict[str, Any]:
     """A metric's cells as written, each with the number that it is sorted by."""
-    arms, questions = [], None
+    arms, questions, clusters = [], None, None
     for arm, cells in results["arms"].items():
         cell = cells.get(metric) or {}
         change = compare(results, arm, before, metric) if arm != before else None
-        arms.append({**_cell(metric, cell), "sign": change.clear if change else 0})
-        questions = questions or cell.get("n")
+        read = _reading_note(results, arm, metric) if cell else ""
+        arms.append({**_cell(metric, cell), "sign": change.clear if change else 0, "reading": read})
+        questions, clusters = questions or cell.get("n"), clusters or cell.get("clusters")
     differences = []
     for cells in results.get("differences", {}).values():
         cell = cells.get(metric) or {}
         detectable = cell.get("detectable")
-        show = not cell.get("excludes_zero") and finite(detectable)
+        show = not cell.get("excludes_zero") and is_positive(detectable)
         differences.append(
             {
                 **_cell(metric, cell, signed=True),
@@ -128,7 +149,9 @@ def _table_row(results: Mapping[str, Any], before: str, metric: str) -> dict[str
     return {
         "metric": metric,
         "label": labels.metric_label(metric),
+        "lower": better(metric) < 0,
         "n": questions,
+        "clusters": clusters,
         "arms": arms,
         "differences": differences,
         "baselines": baselines,
@@ -144,44 +167,44 @@ def _cell(metric: str, cell: Mapping[str, Any], signed: bool = False) -> dict[st
     }
 
 
+def _reading_note(results: Mapping[str, Any], arm: str, metric: str) -> str:
+    """What was lost of the generated answers that a score is computed from."""
+    shares = reading_of(results, arm, metric)
+    if shares is None:
+        return ""
+    return f"{labels.number('', shares['unreadable'])} unreadable, {labels.number('', shares['truncated'])} cut"
+
+
+def _reading_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Per split and arm what became of the generated answers."""
+    found, alarming = results.get("reading") or {}, {"unreadable": LIMIT, "truncated": LIMIT, "errors": 0.0}
+    rows = []
+    for split in dict.fromkeys(split for splits in found.values() for split in splits):
+        for arm in (arm for arm in found if split in found[arm]):
+            shares = found[arm][split]
+            cells = [
+                {"text": labels.number("", shares[name]), "alarm": shares[name] > alarming.get(name, 1.0)}
+                for name in ("unreadable", "abstained", "truncated", "errors")
+            ]
+            rows.append({"name": poll_label(split), "arm": arm, "cells": cells, "n": f"{shares['n']:,}"})
+    return rows
+
+
+def _each_once(gallery: Sequence[GalleryEntry]) -> list[GalleryEntry]:
+    """The entries without repetitions: several adapters may have changed the same answer."""
+    found: dict[tuple[Any, ...], GalleryEntry] = {}
+    for entry in gallery:
+        found.setdefault((entry.split, entry.question, entry.truth, id(entry.image), *entry.answers.items()), entry)
+    return list(found.values())
+
+
 def _card(entry: GalleryEntry, roles: Roles) -> dict[str, Any]:
     answers = [(arm, text, entry.right(arm), entry.by_prior(arm)) for arm, text in entry.answers.items()]
     return {
         "entry": entry,
-        "uri": data_uri(entry.image),
-        "pixel_art": is_pixel_art(entry.image),
+        "uri": data_uri(entry.image) if entry.image is not None else "",
+        "pixel_art": entry.image is not None and is_pixel_art(entry.image),
+        "alt": f"The picture for: {entry.question}" + (f" The right answer is {entry.truth}." if entry.truth else ""),
         "outcome": entry.outcome(roles.before, roles.after),
         "answers": answers,
     }
-
-
-def _method(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """How it was measured: headed lists of names and values."""
-    run = [("Seed", str(results["seed"]))] if results.get("seed") is not None else []
-    if finite(results.get("seconds")):
-        run.append(("Whole run", _duration(results["seconds"])))
-    stages = [(name, _duration(value)) for name, value in results.get("stages", {}).items() if finite(value)]
-    sections = [("Run", run), ("Time by stage", stages)]
-    sections += [
-        (head, _pairs(results.get(head.lower()) or {})) for head in ("Data", "Intervals", "Machine", "Versions")
-    ]
-    return [(head, rows) for head, rows in sections if rows]
-
-
-def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    def written(value: Any) -> str:
-        if isinstance(value, Mapping):
-            return ", ".join(f"{key} {written(item)}" for key, item in value.items())
-        if isinstance(value, list | tuple):
-            return ", ".join(written(item) for item in value)
-        return value if isinstance(value, str) else json.dumps(value, default=str)
-
-    return [(str(name).replace("_", " "), written(value)) for name, value in values.items()]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (f"{hours} h " if hours else "") + f"{minutes} min {rest} s"

@@ -16,8 +16,8 @@ from rich.text import Text
 from mllm_align_eval.report.comparison import Roles, compare
 from mllm_align_eval.report.headline import headline
 from mllm_align_eval.report.labels import (
-    GENERATED,
     MINUS,
+    arm_inline,
     arm_label,
     difference_label,
     is_rate,
@@ -25,7 +25,11 @@ from mllm_align_eval.report.labels import (
     number,
     ordered_metrics,
 )
+from mllm_align_eval.report.leading import leading
+from mllm_align_eval.report.metric_names import GENERATED, parse_key
+from mllm_align_eval.report.reading import by_benchmark, warnings
 
+MAX_ROWS = 40
 FILE_WIDTH = 240
 UP, DOWN = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
 
@@ -57,7 +61,8 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
     """Prints metrics by arms with their 95 % intervals, and the headline below.
 
     An arm's value is marked with a triangle where its paired difference from the base excludes zero. The differences
-    themselves are columns where the console is wide enough for them.
+    themselves are columns where the console is wide enough for them. Of more than 40 metrics the main ones are shown.
+    Lost or cut answers are warned of last, where they are seen.
 
     Args:
         results: As described in `mllm_align_eval.report`.
@@ -69,14 +74,37 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
     room = out.options.update(max_width=10_000)
     fitting = (table for table in tables if Measurement.get(out, room, table).minimum <= out.width)
     out.print(next(fitting, tables[-1]))
-    out.print(f"{UP} {DOWN} the paired difference from {escape(arm_label(before).lower())} excludes zero", style="dim")
+    if len(results["arms"]) > 1:
+        out.print(f"{UP} {DOWN} the paired difference from {escape(arm_inline(before))} excludes zero", style="dim")
+    left_out = len(ordered_metrics(results["arms"])) - len(_shown(results))
+    if left_out:
+        out.print(f"{left_out} more metrics are in the report and in results.json", style="dim", highlight=False)
     out.print(str(headline(results)), highlight=False, markup=False)
+    for text in warnings(results):
+        out.print(f"WARNING  {text}", style="bold red", highlight=False, markup=False)
+
+
+def _shown(results: Mapping[str, Any]) -> list[str]:
+    """All metrics, or of many those that lead and the accuracies of splits and kinds under the right picture."""
+    metrics = ordered_metrics(results["arms"])
+    if len(metrics) <= MAX_ROWS:
+        return metrics
+    first = leading(results)
+    keys = {metric: parse_key(metric) for metric in metrics if metric not in first}
+    others = [
+        metric
+        for metric, key in keys.items()
+        if key.measure.endswith("acc")
+        and not (key.picture or key.scoring)
+        and not (key.generated and metric.removesuffix(GENERATED) in metrics)
+    ]
+    return (first + others)[:MAX_ROWS]
 
 
 def _table(results: Mapping[str, Any], before: str, layout: _Layout) -> Table:
     arms = results["arms"]
     differences = list(results.get("differences", {})) if layout.differences else []
-    metrics = ordered_metrics(arms)
+    metrics = _shown(results)
     rows = {}
     for metric in metrics:
         rows[metric] = [_arm_cell(results, before, arm, metric, layout) for arm in arms]
@@ -102,10 +130,24 @@ def _table(results: Mapping[str, Any], before: str, layout: _Layout) -> Table:
             table.add_section()
             table.add_row("[bold]Read from generation[/bold]")
         table.add_row(Text(metric_label(metric).removesuffix(", generated")), *cells)
-    if results.get("unreadable"):
-        table.add_section()
-        table.add_row("Unreadable answers", *(f"{number('', results['unreadable'].get(arm))}  " for arm in arms))
+    _add_reading(table, results)
     return table
+
+
+def _add_reading(table: Table, results: Mapping[str, Any]) -> None:
+    """Rows with the shares of generated answers that were lost or cut."""
+    arms, found = results["arms"], by_benchmark(results)
+    rows = [
+        (f"{name} answers{f' ({benchmark})' if len(found) > 1 else ''}", {arm: s[share] for arm, s in shares.items()})
+        for benchmark, shares in found.items()
+        for name, share in (("Unreadable", "unreadable"), ("Cut", "truncated"))
+    ]
+    if not found and results.get("unreadable"):
+        rows = [("Unreadable answers", results["unreadable"])]
+    if rows:
+        table.add_section()
+    for name, shares in rows:
+        table.add_row(name, *(f"{number('', shares.get(arm))}  " for arm in arms))
 
 
 def _arm_cell(results: Mapping[str, Any], before: str, arm: str, metric: str, layout: _Layout) -> Text:

@@ -46,14 +46,22 @@ def _fit(rows: Any, arguments: argparse.Namespace) -> None:
     from mllm_align.models import load_processor, model_path
     from mllm_align.objectives.load import objective_from
     from mllm_align.trainers.setup import NeedsOfSources
+    from mllm_align.vision import RegionWeights
 
     # An objective of the user's own may lie in the working folder, as for a recipe.
     sys.path.append(str(Path.cwd()))
     objective = objective_from(arguments.objective)
     name = model_path(arguments.model or "demo-base")
     processor = load_processor(name)
-    family = family_of(AutoConfig.from_pretrained(name))
-    collator = AlignCollator(processor, NeedsOfSources(objective), family.image_keys, family.token_keys)
+    config = AutoConfig.from_pretrained(name)
+    family = family_of(config)
+    collator = AlignCollator(
+        processor,
+        NeedsOfSources(objective),
+        family.image_keys,
+        family.token_keys,
+        region_weights=RegionWeights(family, processor.image_processor, config),
+    )
     print(check_dataset(rows, collator))
     if not 0 <= arguments.row < len(rows):
         raise ValueError(f"--row {arguments.row}: there are {len(rows)} rows, counted from 0")

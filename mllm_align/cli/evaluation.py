@@ -10,6 +10,8 @@ from mllm_align.cli import scoring
 from mllm_align.cli.commands import add_command
 from mllm_align.cli.scoring import DATA_HELP, NAMES, PARSERS, add_judge_options, judge_of, known
 
+LOST = 3  # exit status of a run with --fail-on-lost
+
 
 def add(commands: Any) -> None:
     """Adds `eval run` and `report`."""
@@ -39,6 +41,8 @@ def _add_eval(commands: Any) -> None:
     add_judge_options(run, "judge.jsonl in the output")
     run.add_argument("--output", required=True, help="folder for results.json, the report and the answers")
     run.add_argument("--overwrite", action="store_true", help="replace results in that folder; answers are reused")
+    text = "exit with status 3 where more than 2 %% of the written answers could not be read or were cut"
+    run.add_argument("--fail-on-lost", action="store_true", help=text)
     scoring.add(evaluation)
 
 
@@ -47,6 +51,7 @@ def _eval_run(arguments: argparse.Namespace) -> None:
 
     from mllm_align.models import ModelArguments
     from mllm_align_eval.report import print_table
+    from mllm_align_eval.report.reading import warnings
     from mllm_align_eval.run import benchmark_items, evaluate
 
     folders = dict(_images(given) for given in arguments.images)
@@ -71,6 +76,8 @@ def _eval_run(arguments: argparse.Namespace) -> None:
     )
     if PartialState().is_main_process:
         print_table(results)
+    if arguments.fail_on_lost and warnings(results):
+        raise SystemExit(LOST)
 
 
 def _images(given: str) -> tuple[str, str]:
@@ -91,7 +98,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
     from mllm_align_eval.report import markdown_comparison, print_table
-    from mllm_align_eval.report.markdown import comparison_cells
+    from mllm_align_eval.report.markdown import comparison_cells, comparison_notes
     from mllm_align_eval.report.results_file import write_new
     from mllm_align_eval.report.terminal import console
 
@@ -114,3 +121,5 @@ def _report(arguments: argparse.Namespace) -> None:
     for row in rows:
         table.add_row(*row)
     console().print(table)
+    for note in comparison_notes(runs):
+        console().print(note, markup=False)

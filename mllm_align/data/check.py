@@ -155,8 +155,9 @@ def check_dataset(
 
 
 def _measured(row: Row, collator: AlignCollator, meter: _LengthMeter) -> list[EncodedView]:
-    """The views of a row; images that only features look at are read too."""
+    """The views of a row; images that only features look at are read too, and that there are objects is seen."""
     views = list(collator.rows.encode(row, meter.expand))
+    collator.rows.columns_with_regions(row)
     for column, images in collator.rows.images_for_features(row).items():
         for image in images:
             meter.expand(image, f"{row.name}, column {column!r}", len(images) > 1)

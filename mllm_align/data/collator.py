@@ -17,6 +17,7 @@ from mllm_align.data.encode import EncodedView, RowEncoder
 from mllm_align.data.images import image_key, load_image
 from mllm_align.data.pixel_cache import PixelCache
 from mllm_align.data.pixels import EncodedImage, ImageEncoder
+from mllm_align.data.regions import RegionList, WeighRegions
 from mllm_align.data.schema import DataError, Row, parse_row
 from mllm_align.data.transport import few_storages
 
@@ -44,6 +45,8 @@ class AlignCollator:
             are never cut, so a prefix that leaves no room is an error.
         min_pixels: Smallest number of pixels that images are resized to, where the image processor has the option.
         max_pixels: Largest number, likewise.
+        region_weights: Weights of objects over the tokens of their image (`vision.RegionWeights`), for objectives that
+            look at regions; None for others.
         pixel_cache: Folder in which processed images are kept for later epochs and runs; None for no cache.
 
     Raises:
@@ -62,6 +65,7 @@ class AlignCollator:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         pixel_cache: str | os.PathLike[str] | None = None,
+        region_weights: WeighRegions | None = None,
     ) -> None:
         if on_overflow not in OVERFLOWS:
             raise ValueError(f"on_overflow must be one of {', '.join(OVERFLOWS)}, got {on_overflow!r}")
@@ -71,6 +75,7 @@ class AlignCollator:
         self.rows = RowEncoder(processor, needs_for)
         self.images = ImageEncoder(processor, image_keys, min_pixels, max_pixels)
         self.pixel_cache = PixelCache(pixel_cache, self.images) if pixel_cache is not None else None
+        self.region_weights = region_weights
         self.token_keys = tuple(token_keys)
         self.max_length = max_length
         self.on_overflow = on_overflow
@@ -168,6 +173,7 @@ class _BatchBuilder:
         self.branches: list[Branch] = []
         self.rows: list[tuple[str, str, bool]] = []
         self.row_images: dict[str, dict[int, tuple[int, ...]]] = {}
+        self.regions: dict[str, RegionList] = {}
 
     def expand(self, value: Any, where: str, several: bool) -> tuple[str, str]:
         key = self.collator.images.variant(image_key(value, where), several)
@@ -180,13 +186,28 @@ class _BatchBuilder:
         for view in views:
             ids = torch.tensor(view.response_ids, dtype=torch.long)
             self.branches.append(Branch(self._prefix(view), number, view.view, ids))
+        with_regions = self.collator.rows.columns_with_regions(row)
         for column, images in self.collator.rows.images_for_features(row).items():
             where = f"{row.name}, column {column!r}"
             keys = [self.expand(image, where, len(images) > 1)[0] for image in images]
             own = tuple(self.images.setdefault(key, len(self.images)) for key in keys)
             self.row_images.setdefault(column, {})[number] = own
+            if column in with_regions:
+                found = self.regions.setdefault(column, RegionList())
+                found.add(number, row.objects[column], [self.seen[key] for key in keys], self.weigh)
         reference = self.collator.rows.needs(row).reference
         self.rows.append((row.source, row.id or _fingerprint(row, views), reference))
+
+    @property
+    def weigh(self) -> WeighRegions:
+        """The collator's.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        if self.collator.region_weights is None:
+            raise ValueError("the objective looks at regions: give the collator region_weights")
+        return self.collator.region_weights
 
     def _prefix(self, view: EncodedView) -> int:
         key = (view.prefix, view.images)
@@ -210,6 +231,9 @@ class _BatchBuilder:
                 column: tuple(of_row.get(number, ()) for number in range(len(self.rows)))
                 for column, of_row in self.row_images.items()
             },
+            regions={column: found.regions for column, found in self.regions.items()},
+            region_weights={column: tuple(found.weights) for column, found in self.regions.items()},
+            num_lost_regions=sum(found.num_lost for found in self.regions.values()),
         )
 
 

@@ -11,7 +11,7 @@ from mllm_align.contract import Needs, View
 from mllm_align.data.masks import ChatRenderer, laid_out, leading_ids, plain_ids, response_ids
 from mllm_align.data.messages import without_images
 from mllm_align.data.remember import Remembered
-from mllm_align.data.schema import RESPONSES, DataError, Row, missing_column
+from mllm_align.data.schema import OBJECTS, RESPONSES, DataError, Row, missing_column
 
 # Gives the key of an image and the text that its placeholder becomes; told is also whether the prompt has several.
 Expand = Callable[[Any, str, bool], tuple[str, str]]
@@ -104,6 +104,19 @@ class RowEncoder:
                     raise missing_column(feature.column, row.columns, row.name, purpose)
                 found[feature.column] = tuple(images)
         return found
+
+    def columns_with_regions(self, row: Row) -> tuple[str, ...]:
+        """The image columns of which a feature pools regions.
+
+        Raises:
+            DataError: If the row does not say what is on one of them.
+        """
+        wanted = [feature for feature in self.needs(row).features if feature.pooling == "regions"]
+        for feature in wanted:
+            if feature.column not in row.objects:
+                column, purpose = OBJECTS[feature.column], f", whose regions feature {feature.name!r} pools"
+                raise missing_column(column, row.columns, row.name, purpose)
+        return tuple(dict.fromkeys(feature.column for feature in wanted))
 
     def encode(self, row: Row, expand: Expand) -> Iterator[EncodedView]:
         """The views of a row as token ids; `expand` is asked for every image in a prefix."""

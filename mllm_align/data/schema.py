@@ -7,6 +7,7 @@
 | `chosen`, `rejected` | a response (`str`), or `[{"role": "assistant", "content"}]` |
 | `contrast_image` | the image that `contrast_image` views show instead: one, or a list as long as `images` |
 | `contrast_index` | which of several images a single `contrast_image` replaces, counted from 0 |
+| `objects`, `contrast_objects` | what is on the images, or on the contrast image(s): see `mllm_align.data.objects` |
 | `system` | a system prompt |
 | `id`, `source` | a stable name of the row; the data source it came from (default `"default"`) |
 
@@ -19,17 +20,24 @@ An image is whatever `mllm_align.data.images.load_image` reads. None counts as a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
 from mllm_align.data.errors import DataError, quoted
 from mllm_align.data.messages import Message, place_images, read_messages, read_response
+from mllm_align.data.objects import ImageObject, read_objects
 
 __all__ = ["COLUMNS", "DEFAULT_SOURCE", "RESPONSES", "DataError", "Row", "missing_column", "parse_row", "row_name"]
 
 RESPONSES = ("chosen", "rejected")
-COLUMNS = ("id", "source", "image", "images", "system", "prompt", *RESPONSES, "contrast_image", "contrast_index")
+OBJECTS = {"image": "objects", "contrast_image": "contrast_objects"}
+COLUMNS = (
+    *("id", "source", "image", "images", "system", "prompt"),
+    *RESPONSES,
+    *("contrast_image", "contrast_index"),
+    *OBJECTS.values(),
+)
 DEFAULT_SOURCE = "default"
 # Why a row of another format could not be converted; to read it is that error.
 UNREADABLE = "unreadable"
@@ -55,6 +63,7 @@ class Row:
         responses: Text of the responses that the row has.
         name: How errors speak of the row.
         columns: Names of the columns that held something.
+        objects: Per image column of which the row names objects, those on its images.
     """
 
     id: str | None
@@ -65,6 +74,7 @@ class Row:
     responses: Mapping[str, str]
     name: str
     columns: tuple[str, ...]
+    objects: Mapping[str, tuple[ImageObject, ...]] = field(default_factory=dict)
 
     def images_of(self, column: str | None) -> tuple[Any, ...] | None:
         """The images that a view of `column` shows; None where the row has no such column.
@@ -125,15 +135,22 @@ def parse_row(raw: Mapping[str, Any], index: int | None = None) -> Row:
     source = given.get("source", DEFAULT_SOURCE)
     if not isinstance(source, str):
         raise DataError(f"{where}: column 'source' must be a name, got {type(source).__name__}")
+    contrast = _contrast_images(given, images, where)
+    counts = {"image": len(images), "contrast_image": len(contrast or ())}
     return Row(
         id=str(given["id"]) if "id" in given else None,
         source=source,
         images=images,
-        contrast_images=_contrast_images(given, images, where),
+        contrast_images=contrast,
         messages=tuple(place_images(messages, len(images), where)),
         responses=responses,
         name=where,
         columns=tuple(given),
+        objects={
+            column: read_objects(given[name], counts[column], f"{where}, column {name!r}")
+            for column, name in OBJECTS.items()
+            if name in given
+        },
     )
 
 

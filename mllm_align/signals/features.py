@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mllm_align.contract import Batch, Feature, Needs, Ragged, View
 from mllm_align.families import EncodedImages
+from mllm_align.families.base import to_device
 from mllm_align.signals.packing import PackedInputs, send
 
-POOLINGS = {"projector": ("mean",), "text": ("mean", "last")}
+POOLINGS = {"projector": ("mean", "regions"), "text": ("mean", "last")}
 
 
 def check_features(features: Sequence[Feature]) -> None:
@@ -49,6 +50,17 @@ def rows_with_images(batch: Batch, column: str) -> list[int]:
     if batch.row_images is None:
         raise ValueError(f"the batch does not say which images of column {column!r} a row has: give it row_images")
     return [row for row, images in enumerate(batch.row_images.get(column, ())) if images]
+
+
+def image_feature_rows(batch: Batch, feature: Feature) -> list[int]:
+    """The row of each entry of an image feature: rows with images, or the rows of regions.
+
+    Raises:
+        ValueError: If the batch does not say which images are whose.
+    """
+    if feature.pooling != "regions":
+        return rows_with_images(batch, feature.column)
+    return list(batch.regions[feature.column].row) if feature.column in batch.regions else []
 
 
 def text_view(feature: Feature) -> View | None:
@@ -110,9 +122,10 @@ def pools_of(batch: Batch, inputs: PackedInputs, features: Sequence[Feature]) ->
 def image_features(
     batch: Batch, encoded: EncodedImages, features: Sequence[Feature]
 ) -> dict[str, tuple[Ragged, list[int]]]:
-    """Means of the LLM-ready tokens of each row's images, in float32, and their rows once more on the host.
+    """Means of the LLM-ready tokens of each row's images, or of the regions on them, in float32, and their rows once
+    more on the host.
 
-    A row without an image has no entry.
+    A row without an image, or without regions, has no entry.
 
     Raises:
         ValueError: If the batch does not say which images are whose.
@@ -121,9 +134,33 @@ def image_features(
     for feature in features:
         if feature.source != "projector":
             continue
-        rows = rows_with_images(batch, feature.column)
+        rows = image_feature_rows(batch, feature)
+        if feature.pooling == "regions":
+            if rows:
+                pooled = region_means(batch, encoded, feature.column)
+                found[feature.name] = Ragged(pooled, send(np.array(rows), pooled.device)), rows
+            continue
         images = [(batch.row_images or {})[feature.column][row] for row in rows]
         values = [torch.cat([encoded.tokens[image] for image in own]).float().mean(dim=0) for own in images]
         if values:
             found[feature.name] = Ragged(torch.stack(values), send(np.array(rows), values[0].device)), rows
     return found
+
+
+def region_means(batch: Batch, encoded: EncodedImages, column: str) -> Tensor:
+    """(R, d) float32: of each region on the images of a column the mean of its image's tokens by its weights."""
+    regions, weights = batch.regions[column], batch.region_weights[column]
+    of_image: dict[int, list[int]] = {}
+    for number, (row, place) in enumerate(zip(regions.row, regions.image, strict=True)):
+        of_image.setdefault((batch.row_images or {})[column][row][place], []).append(number)
+    pooled = []
+    for image, members in of_image.items():
+        tokens = encoded.tokens[image].float()
+        own = torch.stack([to_device(weights[member], tokens.device) for member in members])
+        # The sum of float32 products, whatever precision autocast has for matrix products.
+        with torch.autocast(tokens.device.type, enabled=False):
+            pooled.append(own @ tokens[: own.shape[1]] / own.sum(dim=1, keepdim=True))
+    order = [number for members in of_image.values() for number in members]
+    back = np.argsort(np.array(order))
+    joined = torch.cat(pooled)
+    return joined[send(back, joined.device)]

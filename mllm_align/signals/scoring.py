@@ -139,6 +139,7 @@ def assemble(
         token_logps=ragged,
         features={name: ragged for name, (ragged, _) in features.items()},
         sources=batch.sources,
+        regions=batch.regions,
         host_num_tokens=layout.host_num_tokens,
         host_feature_rows={name: tuple(rows) for name, (_, rows) in features.items()},
         host_token_ids=batch.token_ids(layout.host_num_tokens) if tokens else {},

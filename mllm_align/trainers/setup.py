@@ -18,6 +18,7 @@ from mllm_align.models import ModelArguments, load_model, load_processor
 from mllm_align.models.adapters import adapter_parameters, is_quantized
 from mllm_align.signals import AdaptersOff, FrozenCopy, NamedAdapter, Reference
 from mllm_align.signals.limits import can_share_prefixes
+from mllm_align.vision import RegionWeights
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,11 @@ def check_attention(model: Any, device: Any) -> None:
             "flex_attention cannot train on a CPU: torch has no backward pass for it there; load the model with "
             "attn_implementation='sdpa', or train on a GPU"
         )
+
+
+def region_weights(model: Any, processor: Any) -> RegionWeights:
+    """How the collator weighs the objects of a row over image tokens."""
+    return RegionWeights(family_of(model), processor.image_processor, unwrap(model).config)
 
 
 def apply_peft(model: Any, peft_config: PeftConfig | None) -> Any:

@@ -133,6 +133,7 @@ class AlignTrainer(Trainer):
             min_pixels=args.min_pixels,
             max_pixels=args.max_pixels,
             pixel_cache=caches.pixel_folder(args),
+            region_weights=setup.region_weights(policy, processor),
         )
         train, evaluation = settle_draws(args, objective, join_sources(train_dataset), label_sources(eval_dataset))
         recorder = loader.length_recorder(args, collator, train)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mllm_align.contract import Batch, Feature, Objective, Outcome, Ragged, Signals, View
 from mllm_align.families.base import to_device
-from mllm_align.signals.features import rows_with_images, scored_views, text_view
+from mllm_align.signals.features import image_feature_rows, scored_views, text_view
 from mllm_align.signals.packing import send
 from mllm_align.trainers.heads import as_module, mode
 
@@ -174,6 +174,7 @@ def zero_signals(
         token_logps=ragged,
         features={name: ragged for name, (ragged, _) in found.items()},
         sources=batch.sources,
+        regions=batch.regions,
         host_num_tokens=host_num_tokens,
         host_feature_rows={name: tuple(rows) for name, (_, rows) in found.items()},
         host_token_ids=batch.token_ids(host_num_tokens) if tokens else {},
@@ -189,7 +190,7 @@ def _zero_features(
         if view is not None:
             rows = [branch.row for branch in batch.branches if branch.view == view]
         else:
-            rows = rows_with_images(batch, feature.column)
+            rows = image_feature_rows(batch, feature)
         if rows:
             values = torch.zeros(len(rows), width, device=device)
             found[feature.name] = Ragged(values, send(np.array(rows), device)), rows

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from eval_items import item
-from mllm_align_eval.arms import Arm, active_arm, fingerprint
+from mllm_align_eval.arms import Arm, active_arm, fingerprint, identity_of
 from mllm_align_eval.cache import AnswerCache
 from mllm_align_eval.runner import AnswerErrors, answer, answer_arms
 from tiny import tiny
@@ -120,6 +120,18 @@ def test_fingerprints(adapted):
     assert fingerprint(changed) != fingerprint(base)
     assert fingerprint(base.to(torch.bfloat16)) != fingerprint(changed)
     assert fingerprint(tiny("llava", quantized=True)[0]) != fingerprint(tiny("llava")[0])
+
+
+def test_another_processor_or_template_is_asked_anew():
+    model, processor = tiny("llava")
+    before = identity_of(model, processor)
+    assert before == identity_of(model, copy.deepcopy(processor))
+    other = copy.deepcopy(processor)
+    other.chat_template += " "
+    assert identity_of(model, other) != before
+    smaller = copy.deepcopy(processor)
+    smaller.image_processor.do_center_crop = False
+    assert identity_of(model, smaller) != before
 
 
 def test_the_scaling_of_an_adapter_is_part_of_it(adapted):

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mllm_align_eval.detection import auc_metric, criterion_metric, dprime_metric, prior_index_metric
+from mllm_align_eval.detection import (
+    auc_metric,
+    criterion_metric,
+    criterion_shift_metric,
+    dprime_metric,
+    prior_index_metric,
+)
 from mllm_align_eval.statistics import ClusterBootstrap
 
 
@@ -28,6 +34,31 @@ def test_a_shift_of_the_threshold_moves_the_criterion_and_not_dprime():
     assert dprime_metric(lax, truth).value() == pytest.approx(1.5, abs=0.05)
     assert criterion_metric(strict, truth).value() == pytest.approx(0.45, abs=0.03)
     assert criterion_metric(lax, truth).value() == pytest.approx(-0.55, abs=0.03)
+
+
+def said(hits, alarms, num=1000):
+    """Answers with these rates of yes to `num` questions with the answer yes and as many with no."""
+    says = [number < round(rate * num) for rate in (hits, alarms) for number in range(num)]
+    return says, [True] * num + [False] * num
+
+
+def test_the_published_gain_that_is_mostly_a_shift_of_the_criterion():
+    # HA-DPO on adversarial POPE: d' 1.81 to 1.84, c -0.41 to -0.24. Moving c alone gives 81.1 of 81.5 %, from 79.8 %.
+    phi = stats.norm.cdf
+    before, truth = said(phi(1.81 / 2 + 0.41), phi(-1.81 / 2 + 0.41))
+    after, _ = said(phi(1.84 / 2 + 0.24), phi(-1.84 / 2 + 0.24))
+    gained = criterion_shift_metric(criterion_metric(after, truth), criterion_metric(before, truth)).value()
+    assert gained == pytest.approx(0.811 - 0.798, abs=0.002)
+    assert np.mean(np.equal(after, truth)) - np.mean(np.equal(before, truth)) == pytest.approx(0.017, abs=0.002)
+
+
+def test_a_gain_of_sight_alone_is_not_explained_by_the_criterion():
+    phi = stats.norm.cdf
+    before, truth = said(phi(0.5), phi(-0.5))
+    after, _ = said(phi(1.0), phi(-1.0))
+    metric = criterion_shift_metric(dprime_metric(after, truth), dprime_metric(before, truth))
+    assert metric.value() == pytest.approx(0, abs=1e-3)
+    assert criterion_shift_metric(dprime_metric(after, truth), dprime_metric(after, truth)).value() == 0
 
 
 def test_auc_counts_pairs_with_ties_as_half():

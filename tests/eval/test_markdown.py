@@ -32,18 +32,19 @@ def run(after: float, name: str = "mine", p: float = 0.01) -> dict[str, Any]:
 def test_one_run() -> None:
     text = markdown_report(run(0.7), "POPE | mine")
     assert text.startswith("# POPE | mine\n")
-    assert "pope/adversarial/acc goes from 50.0 to 70.0 (a clear change)." in text
-    assert "| metric | Base | mine | mine \N{MINUS SIGN} base | always yes |" in text
+    assert "POPE adversarial accuracy from 50.0 % to 70.0 % (+20.0 points, +15.0 to +25.0), a clear gain." in text
+    assert "| metric | Base | mine | mine \N{MINUS SIGN} base | always yes | n (clusters) |" in text
     assert (
-        "| `pope/adversarial/acc` | 50.0 (45.0 to 55.0) | 70.0 (65.0 to 75.0) | **+20.0** (+15.0 to +25.0) | 50.0 |"
-        in text
+        "| POPE adversarial: accuracy `pope/adversarial/acc` | 50.0 (45.0 to 55.0) | 70.0 (65.0 to 75.0) | "
+        "**+20.0** (+15.0 to +25.0) | 50.0 | 40 |" in text
     )
-    assert "| `pope/adversarial/yes_rate` | 80.0 (75.0 to 85.0) | 50.0 (45.0 to 55.0) |  |  |" in text
-    assert text.rstrip().endswith("| 0.01 |")
+    share = "POPE adversarial: share of yes `pope/adversarial/yes_rate`"
+    assert f"| {share} | 80.0 (75.0 to 85.0) | 50.0 (45.0 to 55.0) |  |  | 40 |" in text
+    assert "| 50.0 to 70.0 | +20.0 (+15.0 to +25.0) | 0.010 |" in text
 
 
 def test_what_is_not_clear_is_said_to_be_so() -> None:
-    assert str(headline(run(0.52, p=0.4))).endswith("(no clear change).")
+    assert str(headline(run(0.52, p=0.4))).endswith(", no clear change.")
     alone = run(0.7)
     del alone["arms"]["mine"]
     assert "does not compare" in str(headline(alone))
@@ -67,7 +68,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     runs, out = [str(tmp_path / "one"), str(tmp_path / "two")], tmp_path / "compared.md"
     assert main(["report", *runs, "--markdown", str(out)]) == 0
     assert "two: mine" in out.read_text()
-    assert "pope/adversarial/acc" in capsys.readouterr().out
+    assert "POPE adversarial: accuracy" in capsys.readouterr().out
     assert main(["report", *runs, "--markdown", str(out)]) == 2
     assert "exists" in capsys.readouterr().err
     assert main(["report", runs[0], runs[0]]) == 2

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from eval_items import picture, said
+from eval_items import item, picture, said
 from mllm_align_eval.benchmarks import BENCHMARKS
 from mllm_align_eval.benchmarks.captions import caption_item
 from mllm_align_eval.benchmarks.files import PictureFolder
+from mllm_align_eval.benchmarks.objects import Vocabulary
 from mllm_align_eval.benchmarks.pope import POPE
-from mllm_align_eval.items import Picture
-from mllm_align_eval.published import published_measures
+from mllm_align_eval.items import Answer, Picture
+from mllm_align_eval.published import length_matched, published_measures
 from mllm_align_eval.statistics import ClusterBootstrap, Estimate, equivalence, holm, mean_metric
 from mllm_align_eval.summary import summarise
 
@@ -71,7 +73,9 @@ def test_no_harm_is_shown_by_a_small_interval_not_by_a_wide_one() -> None:
     assert equivalence(estimate(0.03, 0.002), 0.01) > 0.99
     assert equivalence(estimate(-0.03, 0.002), 0.01) > 0.99
     assert equivalence(estimate(0.01, 0.002), 0.01) == pytest.approx(0.5, abs=1e-6)
-    assert equivalence(estimate(0.0, 0.0), 0.01) == 0
+    # That no cluster differs excludes little of one, and a change in one of a hundred of 300.
+    assert equivalence(estimate(0.0, 0.0), 0.01) == pytest.approx(0.99)
+    assert equivalence(replace(estimate(0.0, 0.0), clusters=300), 0.01) < 0.05
     assert equivalence(estimate(0.02, 0.0), 0.01) == 1
 
 
@@ -108,3 +112,23 @@ def test_captions_are_scored_in_three_ways() -> None:
     assert value["sugarcrepe_captions/add_att/acc_per_byte"] == 0.5
     assert value["sugarcrepe_captions/add_att/acc_pmi"] == 0.5
     assert value["sugarcrepe_captions/add_att/acc_no_image"] == 0
+
+
+def test_descriptions_are_compared_at_equal_lengths() -> None:
+    truth = {"objects": frozenset({"dog"}), "vocabulary": Vocabulary({"dog": "dog", "cat": "cat"}, ())}
+    asked = [
+        item(f"chair/{n}", "", benchmark="chair", split="captions", choices=(), prompt="Describe.", truth=truth)
+        for n in range(2)
+    ]
+    short = [Answer(one.id, "A dog on grass.", None, False) for one in asked]
+    long = [Answer(asked[0].id, "A dog on grass and a cat.", None, False), Answer(asked[1].id, "A cat.", None, False)]
+    wanted = {"chair": BENCHMARKS["chair"]}
+    plain = published_measures(asked, {("generate", "right"): long}, wanted)
+    assert plain["chair/chair_i_generated"].metric.value() == pytest.approx(2 / 3)
+    first, second = length_matched(asked, {("generate", "right"): short}, {("generate", "right"): long}, wanted)
+    # Cut to four words and to two: "A dog on grass" twice, "A dog" and "A cat.".
+    assert first["chair/chair_i_matched_generated"].metric.value() == 0
+    assert second["chair/chair_i_matched_generated"].metric.value() == 0.5
+    assert first["chair/words_matched_generated"].metric.value() == 3
+    assert second["chair/words_matched_generated"].metric.value() == 3
+    assert length_matched(asked, {}, {("generate", "right"): long}, wanted) == ({}, {})

@@ -6,116 +6,19 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from mllm_align_eval.report import GalleryEntry, headline, print_table, write_report, write_results
+from mllm_align_eval.report import headline, print_table, write_report, write_results
 from mllm_align_eval.report.curves import panels
-from mllm_align_eval.report.detection import detection_text
+from mllm_align_eval.report.detection import detection_texts
 from mllm_align_eval.report.figures import figures
 from mllm_align_eval.report.labels import difference_label, metric_label, number
-
-HALF = 0.03
-LEVELS = {"base": 0.49, "control": 0.93, "aligned": 0.82}
-
-
-def make_results(adversarial: dict[str, float], in_distribution: dict[str, float] | None = None) -> dict[str, Any]:
-    """Results whose intervals all reach 3 points to either side, differences included."""
-    values = {
-        "world/adversarial/acc": adversarial,
-        "world/pair_acc": {arm: value - 0.1 for arm, value in adversarial.items()},
-        "world/in_distribution/acc": in_distribution or dict.fromkeys(adversarial, 0.94),
-        "world/visual_gap": {arm: value - 0.3 for arm, value in adversarial.items()},
-        "world/pope_adversarial/acc": adversarial,
-        "world/adversarial/colour_acc": adversarial,
-        "world/adversarial/other_image_acc": {arm: value / 3 for arm, value in adversarial.items()},
-        "world/adversarial/acc_generated": adversarial,
-        "world/pope_adversarial/dprime": {arm: value * 4 for arm, value in adversarial.items()},
-        "world/pope_adversarial/criterion": {arm: value - 1 for arm, value in adversarial.items()},
-        "another/metric": adversarial,
-    }
-    arms = {arm: {m: bounds(v[arm]) for m, v in values.items()} for arm in adversarial}
-    differences = {}
-    for first, second in (("aligned", "base"), ("control", "base"), ("aligned", "control")):
-        if first in arms and second in arms:
-            cells = {m: bounds(v[first] - v[second]) for m, v in values.items()}
-            differences[f"{first}-{second}"] = {
-                m: {**cell, "excludes_zero": cell["low"] > 0 or cell["high"] < 0, "detectable": 0.042}
-                for m, cell in cells.items()
-            }
-    return {
-        "arms": arms,
-        "differences": differences,
-        "baselines": {"text_only": {"world/adversarial/acc": 0.21}},
-        "unreadable": dict.fromkeys(arms, 0.01),
-        "seconds": 432.2,
-        "stages": {"train aligned": 118.0},
-        "machine": {"processor": "a processor"},
-        "versions": {"torch": "2.13.0"},
-        "seed": 7,
-        "recipe": "objective: <svco> & more\n",
-        "data": {"pairs": 1000},
-    }
-
-
-def bounds(value: float) -> dict[str, Any]:
-    return {"value": value, "low": value - HALF, "high": value + HALF, "n": 300}
-
-
-def make_gallery() -> list[GalleryEntry]:
-    picture = Image.new("RGB", (64, 64), (200, 30, 30))
-    large = Image.new("RGB", (1200, 600), (30, 30, 200))
-    return [
-        GalleryEntry(
-            picture,
-            "Is <b>this</b> & that red?",
-            "yes",
-            "no",
-            {"base": "No.", "control": "yes", "aligned": "Yes."},
-            "colour",
-            "adversarial",
-        ),
-        GalleryEntry(
-            large,
-            "Which side?",
-            "left",
-            None,
-            {"base": "left", "control": "left", "aligned": "right"},
-            "side",
-            "pairs",
-        ),
-    ]
-
-
-class Page(HTMLParser):
-    """Elements with their attributes, and the text."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
-        return [a for t, a in self.elements if t == tag and all(a.get(k) == v for k, v in attributes.items())]
+from report_results import LEVELS, Page, bounds, make_gallery, make_results
 
 
 @pytest.fixture
@@ -260,14 +163,16 @@ def test_headline_with_mixed_signs_or_without_control_or_aligned() -> None:
 
 def test_accuracy_without_sensitivity_is_called_a_shift_of_the_threshold() -> None:
     results = make_results(LEVELS)
-    assert "tells present from absent better" in detection_text(results)
+    assert "tells yes cases from no cases better" in " ".join(detection_texts(results))
     results["differences"]["aligned-base"]["world/pope_adversarial/dprime"] |= {"low": -1.0, "excludes_zero": False}
-    assert "shift of the threshold" in detection_text(results)
-    assert "not sight" in detection_text(results)
-    assert "yes less readily" in detection_text(results)
+    (text,) = detection_texts(results)
+    for words in ("World, polling adversarial", "shift of the threshold", "not sight", "yes less readily"):
+        assert words in text
+    results["criterion_shift"] = {"aligned-base": {"world/pope_adversarial": bounds(0.25)}}
+    assert "criterion's shift: +25.0 of +33.0 points (95 % interval +22.0 to +28.0)" in detection_texts(results)[0]
     for cells in results["arms"].values():
         del cells["world/pope_adversarial/dprime"]
-    assert detection_text(results) == ""
+    assert detection_texts(results) == []
 
 
 def test_figure_places_values_on_its_axis_and_lengthens_it_for_negative_gaps() -> None:

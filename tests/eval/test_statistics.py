@@ -9,7 +9,6 @@ from mllm_align_eval.detection import auc_metric
 from mllm_align_eval.statistics import (
     ClusterBootstrap,
     Metric,
-    calibration_metric,
     clopper_pearson,
     cluster_bootstrap,
     cluster_robust_error,
@@ -211,35 +210,6 @@ def test_auc_draws_are_those_of_resampled_questions():
     found = bootstrap.estimate(metric)
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(expected, (0.025, 0.975))))
     assert found.error == pytest.approx(np.std(expected, ddof=1))
-
-
-def test_calibration_error_bin_by_bin():
-    rng = np.random.default_rng(8)
-    confidence = rng.random(300)
-    confidence[0] = 1.0
-    right = rng.random(300) < confidence**2
-    total = 0.0
-    for b in range(10):
-        inside = [i for i in range(300) if b / 10 <= confidence[i] < (b + 1) / 10 or (b == 9 and confidence[i] == 1)]
-        accuracy = sum(bool(right[i]) for i in inside) / len(inside)
-        total += len(inside) / 300 * abs(accuracy - sum(confidence[i] for i in inside) / len(inside))
-    metric = calibration_metric(confidence, right)
-    assert metric.value() == pytest.approx(total)
-    assert calibration_metric([1.0, 1.0], [True, True]).value() == 0
-    assert math.isnan(calibration_metric([], []).value())
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        calibration_metric([1.2], [True])
-
-
-def test_interval_of_a_calibrated_model_is_not_pushed_away_by_the_resampling():
-    rng = np.random.default_rng(9)
-    confidence = rng.random(200)
-    metric = calibration_metric(confidence, rng.random(200) < confidence)
-    names = [str(i) for i in range(200)]
-    found = ClusterBootstrap(names).estimate(metric)
-    unmoved = ClusterBootstrap(names, method="percentile").estimate(Metric(metric.columns, metric.statistic))
-    assert found.low < found.value < found.high
-    assert (unmoved.low + unmoved.high) / 2 > found.value + 0.01
 
 
 def test_cluster_robust_error_by_loops_and_in_closed_form():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from PIL import Image
@@ -245,3 +246,62 @@ def test_description_changes_with_the_questions(items):
     changed = describe([items[0], *items[2:]])
     assert changed["world/adversarial"]["sha256"] != whole["world/adversarial"]["sha256"]
     assert changed["world/pairs"] == whole["world/pairs"]
+
+
+def test_answers_that_were_lost_by_split(items):
+    given = told(items, {}, "generate")
+    for place in range(6):
+        text = "hm" if place else "I cannot tell"
+        state = "invalid" if place else "abstained"
+        given[place] = Answer(items[place].id, text, None, False, state=state, truncated=place < 3)
+    found = summarise(items, {"base": {("generate", "right"): given}})["reading"]["base"]
+    cell = found["world/adversarial"]
+    assert (cell["n"], cell["open"]) == (24, False)
+    assert cell["unreadable"] == pytest.approx(5 / 24)
+    assert cell["abstained"] == pytest.approx(1 / 24)
+    assert cell["truncated"] == pytest.approx(3 / 24)
+    assert cell["truncated_unreadable"] == pytest.approx(2 / 24)
+    assert found["world/pairs"]["unreadable"] == 0
+
+
+def test_calibration_by_split_and_its_difference(results):
+    bins = results["calibration"]["base"]["world/pope_adversarial"]["bins"]
+    # All answers are as sure: 0.948 of two choices, of which 10 of 16 are right.
+    assert [part["n"] for part in bins] == [16]
+    sure = 1 / (1 + math.exp(-2.9))
+    assert bins[0]["confidence"] == pytest.approx(sure)
+    assert bins[0]["accuracy"] == pytest.approx(10 / 16)
+    error = results["arms"]["base"]["world/pope_adversarial/ece"]
+    assert error["value"] == pytest.approx(sure - 10 / 16)
+    assert error["clusters"] == 8
+    brier = (10 * (1 - sure) ** 2 + 6 * sure**2) / 16
+    assert results["arms"]["base"]["world/pope_adversarial/brier"]["value"] == pytest.approx(brier)
+    change = results["differences"]["aligned-base"]["world/pope_adversarial/ece"]
+    assert change["value"] == pytest.approx(abs(15 / 16 - sure) - (sure - 10 / 16))
+    assert not any("ece_generated" in name for name in results["arms"]["base"])
+
+
+def test_the_part_of_a_gain_that_is_the_criterion(results):
+    found = results["criterion_shift"]["aligned-base"]
+    assert set(found) == {"world/pope_adversarial", "world/pope_adversarial_generated"}
+    cell = found["world/pope_adversarial"]
+    hit, alarm = stats.norm.ppf(7.5 / 9), stats.norm.ppf(5.5 / 9)
+    after = -(stats.norm.ppf(8.5 / 9) + stats.norm.ppf(1.5 / 9)) / 2
+    half, before = (hit - alarm) / 2, -(hit + alarm) / 2
+    accuracy = [(stats.norm.cdf(half - c) + stats.norm.cdf(half + c)) / 2 for c in (before, after)]
+    assert cell["value"] == pytest.approx(accuracy[1] - accuracy[0])
+    assert cell["low"] <= cell["value"] <= cell["high"]
+
+
+def test_a_split_of_one_answer_alone_has_no_sensitivity():
+    same = [ask("pope_random", number, "existence", "no") for number in range(6)]
+    found = summarise(same, {"base": {("logprob", "right"): told(same, {"pope_random": [0]})}})["arms"]["base"]
+    assert "world/pope_random/yes_rate" in found
+    assert not {"world/pope_random/dprime", "world/pope_random/criterion", "world/pope_random/auc"} & set(found)
+
+
+def test_what_was_asked_is_noted(results):
+    card = results["benchmarks"]["world"]
+    assert card["primary"] == ["world/adversarial/acc", "world/pair_acc"]
+    assert card["parser"] == "strict"
+    assert results["intervals"]["unit"] == "scene"

@@ -1,0 +1,68 @@
+"""What an objective declares: views, features, whether there is a reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class View(NamedTuple):
+    """One (image column or None, response column) pairing whose response is scored.
+
+    `image` is a canonical column name (`"image"`, `"contrast_image"`) or None: the prompt is then rendered without
+    any image placeholder. `response` is `"chosen"` or `"rejected"`.
+    """
+
+    image: str | None
+    response: str
+
+    def __str__(self) -> str:
+        return f"{self.response}|{self.image or 'no_image'}"
+
+
+class Feature(NamedTuple):
+    """A named tensor taken from the model or from a teacher.
+
+    `source` is one of tower, projector, hidden, text, teacher; `column` the image or response column it is taken of;
+    `layer` an index into the source's layers or None for its output; `pooling` the name of a pooling. The engine
+    measures "projector" (pooling "mean" over the tokens of the row's images, of width d of the language model, or
+    "regions", a mean for each region on them by how much of a token's area it covers) and "text" (the last layer's
+    hidden states over a response, read in a pass without image, pooling "mean" or "last").
+    """
+
+    name: str
+    source: str
+    column: str
+    layer: int | None = None
+    pooling: str = "mean"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective declares.
+
+    Args:
+        views: Views that every row of the objective must have; a row without their columns is an error.
+        optional: Views that are measured only for the rows that have their columns.
+        features: Tensors to extract beside the log-probabilities.
+        reference: Whether the same views are also scored under the frozen reference.
+        tokens: Whether per-token log-probabilities and the tokens' ids are wanted (`Signals.token_logps`,
+            `Signals.host_token_ids`).
+    """
+
+    views: tuple[View, ...] = ()
+    optional: tuple[View, ...] = ()
+    features: tuple[Feature, ...] = ()
+    reference: bool = False
+    tokens: bool = False
+
+    def __or__(self, other: Needs) -> Needs:
+        """The union: shared views and features are measured once."""
+        views = tuple(dict.fromkeys(self.views + other.views))
+        return Needs(
+            views=views,
+            optional=tuple(v for v in dict.fromkeys(self.optional + other.optional) if v not in views),
+            features=tuple(dict.fromkeys(self.features + other.features)),
+            reference=self.reference or other.reference,
+            tokens=self.tokens or other.tokens,
+        )

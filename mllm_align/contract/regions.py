@@ -1,0 +1,41 @@
+"""Regions on the images of a batch: what an objective is told of each beside its feature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The regions on the images of one column, in order of row; all on the host, R of each.
+
+    Attributes:
+        row: The batch row of each.
+        image: Which of the row's images it is on.
+        boxes: Left, top, right and bottom as shares of the image; of a mask, what it fits into.
+        object_ids: Which thing each is, or "".
+        texts: What it is called, or "".
+        kinds: Its class, or "".
+    """
+
+    row: tuple[int, ...] = ()
+    image: tuple[int, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    object_ids: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def select(self, rows: Sequence[int]) -> Regions:
+        """The regions of some rows, in the order given; row n of the result is `rows[n]`."""
+        own: dict[int, list[int]] = {}
+        for place, row in enumerate(self.row):
+            own.setdefault(row, []).append(place)
+        found = [(place, new) for new, row in enumerate(rows) for place in own.get(row, ())]
+        kept = {f.name: tuple(getattr(self, f.name)[place] for place, _ in found) for f in fields(self)}
+        return Regions(**{**kept, "row": tuple(new for _, new in found)})
