@@ -16,6 +16,7 @@ from mllm_align.objectives.mdpo import MDPO
 from mllm_align.objectives.next_token import NextToken
 from mllm_align.objectives.orpo import ORPO
 from mllm_align.objectives.rdpo import RDPO
+from mllm_align.objectives.region_contrast import RegionContrast
 from mllm_align.objectives.svco import SVCO
 from mllm_align.objectives.vdpo import VDPO
 from mllm_align.objectives.weighted import Weighted
@@ -32,5 +33,6 @@ __all__ = [
     "ImagePreference",
     "InfoNCE",
     "NextToken",
+    "RegionContrast",
     "Weighted",
 ]

@@ -7,9 +7,24 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from mllm_align.contract import Needs, Ragged, Signals
+from mllm_align.contract import Needs, Ragged, Regions, Signals
 
+# Of each row: the image and the id of each region. One thing is in one image alone, one has no id.
+THINGS = ((0, "a"), (0, "b"), (0, ""), (1, "b"), (1, "a"), (1, "c"))
 ALL_SOURCES = ("pairs", "instructions")
+
+
+def regions_of(rows: int) -> Regions:
+    """The same regions on the two images of every row, side by side."""
+    boxes = tuple((n / 6, 0.0, (n + 1) / 6, 0.5) for n in range(len(THINGS)))
+    return Regions(
+        row=tuple(row for row in range(rows) for _ in THINGS),
+        image=tuple(image for image, _ in THINGS) * rows,
+        boxes=boxes * rows,
+        object_ids=tuple(name for _, name in THINGS) * rows,
+        texts=("",) * rows * len(THINGS),
+        kinds=("",) * rows * len(THINGS),
+    )
 
 
 @pytest.fixture
@@ -55,9 +70,11 @@ def make_signals() -> Callable[..., Signals]:
             if needs.tokens
             else {},
             features={
-                feature.name: Ragged(torch.randn(rows, 8, generator=drawing).to(dtype), torch.arange(rows))
+                feature.name: Ragged(torch.randn(len(row), 8, generator=drawing).to(dtype), row)
                 for feature in needs.features
+                for row in (torch.arange(rows).repeat_interleave(len(THINGS) if feature.pooling == "regions" else 1),)
             },
+            regions={f.column: regions_of(rows) for f in needs.features if f.pooling == "regions"},
             sources=tuple(sources or (ALL_SOURCES[index % 2] for index in range(rows))),
             host_token_ids={
                 view: tuple(

@@ -17,7 +17,18 @@ import torch
 
 import mllm_align.objectives
 from mllm_align.contract import Needs, Objective, Outcome, Ragged, Signals, View
-from mllm_align.objectives import CHIP, DDPO, DPO, MDPO, SVCO, VDPO, ImagePreference, NextToken, Weighted
+from mllm_align.objectives import (
+    CHIP,
+    DDPO,
+    DPO,
+    MDPO,
+    SVCO,
+    VDPO,
+    ImagePreference,
+    NextToken,
+    RegionContrast,
+    Weighted,
+)
 from mllm_align.objectives.dpo_losses import VARIANTS
 
 MODULES = [
@@ -44,6 +55,8 @@ CASES: dict[str, Callable[[], Objective]] = {kind.__name__: kind for kind in CLA
     "CHIP-sums": lambda: CHIP(segment_weight=0),
     "DDPO-sums": lambda: DDPO(gamma=1.1, beta=0.1, normalise=False),
     "NextToken-own": lambda: NextToken(matched=False),
+    "RegionContrast-pair": lambda: RegionContrast(negatives="pair", normalise=False, temperature=1.0),
+    "RegionContrast-both": lambda: RegionContrast(columns=("image", "contrast_image"), negatives="row"),
     "SVCO-betas": lambda: SVCO(beta_attend=0.3, beta_reject=0.7),
     "SVCO-chosen": lambda: SVCO(symmetric=False),
     "SVCO-attend": lambda: SVCO(reject_weight=0),
