@@ -71,8 +71,8 @@ class CHIP:
     Needs:
         Views (image, chosen), (image, rejected) and (contrast_image, chosen), with reference; none that only a loss
         left out would read; per-token log-probabilities and token ids where segments count. The noise is made by the
-        data source (`corrupt: {kind: diffusion_noise, step: 500, space: clip}` is the authors', but for what
-        `DiffusionNoise` says of images that are shrunk).
+        data source: `corrupt: {kind: diffusion_noise, step: 500, space: clip, size: 336}` is the authors', whose tower
+        reads 336 pixels, but for what `DiffusionNoise` says of clamping and grain.
 
     Shapes:
         Log-probs and token counts (B,), token log-probs (number of tokens,) per view; one term "chip", the sum over

@@ -61,6 +61,7 @@ CASES: dict[str, Callable[[], Objective]] = {kind.__name__: kind for kind in CLA
     "SVCO-chosen": lambda: SVCO(symmetric=False),
     "SVCO-attend": lambda: SVCO(reject_weight=0),
     "Weighted": lambda: Weighted((SVCO(), 1.0, "pairs"), (NextToken(), 0.5, "instructions"), (DPO(), 0.1)),
+    "Weighted-regions": lambda: Weighted((RegionContrast(), 1.0, "pairs"), (NextToken(matched=False), 0.5)),
     "Weighted-tokens": lambda: Weighted((CHIP(), 1.0, "pairs"), (NextToken(), 0.5, "instructions"), (DDPO(), 0.1)),
 }
 # Views that are read as constants: no gradient reaches them, and finite differences of the loss are not the gradient.
