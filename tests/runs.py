@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +140,7 @@ def start_ranks(script: str, folder: Path, *, count: int = 2) -> list[subprocess
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }
-        environment = os.environ | {name: str(value) for name, value in place.items()}
-        environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
+        environment = _environment() | {name: str(value) for name, value in place.items()}
         command = [sys.executable, script, str(folder), str(rank)]
         ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     return ranks
@@ -155,3 +156,47 @@ def wait_for_ranks(ranks: list[subprocess.Popen[bytes]]) -> None:
                 other.kill()
             pytest.fail(f"a process was not done after {PATIENCE} s: they may wait for each other")
         assert rank.returncode == 0, output.decode()[-3000:]
+
+
+def kill_amid(argv: Sequence[str], begun: Callable[[], object], seconds: float) -> None:
+    """Starts Python with some arguments, and kills it so many seconds after it has begun (or ended)."""
+    process = subprocess.Popen(
+        [sys.executable, *argv], env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not begun():
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+
+
+def assert_survives_a_kill(script: str, job: Callable[[Path], object], work: str, folder: Path) -> None:
+    """A job that is killed amid its blocks and started again ends as one that was left alone.
+
+    Args:
+        script: Source that runs the job slowly in the folder of its first argument.
+        job: The same job in a folder, where it writes `out.jsonl`.
+        work: The folder of its ten blocks, below `out.jsonl.work`.
+        folder: For all of it.
+    """
+    path = folder / "slow.py"
+    path.write_text(script)
+    killed, whole = folder / "killed", folder / "whole"
+    blocks = killed / "out.jsonl.work" / work
+    kill_amid([str(path), str(killed)], lambda: any(blocks.glob("block*")), 0.2)
+    assert 0 < len(list(blocks.glob("block*"))) < 10
+    assert not (killed / "out.jsonl").exists()
+    for each in (killed, whole):
+        job(each)
+    assert_same_results(killed, whole)
+
+
+def assert_same_results(one: Path, other: Path) -> None:
+    """Two folders hold the same rows and the same report, byte for byte."""
+    for file in ("out.jsonl", "out.jsonl.report.json"):
+        assert (one / file).read_bytes() == (other / file).read_bytes()
+
+
+def _environment() -> dict[str, str]:
+    """Of a process that imports what this one can."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}

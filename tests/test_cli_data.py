@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +14,14 @@ import pytest
 from mllm_align.cli import main
 from mllm_align.cli.speaker import ModelSpeaker
 from mllm_align.data.loading import load_rows
+from mllm_align.data.mine.differing import Differing
+from mllm_align.data.mine.masking import Masking
 from mllm_align.data.mine.speaking import Ask
 from mllm_align.data.output import RowFile
 from mllm_align.data.world import Scene, instruction_rows
 from mllm_align.models import attach_lora
 from mllm_align.models.arguments import ModelArguments
+from runs import kill_amid
 from tiny import tiny
 from world_truth import row_scenes, share_false
 
@@ -140,6 +140,53 @@ def test_bad_rows_and_no_rows(rows: Path, tmp_path: Path, capsys: pytest.Capture
         assert "0 rows, 0 kept" in capsys.readouterr().out
 
 
+def test_options_reach_the_jobs(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def job(rows: Any, *rest: Any, **others: Any) -> dict[str, Any]:
+        given.update(vars(rest[-1]) | others)
+        return {"rows": 0, "kept": 0, "filters": {}, "problems": {}}
+
+    def similar(embeddings: Any, folder: Any, **settings: Any) -> None:
+        given.update(settings)
+
+    for command, name in (("reject", "rejecting.make_rejected"), ("retrieve", "realign.make_realigned")):
+        monkeypatch.setattr(f"mllm_align.data.mine.{name}", job)
+        monkeypatch.setattr(f"mllm_align.cli.{command}.load_speaker", lambda arguments: arguments.model)
+        monkeypatch.setattr(f"mllm_align.cli.{command}.load_text_encoder", lambda name: name)
+    monkeypatch.setattr("mllm_align.data.mine.encoder.ImageEmbedder", lambda path: SimpleNamespace(identity=path))
+    monkeypatch.setattr("mllm_align.data.mine.embed.embed_images", lambda *_, **__: Found())
+    monkeypatch.setattr("mllm_align.data.mine.neighbours.similar_images", similar)
+    shared = ("--seed", "7", "--text-model", "an encoder", "--max-text-similarity", "0.8", "--strict")
+    own = ("--closed-words", "3", "--min-new", "2", "--max-overlap", "0.7", "--length-ratio", "0.5", "2", "--contrast")
+    assert run("reject", rows, tmp_path / "a.jsonl", *shared, *own, "--image", "other") == 0
+    assert given == {
+        "shown": "other", "differing": Differing(3, 2, 0.7, (0.5, 2.0)), "max_similarity": 0.8, "contrast": True,
+        "seed": 7, "max_new_tokens": 48, "similarity": "an encoder", "strict": True, "overwrite": False,
+        "block_size": 64,
+    }  # fmt: skip
+    given.clear()
+    own = ("--band", "0.3", "0.6", "--k", "3", "--index", "hnsw", "--mask-share", "0.4", "--max-segments", "2")
+    assert run("retrieve", rows, tmp_path / "b.jsonl", *shared, *own, "--complete", "continue") == 0
+    retrieval = given.pop("retrieval")
+    assert retrieval["band"] == [0.3, 0.6]
+    assert retrieval["embeddings"] == Found.identity
+    assert given == {
+        "low": 0.3, "high": 0.6, "k": 3, "index": "hnsw", "way": "continue", "masking": Masking(0.4, 2, 7),
+        "max_similarity": 0.8, "differing": Differing(), "max_new_tokens": 48, "similarity": "an encoder",
+        "segmenter": None, "strict": True, "overwrite": False, "block_size": 64,
+    }  # fmt: skip
+
+
+class Found:
+    """Embeddings of one image, as far as a command looks at them."""
+
+    identity = "found"
+
+    def __len__(self) -> int:
+        return 1
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -186,16 +233,12 @@ def test_killed_at_a_random_moment_it_ends_the_same(
     (tmp_path / "killed").mkdir()
     output = tmp_path / "killed" / "out.jsonl"
     fixed = ["--model", "demo-base", "--block-size", "8", "--max-new-tokens", "48", "--output", str(output)]
-    argv = [sys.executable, "-m", "mllm_align.cli", "data", command, str(rows), *fixed, *options]
-    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    argv = ["data", command, str(rows), *fixed, *options]
     work = RowFile(output).work_folder
-    while process.poll() is None and not list(work.rglob("block*")):
-        time.sleep(0.01)
-    time.sleep(random.SystemRandom().uniform(0, 4))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    seconds = random.SystemRandom().uniform(0, 4)
+    kill_amid(["-m", "mllm_align.cli", *argv], lambda: any(work.rglob("block*")), seconds)
     for name in ("killed", "whole"):
-        assert main([*argv[3 : -len(options) - 1], str(tmp_path / name / "out.jsonl"), *options]) == 0
+        assert main([*argv[: -len(options) - 1], str(tmp_path / name / "out.jsonl"), *options]) == 0
     for file in ("out.jsonl", "out.jsonl.report.json"):
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 

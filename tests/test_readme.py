@@ -42,7 +42,8 @@ def table_of_objectives() -> str:
         what, _, link = first.rpartition(", https://")
         needs = kind().needs
         views = f"{len(needs.views)}" + (f" or {len(needs.views) + len(needs.optional)}" if needs.optional else "")
-        views = f"{views} view{'s' if views != '1' else ''}" if needs.views else f"{len(needs.features)} features"
+        count, thing = (views, "view") if needs.views else (str(len(needs.features)), "feature")
+        views = f"{count} {thing}{'s' if count != '1' else ''}"
         file = Path(inspect.getfile(kind)).name
         paper = f"[paper](https://{link})"
         lines.append(

@@ -55,13 +55,17 @@ class BlockJob:
         self.blocks = [range(start, min(start + block_size, num_rows)) for start in range(0, num_rows, block_size)]
         self._claim({**settings, "rows": num_rows, "block_size": block_size})
 
-    def run(self, work: Work, title: str, *, progress: bool = True) -> int:
+    def run(
+        self, work: Work, title: str, *, progress: bool = True, outdated: Callable[[Path], bool] | None = None
+    ) -> int:
         """Finishes every block that is not finished yet. A collective: every process must call it.
 
         Args:
             work: Given the row numbers of a block, returns its records (any number, also none).
             title: For the progress bar.
             progress: Whether to show one.
+            outdated: Given the file of a finished block, whether that must be made anew, for what it was made of is
+                no longer the same; until then the file stays.
 
         Returns:
             How many rows this process worked on; the others were done before, or by others.
@@ -74,7 +78,8 @@ class BlockJob:
         with tqdm(total=total, desc=title, unit="row", disable=hidden) as bar:
             for number in own:
                 rows = self.blocks[number]
-                if not self._path(number).exists():
+                path = self._path(number)
+                if not path.exists() or (outdated is not None and outdated(path)):
                     self._write(number, work(rows))
                     worked += len(rows)
                 bar.update(len(rows))

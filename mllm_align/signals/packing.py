@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,18 +80,21 @@ def group_packs(packs: Sequence[Pack], least_fill: float, max_tokens: int | None
         least_fill: A pack joins a group only if it is at least this fraction of the group's longest.
         max_tokens: Padded tokens of one group at the most; None for no limit.
     """
-    groups: list[list[Pack]] = []
-    for pack in sorted(packs, key=lambda pack: -pack.length):
-        last = groups[-1] if groups else None
-        longest = last[0].length if last else 0
-        fits = last is not None and pack.length >= least_fill * longest
-        if fits and max_tokens is not None and last is not None:
-            fits = (len(last) + 1) * longest <= max_tokens
-        if fits and last is not None:
-            last.append(pack)
-        else:
-            groups.append([pack])
-    return groups
+    ordered = sorted(packs, key=lambda pack: -pack.length)
+    starts = group_starts([pack.length for pack in ordered], least_fill, max_tokens)
+    return [ordered[start:end] for start, end in pairwise([*starts, len(ordered)])]
+
+
+def group_starts(lengths: Sequence[int], least_fill: float, max_tokens: int | None = None) -> list[int]:
+    """Where the groups of `group_packs` begin in the lengths of packs, longest first."""
+    starts: list[int] = []
+    start = longest = 0
+    for place, length in enumerate(lengths):
+        full = max_tokens is not None and (place - start + 1) * longest > max_tokens
+        if not starts or length < least_fill * longest or full:
+            starts.append(place)
+            start, longest = place, length
+    return starts
 
 
 def send(array: np.ndarray, device: Any) -> Tensor:

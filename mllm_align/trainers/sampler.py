@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from mllm_align.data.lengths import PackedLengths
-from mllm_align.signals.packing import Pack, group_packs
+from mllm_align.signals.packing import group_starts
 
 CHUNK_BATCHES = 50  # sorted together: more gives less padding, fewer gives more chance
 DRAWS = 4  # epochs that are drawn to settle how many batches an epoch has
@@ -20,6 +22,8 @@ ATTEMPTS = 16  # at one epoch that has no more than that
 @dataclass(frozen=True)
 class PaddedTokens:
     """Tokens of a batch as it is run: prompts that are shared count once, padding counts.
+
+    Batches are tried row by row, in every epoch, so what a row adds to one is worked out once.
 
     Args:
         lengths: Of all rows.
@@ -33,29 +37,50 @@ class PaddedTokens:
     least_fill: float
     max_tokens_per_forward: int | None = None
 
+    @cached_property
+    def _packs(self) -> list[dict[object, tuple[int, int]]]:
+        """For each row, by what sequences are told apart, the tokens of a prompt and those of its responses."""
+        branches, starts = self.lengths.branches.tolist(), self.lengths.starts.tolist()
+        rows = []
+        for row, (start, end) in enumerate(pairwise(starts)):
+            packs: dict[object, tuple[int, int]] = {}
+            for number, (prefix, size, tail) in enumerate(branches[start:end]):
+                key = prefix if self.shared else (row, number)
+                packs[key] = size, packs.get(key, (size, 0))[1] + tail
+            rows.append(packs)
+        return rows
+
+    @cached_property
+    def _referenced(self) -> list[bool]:
+        return self.lengths.referenced.tolist()
+
+    @cached_property
+    def _longest(self) -> list[int]:
+        return [max((size + tail for size, tail in packs.values()), default=0) for packs in self._packs]
+
     def __call__(self, rows: Sequence[int]) -> int:
         """Padded tokens of the batch that some rows make."""
-        sides = [[row for row in rows if self.lengths.referenced[row] == flag] for flag in (True, False)]
         together = self._run(rows)
+        referenced = [self._referenced[row] for row in rows]
+        if all(referenced) or not any(referenced):
+            return together
         # Rows with and without reference may be run apart; the budget holds either way.
-        return together if not all(sides) else max(together, sum(map(self._run, sides)))
+        sides = ([row for row, own in zip(rows, referenced, strict=True) if own == flag] for flag in (True, False))
+        return max(together, sum(map(self._run, sides)))
 
     def longest(self, row: int) -> int:
         """Tokens of a row's longest sequence."""
-        return max(self._sequences([row]))
+        return self._longest[row]
 
     def _run(self, rows: Sequence[int]) -> int:
-        packs = [Pack(0, (), length) for length in self._sequences(rows)]
-        groups = group_packs(packs, self.least_fill, self.max_tokens_per_forward)
-        return sum(len(group) * group[0].length for group in groups)
-
-    def _sequences(self, rows: Sequence[int]) -> list[int]:
-        packs: dict[object, int] = {}
+        lengths: dict[object, int] = {}
         for row in rows:
-            for number, (prefix, size, tail) in enumerate(self.lengths.of(row)):
-                key = prefix if self.shared else (row, number)
-                packs[key] = packs.get(key, size) + tail
-        return list(packs.values())
+            for key, (size, tail) in self._packs[row].items():
+                lengths[key] = lengths.get(key, size) + tail
+        ordered = sorted(lengths.values(), reverse=True)
+        starts = group_starts(ordered, self.least_fill, self.max_tokens_per_forward)
+        ends = [*starts[1:], len(ordered)]
+        return sum((end - start) * ordered[start] for start, end in zip(starts, ends, strict=True))
 
 
 class TokenBudgetSampler(Sampler[list[int]]):

@@ -13,10 +13,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 from accelerate import PartialState
 from PIL import Image
 
@@ -24,7 +26,7 @@ from mllm_align.data.blocks import PROBLEM, BlockJob
 from mllm_align.data.errors import DataError
 from mllm_align.data.files import as_text
 from mllm_align.data.images import load_image
-from mllm_align.data.mine.embeddings import VECTOR, Embeddings, embedding_schema
+from mllm_align.data.mine.embeddings import VECTOR, Embeddings, block_path, embedding_schema
 from mllm_align.data.mine.encoder import ImageEmbedder, Inputs
 from mllm_align.data.mine.listing import Listing, list_images
 
@@ -56,6 +58,11 @@ def embed_images(
     A file that several rows name is embedded once. An image that cannot be used is a problem of its row, counted in
     a warning. In memory are a block of vectors and some batches of images.
 
+    Started again, it looks at size and time of change of every file, as `stat` tells them: a block with one that was
+    replaced is read again, and what shows other pixels is embedded anew. That costs microseconds a file on a disk of
+    one's own, where a digest would cost all of its bytes. What rows hold themselves is not looked at again, and what
+    is no longer there keeps its vector.
+
     Args:
         images: A folder, searched below too; or rows, a dataset or a list of mappings.
         embedder: What embeds.
@@ -86,8 +93,10 @@ def embed_images(
     }
     job = BlockJob(folder, settings, len(listing), embedding_schema(embedder.dim, precision), block_size)
     number = np.float16 if precision == "float16" else np.float32
-    work = _Work(listing, embedder, number, max(1, workers), strict)
-    job.run(work, "embedding images", progress=progress)
+    work = _Work(listing, embedder, number, max(1, workers), strict, job.folder, block_size)
+    replaced = _Replaced(listing)
+    job.run(work, "embedding images", progress=progress, outdated=replaced)
+    replaced.report()
     found = Embeddings(folder)
     if PartialState().is_main_process:
         _report(listing, found)
@@ -111,6 +120,33 @@ def _report(listing: Listing, found: Embeddings) -> None:
         )
 
 
+class _Replaced:
+    """Whether files were written again since the vectors of a block were made; counts them."""
+
+    def __init__(self, listing: Listing) -> None:
+        self.listing = listing
+        self.count, self.example = 0, ""
+
+    def __call__(self, block: Path) -> bool:
+        columns = pq.read_table(block, columns=["row", "same_as", "file_size", "file_time"]).to_pydict()
+        before = self.count
+        for row, same_as, *known in zip(*columns.values(), strict=True):
+            now = self.listing.state(row) if same_as is None else (None, None)
+            # A file that is gone was not replaced: a disk may only not be mounted.
+            if now != (None, None) and now != tuple(known):
+                self.count, self.example = self.count + 1, self.example or self.listing.keys[int(row)]
+        return self.count > before
+
+    def report(self) -> None:
+        if self.count:
+            logger.warning(
+                "%d image files were written again after they had been read, such as %s: those that show something "
+                "else were embedded anew",
+                self.count,
+                as_text(self.example),
+            )
+
+
 class _Batch(NamedTuple):
     """Records of some rows; those with an image that was read, and it as the model reads it."""
 
@@ -127,12 +163,15 @@ class _Work(NamedTuple):
     number: type[np.floating[Any]]
     workers: int
     strict: bool
+    folder: Path
+    block_size: int
 
     def __call__(self, rows: range) -> list[dict[str, Any]]:
         size = self.embedder.batch_size
+        before = self._before(rows)
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         records: list[dict[str, Any]] = []
-        for batch in _ahead(self._read, parts, self.workers):
+        for batch in _ahead(lambda part: self._read(part, before), parts, self.workers):
             if batch.usable:
                 vectors = self.embedder.vectors(batch.inputs)
                 for record, vector in zip(batch.usable, vectors, strict=True):
@@ -143,7 +182,16 @@ class _Work(NamedTuple):
             records += batch.records
         return records
 
-    def _read(self, rows: range) -> _Batch:
+    def _before(self, rows: range) -> dict[bytes, np.ndarray]:
+        """Vectors of a block that was finished, by the pixels that they are of: a copied file has its old one."""
+        path = block_path(self.folder, rows.start // self.block_size)
+        if not path.exists():
+            return {}
+        table = pq.read_table(path, columns=["digest", VECTOR])
+        table = table.filter(table[VECTOR].is_valid())
+        return dict(zip(table["digest"].to_pylist(), table[VECTOR].to_numpy(), strict=True))
+
+    def _read(self, rows: range, before: Mapping[bytes, np.ndarray]) -> _Batch:
         records, usable, pictures = [], [], []
         for row in rows:
             record = self._record(row)
@@ -151,12 +199,16 @@ class _Work(NamedTuple):
             if self.listing.same_as[row] != row:
                 record["same_as"] = self.listing.same_as[row]
                 continue
+            record["file_size"], record["file_time"] = self.listing.state(row)  # first: it may change while it is read
             try:
                 picture = load_image(self.listing.image(row), f"row {row}")
             except DataError as error:
                 self._refuse(record, error)
                 continue
             record["digest"] = _digest(picture)
+            if record["digest"] in before:
+                record[VECTOR] = before[record["digest"]]
+                continue
             usable.append(record)
             pictures.append(picture)
         return _Batch(records, *self._prepared(usable, pictures))

@@ -28,6 +28,8 @@ def embedding_schema(dim: int, precision: str) -> pa.Schema:
             ("key", pa.string()),
             ("group", pa.string()),
             ("same_as", pa.int64()),
+            ("file_size", pa.int64()),
+            ("file_time", pa.int64()),
             ("digest", pa.binary(16)),
             (VECTOR, pa.list_(number, dim)),
             (PROBLEM, pa.string()),
@@ -44,8 +46,8 @@ class Embeddings:
     """What `embed_images` made. An image stands under the first row that shows it.
 
     A record of its files is a row of the input: `row`, its `id`, the path of its image (`key`), its `group`, the
-    `digest` of its pixels, the `embedding`; instead of the last two `same_as`, an earlier row with the same file, or
-    a `problem`.
+    `file_size` in bytes and `file_time` of the last change in nanoseconds (where the image is a file), the `digest` of
+    its pixels, the `embedding`; instead of the last two `same_as`, an earlier row with the same file, or a `problem`.
 
     Args:
         folder: Where they are.
@@ -137,8 +139,8 @@ class Embeddings:
             row, text = next(iter(self.problems.items()))
             file = self._paths[row // self.block_size].name
             parts.append(
-                f"{len(self.problems)} images could not be used and are left out, first: {text} (to read them again, "
-                f"delete their files, such as {file}, and embed again)"
+                f"{len(self.problems)} images could not be used and are left out, first: {text} (replace their files "
+                f"and embed again; images that rows hold are read again once {file} is deleted)"
             )
         return "; ".join(parts)
 

@@ -63,6 +63,14 @@ class Listing:
             raise DataError(f"row {row}: no image in column {self.column!r}")
         return value
 
+    def state(self, row: int) -> tuple[int | None, int | None]:
+        """Size in bytes and time of the last change in nanoseconds of a row's file; None where there is none."""
+        try:
+            found = os.stat(os.path.expanduser(self.keys[row]))
+        except (OSError, ValueError):
+            return None, None
+        return found.st_size, found.st_mtime_ns
+
     @property
     def digest(self) -> str:
         """Of what is listed, not of what the images hold; of a folder's files wherever it lies."""

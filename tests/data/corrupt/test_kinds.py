@@ -22,6 +22,7 @@ def test_by_name_and_by_options() -> None:
     assert corruption_from("crop") == corruption_from({"kind": "crop"}) == Crop()
     assert corruption_from({"kind": "crop", "scale": [0.05, 0.1]}) == Crop(scale=(0.05, 0.1))
     assert corruption_from({"kind": "diffusion_noise", "step": 700, "space": "clip"}) == DiffusionNoise(700, "clip")
+    assert corruption_from({"kind": "diffusion_noise", "size": 336}).keeps_size
     assert corruption_from("swap") == Swap()
 
 
@@ -29,8 +30,8 @@ def test_defaults_are_the_published_ones_where_there_are_some() -> None:
     """mDPO's crop, VCD's step 500, OPA-DPO's share and blocks, CHiP's angles; the others are ours."""
     assert {name: dataclasses.asdict(corruption_from(name)) for name in KINDS} == {
         "crop": {"scale": (0.01, 0.2), "ratio": (3 / 4, 4 / 3)},
-        "diffusion_noise": {"step": 500, "space": "pixel"},
-        "gaussian_noise": {"std": 0.5},
+        "diffusion_noise": {"step": 500, "space": "pixel", "size": None},
+        "gaussian_noise": {"std": 0.5, "size": None},
         "blank": {"colour": "black"},
         "mean_image": {},
         "patch_shuffle": {"grid": 4},

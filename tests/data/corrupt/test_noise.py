@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import CLIPImageProcessorPil
 
 from mllm_align.data.corrupt import DiffusionNoise, GaussianNoise
 from mllm_align.data.corrupt.noise import CLIP_MEAN, CLIP_STD, alpha_bars
@@ -62,6 +63,42 @@ def test_gaussian_noise_has_its_standard_deviation() -> None:
     np.testing.assert_allclose(std, 0.1, rtol=0.02)
 
 
+TOWER = CLIPImageProcessorPil(size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112})
+MEAN = (123, 117, 104)  # that of CLIP, so that nothing but noise is left of it
+
+
+def left(corruption: DiffusionNoise | GaussianNoise, size: tuple[int, int]) -> float:
+    """Of the standard deviation that the formula says, the share that the tower is shown."""
+    made = corruption(Image.new("RGB", size, MEAN), np.random.default_rng(0))
+    assert made.size == size
+    shown = np.asarray(TOWER(made)["pixel_values"][0])
+    if isinstance(corruption, GaussianNoise):
+        return float(np.mean(shown.std(axis=(1, 2)) * CLIP_STD / corruption.std))
+    return float(np.mean(shown.std(axis=(1, 2))) / np.sqrt(1 - alpha_bars()[corruption.step]))
+
+
+@pytest.mark.parametrize(("width", "height", "without"), [(214, 160, 0.57), (256, 342, 0.36), (167, 125, 0.73)])
+def test_noise_of_the_tower_s_size_is_not_averaged_away(width: int, height: int, without: float) -> None:
+    """Shorter sides of 160, 256 and 125 to 112 are 480, 768 and 375 to 336."""
+    for step in (300, 500):
+        assert left(DiffusionNoise(step, "clip"), (width, height)) == pytest.approx(without, abs=0.02)
+        assert left(DiffusionNoise(step, "clip", 112), (width, height)) == pytest.approx(1, abs=0.03)
+    assert left(GaussianNoise(0.1), (width, height)) == pytest.approx(without, abs=0.02)
+    assert left(GaussianNoise(0.1, 112), (width, height)) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("size", [64, 65, 10**6])
+def test_noise_of_an_image_that_is_not_shrunk_is_of_single_pixels(size: int) -> None:
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 80, 3), dtype=np.uint8))
+    for plain, sized in ((DiffusionNoise(), DiffusionNoise(size=size)), (GaussianNoise(), GaussianNoise(size=size))):
+        assert plain(image, np.random.default_rng(2)) == sized(image, np.random.default_rng(2))
+
+
+def test_a_strip_has_noise_too() -> None:
+    made = DiffusionNoise(size=1)(Image.new("RGB", (300, 2), MEAN), np.random.default_rng(0))
+    assert np.asarray(made).std() > 30
+
+
 @pytest.mark.parametrize("corruption", [GaussianNoise(5.0), DiffusionNoise(999)])
 def test_noise_is_clamped_and_does_not_wrap(corruption: GaussianNoise | DiffusionNoise) -> None:
     """On white every pixel would be as likely to wrap to black; clamped, more than half stay white at the least."""
@@ -78,6 +115,10 @@ def test_nonsense_is_refused() -> None:
             DiffusionNoise(step)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="space must be one of pixel, clip, not 'pixels'"):
         DiffusionNoise(space="pixels")  # type: ignore[arg-type]
+    for kind in (DiffusionNoise, GaussianNoise):
+        for size in (0, -1, 33.6, True, "336"):
+            with pytest.raises(ValueError, match="size must be a whole number of at least 1, not"):
+                kind(size=size)
     for std in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="std must be a number above 0"):
             GaussianNoise(std)

@@ -162,6 +162,17 @@ def test_broken_rows_are_counted_by_kind_and_never_fatal(tmp_path: Path) -> None
     assert "row 1" in problems.examples["damaged image"][0] or "1, contrast" in problems.examples["damaged image"][0]
 
 
+def test_of_rows_with_one_id_the_first_that_can_be_used_is_kept(tmp_path: Path) -> None:
+    rows = [row(0, chosen=" "), row(0), row(1), row(0), row(1)]
+    job = measure_pairs(rows, ColourEmbedder(), ColourEmbedder(), tmp_path, progress=False)
+    candidates, problems = read_candidates(rows, job)
+    assert [item.row for item in candidates] == [1, 2]
+    assert problems.counts == {"missing text": 1, "duplicate id": 2}
+    assert problems.examples["duplicate id"] == [
+        "row 3 has the id '0' of an earlier row", "row 4 has the id '1' of an earlier row",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("number", range(1, 13))
 def test_strict_makes_each_of_them_fatal(tmp_path: Path, number: int) -> None:
     rows = broken_rows(tmp_path)

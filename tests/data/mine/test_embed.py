@@ -7,9 +7,7 @@ import logging
 import os
 import random
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from PIL import Image
 from mllm_align.data.errors import DataError
 from mllm_align.data.loading import load_rows
 from mllm_align.data.mine.embed import Embeddings, ImageEmbedder, embed_images
-from runs import picture, start_ranks, wait_for_ranks
+from runs import kill_amid, picture, start_ranks, wait_for_ranks
 from tiny_encoders import save_encoder
 
 COUNT = 30
@@ -114,21 +112,86 @@ def test_strict_is_an_error_before_and_after(images: Path, embedder: ImageEmbedd
         run(images, embedder, tmp_path / "out", strict=True)
 
 
-def test_a_mended_image_is_read_when_its_file_is_deleted(
-    images: Path, embedder: ImageEmbedder, tmp_path: Path
-) -> None:
+def test_mended_images_are_read(images: Path, embedder: ImageEmbedder, tmp_path: Path) -> None:
     mended = tmp_path / "images"
     shutil.copytree(images, mended)
     found = run(mended, embedder, tmp_path / "out")
     for number, name in enumerate(("bad.jpg", "cut off.png")):
         picture(200 + number).save(mended / name)
-    assert len(run(mended, embedder, tmp_path / "out").problems) == 2
-    for row in found.problems:
-        (tmp_path / "out" / f"block-{row // 8:06d}.parquet").unlink(missing_ok=True)
     again = run(mended, embedder, tmp_path / "out", strict=True)
     assert not again.problems
     assert again.identity != found.identity  # or neighbours of the others would be taken for theirs
     assert run(mended, embedder, tmp_path / "anew").identity == again.identity
+
+
+class Counting:
+    """How many images are shown to an embedder from now on."""
+
+    def __init__(self, embedder: ImageEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        prepare = embedder.prepare
+
+        def counted(images: Any) -> Any:
+            self.count += len(images)
+            return prepare(images)
+
+        monkeypatch.setattr(embedder, "prepare", counted)
+
+
+@pytest.mark.parametrize("kind", ["folder", "rows"])
+@pytest.mark.parametrize("same_size", [False, True])
+def test_an_image_that_is_replaced_is_embedded_anew(
+    kind: str, same_size: bool, embedder: ImageEmbedder, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Also where its size in bytes is the same, or its time: an older file may be moved there."""
+    paths = [tmp_path / "images" / f"{number:02d} é.bmp" for number in range(12)]
+    paths[0].parent.mkdir()
+    for number, path in enumerate(paths):
+        picture(number).save(path)
+    given: Any = paths[0].parent if kind == "folder" else [{"image": str(path)} for path in [*paths, paths[9]]]
+    before = run(given, embedder, tmp_path / "out")
+    vectors, old = before.array(), paths[9].stat()
+    picture(100).resize((56, 56) if same_size else (50, 50)).save(paths[9])
+    changed = old.st_mtime_ns - 10**9 if same_size else old.st_mtime_ns
+    os.utime(paths[9], ns=(changed, changed))
+    counting = Counting(embedder, monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        after = run(given, embedder, tmp_path / "out")
+    assert counting.count == 1  # others of its block are read, and have their vectors
+    assert "1 image files were written again" in caplog.text
+    assert "09 é.bmp" in caplog.text
+    assert after.identity != before.identity
+    fresh = run(given, embedder, tmp_path / "fresh")
+    assert np.abs(after.array() - fresh.array()).max() < 1e-5
+    unchanged = np.arange(12) != 9
+    assert np.array_equal(after.array()[unchanged], vectors[unchanged])
+    assert np.abs(after.array()[9] - vectors[9]).max() > 1e-3
+    assert after.shown_by.tolist() == before.shown_by.tolist()
+    kept, counting.count = digests(tmp_path / "out"), 0
+    run(given, embedder, tmp_path / "out")
+    assert (digests(tmp_path / "out"), counting.count) == (kept, 0)
+
+
+def test_files_that_are_copied_anew_or_gone_keep_their_vectors(
+    images: Path, embedder: ImageEmbedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"image": str(tmp_path / f"{number}.png")} for number in range(6)]
+    for number, row in enumerate(rows):
+        picture(number).save(row["image"])
+    before = run(rows, embedder, tmp_path / "out")
+    vectors = before.array()
+    counting = Counting(embedder, monkeypatch)
+    for row in rows:
+        os.utime(row["image"], ns=(0, 0))
+    after = run(rows, embedder, tmp_path / "out")
+    assert (after.identity, counting.count) == (before.identity, 0)
+    assert np.array_equal(after.array(), vectors)
+    kept = digests(tmp_path / "out")
+    for row in rows:
+        Path(row["image"]).unlink()
+    assert not run(rows, embedder, tmp_path / "out").problems
+    assert digests(tmp_path / "out") == kept
 
 
 def rows_of(images: Path) -> list[dict[str, Any]]:
@@ -293,12 +356,7 @@ def test_killed_at_a_random_moment_it_ends_the_same(
     script = tmp_path / "job.py"
     script.write_text(JOB.format(images=str(images), model=str(model), pause=0.15))
     killed = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, str(script), str(killed)], stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(killed.glob("block*")):
-        time.sleep(0.01)
-    time.sleep(random.Random().uniform(0, 1))
-    process.kill()
-    process.wait()
+    kill_amid([str(script), str(killed)], lambda: any(killed.glob("block*")), random.Random().uniform(0, 1))
     run(images, embedder, killed)
     assert digests(killed) == digests(tmp_path / "whole")
 

@@ -76,6 +76,12 @@ def test_the_digest_is_of_names_rows_and_groups() -> None:
     assert len({listing.digest, *(other.digest for other in others)}) == 5
     again = [{"id": 1, "image": "a.png"}, {"id": 1, "image": "b.png"}, {"id": 1, "image": "a.png"}]
     assert list_images(again).repeated_ids == ["1"]
+    unnamed = [{"image": "a.png"}, {"image": "b.png"}]
+    assert list_images(unnamed).repeated_ids == []
+    held = [{"id": 1, "image": {"bytes": b"x"}}, {"id": 1, "image": {"bytes": b"x"}}]
+    assert (list(list_images(held).same_as), list_images(held).repeated_ids) == ([0, 1], ["1"])
+    shared = [{"id": 1, "image": "a.png"}, {"id": 1, "image": "a.png"}]
+    assert list_images(shared).repeated_ids == []
 
 
 def test_what_a_job_keeps_below_is_not_of_the_folder(folder: Path) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import subprocess
-import sys
-import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from mllm_align.data.mine.index import build_index
 from mllm_align.data.mine.neighbours import Neighbours, similar_images
 from mllm_align.data.world import iter_pairs, render
 from retrieval_scale import clustered
-from runs import start_ranks, wait_for_ranks
+from runs import kill_amid, start_ranks, wait_for_ranks
 
 COUNT, DIM = 600, 24
 DEMO_BASE = Path(mllm_align.demo.__file__).parent / "base"
@@ -43,11 +40,24 @@ def made(folder: Path, vectors: np.ndarray, *, groups: int = 40, block_size: int
         copied = row - 5 if row % 50 == 13 else row
         return own | {"digest": copied.to_bytes(16, "big"), "embedding": vectors[copied]}
 
-    dim = vectors.shape[1]
+    return written(folder, [record(row) for row in range(len(vectors))], vectors.shape[1], block_size)
+
+
+def written(folder: Path, records: list[dict[str, Any]], dim: int, block_size: int = 100) -> Embeddings:
     settings = {"job": "embed", "dim": dim, "precision": "float32", "seed": 0}
-    job = BlockJob(folder, settings, len(vectors), embedding_schema(dim, "float32"), block_size)
-    job.run(lambda rows: [record(row) for row in rows], "made", progress=False)
+    job = BlockJob(folder, settings, len(records), embedding_schema(dim, "float32"), block_size)
+    job.run(lambda rows: [records[row] for row in rows], "made", progress=False)
     return Embeddings(folder)
+
+
+def distinct(folder: Path, vectors: Any, **columns: list[str | None]) -> Embeddings:
+    """Embeddings of as many different images, with labels."""
+    records: list[dict[str, Any]] = [
+        {"row": row, "digest": row.to_bytes(16, "big"), "embedding": vector}
+        | {name: values[row] for name, values in columns.items()}
+        for row, vector in enumerate(np.array(vectors, np.float32))
+    ]
+    return written(folder, records, len(vectors[0]))
 
 
 def vectors_of(count: int = COUNT, dim: int = DIM) -> np.ndarray:
@@ -125,6 +135,57 @@ def test_what_is_too_similar_is_counted_and_nothing_left_is_told(embeddings: Emb
     assert f"{len(records)} have none" in found.summary()
 
 
+HALVES = [[1, 0, 0, 0], [0.5, 0.5, 0.5, 0.5], [0.5, -0.5, 0.5, 0.5], [0, 1, 0, 0]]  # cosines .5, two others
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected", "too_similar"),
+    [
+        (0.5, 0.5, [[1, 2], [0, 2, 3], [0, 1], [1]], [0, 0, 0, 0]),
+        (np.nextafter(0.5, 1), 0.9, [[], [], [], []], [0, 0, 0, 0]),
+        (-0.5, np.nextafter(0.5, 0), [[3], [], [3], [0, 2]], [2, 3, 2, 1]),
+        (np.nextafter(-0.5, 0), np.nextafter(0.5, 0), [[3], [], [], [0]], [2, 3, 2, 1]),
+    ],
+)
+def test_both_ends_of_the_band_are_within_it(
+    low: float, high: float, expected: list[list[int]], too_similar: list[int], tmp_path: Path
+) -> None:
+    embeddings = distinct(tmp_path / "in", HALVES)
+    found = similar_images(embeddings, tmp_path / "out", low=low, high=high, index="exact", progress=False)
+    records = list(found.records())
+    assert [record["neighbours"] for record in records] == expected
+    assert [record["too_similar"] for record in records] == too_similar
+    assert [record["problem"] is None for record in records] == [bool(neighbours) for neighbours in expected]
+
+
+def test_rounding_takes_no_copy_and_no_opposite_out_of_the_whole_band(tmp_path: Path) -> None:
+    embeddings = distinct(tmp_path / "in", [[0.6, 0.8], [0.6, 0.8], [-0.6, -0.8]])
+    found = similar_images(embeddings, tmp_path / "out", low=-1, high=1, index="exact", progress=False)
+    assert found.of(0).rows.tolist() == [1, 2]
+    assert found.of(0).similarities[0] > 1
+    assert found.of(0).similarities[1] < -1
+
+
+@pytest.mark.parametrize("low", [0.5, -1.0])
+@pytest.mark.parametrize("column", ["id", "group"])
+def test_one_behind_many_kin_at_the_lower_end_is_found(low: float, column: str, tmp_path: Path) -> None:
+    """More of them than candidates are looked at first."""
+    many = band.MORE + 10
+    vectors = [HALVES[0], *[HALVES[1]] * (many + 2)]
+    labels: list[str | None] = [*["kin"] * (many + 1), None, "other"]
+    found = similar_images(
+        distinct(tmp_path / "in", vectors, **{column: labels}), tmp_path / "out",
+        k=1, low=low, high=0.9, index="exact", progress=False,
+    )  # fmt: skip
+    assert found.of(0).rows.tolist() == [many + 1]
+
+
+def test_rows_without_a_label_are_not_kin(tmp_path: Path) -> None:
+    embeddings = distinct(tmp_path / "in", HALVES, id=[None] * 4, group=["a", "a", None, None])
+    found = similar_images(embeddings, tmp_path / "out", low=0.5, index="exact", progress=False)
+    assert [record["neighbours"] for record in found.records()] == [[2], [2, 3], [0, 1], [1]]
+
+
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_other_indices_find_most_of_them(kind: str, embeddings: Embeddings, tmp_path: Path) -> None:
     exact = similar_images(embeddings, tmp_path / "exact", k=5, index="exact", progress=False)
@@ -179,12 +240,7 @@ def test_killed_at_a_random_moment_it_ends_the_same(embeddings: Embeddings, tmp_
     script = tmp_path / "job.py"
     script.write_text(JOB.format(folder=str(embeddings.folder), pause=0.15))
     killed = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, str(script), str(killed)], stderr=subprocess.DEVNULL)
-    while process.poll() is None and not killed.exists():
-        time.sleep(0.01)
-    time.sleep(random.Random().uniform(0, 1))
-    process.kill()
-    process.wait()
+    kill_amid([str(script), str(killed)], killed.exists, random.Random().uniform(0, 1))
     similar_images(embeddings, killed, k=4, index="hnsw", progress=False)
     assert digests(killed) == digests(tmp_path / "whole")
 

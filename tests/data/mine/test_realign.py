@@ -1,7 +1,3 @@
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +12,7 @@ from mllm_align.data.mine.gallery import Gallery
 from mllm_align.data.mine.masking import MASK, Masking
 from mllm_align.data.mine.realign import RealignOptions, make_realigned
 from mllm_align.data.mine.speaking import Ask
+from runs import assert_survives_a_kill
 from speakers import Scripted
 
 
@@ -161,6 +158,18 @@ def test_bad_rows_and_pictures_are_counted_and_passed_over(tmp_path: Path) -> No
         make(rows, tmp_path / "strict.jsonl", strict=True)
 
 
+@pytest.mark.usefixtures("only_colours")
+def test_of_rows_with_one_id_the_first_is_taken_even_if_it_is_dropped(tmp_path: Path) -> None:
+    rows = sentences(tmp_path, 6)
+    rows[1]["chosen"] = "It is that."
+    for row, same in ((2, 1), (4, 3)):
+        rows[row]["id"] = rows[same]["id"]
+    report, _ = make(rows, tmp_path / "out.jsonl")
+    assert report["filters"] == {"nothing to mask": 1}
+    assert report["problems"]["duplicate id"]["rows"] == 2
+    assert [row["score"] for row in read(tmp_path / "out.jsonl")] == [0, 3, 5]
+
+
 def test_no_rows(tmp_path: Path) -> None:
     report, speaker = make([], tmp_path / "out.jsonl")
     assert (report["rows"], report["kept"], speaker.calls) == (0, 0, 0)
@@ -194,28 +203,18 @@ def test_options_that_make_no_sense() -> None:
 SLOW = """
 import sys, time
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-from data.mine.test_realign import goes_on, make, sentences
-folder = Path(sys.argv[1])
+from data.mine.test_realign import completed, goes_on
 def slowly(ask):
     time.sleep(0.02)
     return goes_on(ask)
-make(sentences(folder / "in", 40), folder / "out.jsonl", slowly)
+completed(Path(sys.argv[1]), slowly)
 """
 
 
+def completed(folder: Path, rule: Any = goes_on) -> None:
+    """A job of ten blocks."""
+    make(sentences(folder / "in", 40), folder / "out.jsonl", rule)
+
+
 def test_killed_at_any_moment_it_ends_the_same(tmp_path: Path) -> None:
-    script = tmp_path / "slow.py"
-    script.write_text(SLOW.format(tests=str(Path(__file__).parents[2])))
-    work = tmp_path / "killed" / "out.jsonl.work" / "completed"
-    process = subprocess.Popen([sys.executable, str(script), str(work.parents[1])])
-    while process.poll() is None and not list(work.glob("block*")):
-        time.sleep(0.01)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert 0 < len(list(work.glob("block*"))) < 10
-    for name in ("killed", "whole"):
-        make(sentences(tmp_path / name / "in", 40), tmp_path / name / "out.jsonl")
-    for file in ("out.jsonl", "out.jsonl.report.json"):
-        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert_survives_a_kill(SLOW, completed, "completed", tmp_path)

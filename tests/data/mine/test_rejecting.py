@@ -1,8 +1,4 @@
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,7 @@ from mllm_align.data.loading import load_rows
 from mllm_align.data.mine.differing import Differing
 from mllm_align.data.mine.rejecting import RejectOptions, make_rejected
 from mllm_align.data.mine.speaking import Ask
-from runs import start_ranks, wait_for_ranks
+from runs import assert_same_results, assert_survives_a_kill, start_ranks, wait_for_ranks
 from speakers import Scripted
 
 COLOURS = ("red", "green", "blue", "white", "black")
@@ -81,6 +77,7 @@ def test_on_another_row_s_picture(tmp_path: Path) -> None:
     make(rows, tmp_path / "seed.jsonl", options=RejectOptions(shown="other", contrast=True, seed=1))
     assert (tmp_path / "seed.jsonl").read_bytes() != (tmp_path / "out.jsonl").read_bytes()
     assert again == report
+    assert len({row["rejected_on"] for row in kept}) > 3  # not the same for all
 
 
 def test_a_picture_that_cannot_be_read_is_not_shown_to_another_row(tmp_path: Path) -> None:
@@ -111,12 +108,27 @@ def test_on_a_corrupted_picture_that_can_be_kept(tmp_path: Path, corruption: Any
         shown[f"a square {len(shown)}"] = ask.images[0].tobytes()
         return f"a square {len(shown) - 1}"
 
-    options = RejectOptions(shown=corruption, contrast=True)
+    options = RejectOptions(shown=corruption, contrast=True, seed=7)
     report, _ = make(rows, tmp_path / "out.jsonl", rule, options=options)
     assert report["shown"] == repr(corruption)
     for row in load_rows(tmp_path / "out.jsonl"):
         assert Image.open(row["contrast_image"]).convert("RGB").tobytes() == shown[row["rejected"]]
         assert Image.open(row["image"]).convert("RGB").tobytes() != shown[row["rejected"]]
+
+
+def test_what_is_drawn_depends_on_seed_and_id_and_on_no_other_row(tmp_path: Path) -> None:
+    picture = draw_picture(20, 20, (200, 0, 0), 0)
+    rows = [{"id": str(n), "image": picture, "prompt": "What?", "chosen": "a disc"} for n in range(3)]
+
+    def shown(name: str, rows: list[dict[str, Any]], seed: int) -> list[bytes]:
+        options = RejectOptions(shown=DiffusionNoise(), seed=seed)
+        _, speaker = make(rows, tmp_path / f"{name}.jsonl", lambda ask: "a square", options=options)
+        return [ask.images[0].tobytes() for ask in speaker.asked]
+
+    first = shown("first", rows, 0)
+    assert len(set(first)) == 3
+    assert shown("again", rows[::-1], 0) == first[::-1]
+    assert not set(shown("seed", rows, 1)) & set(first)
 
 
 def test_what_is_wrong_with_rows_is_counted_and_the_others_are_used(tmp_path: Path) -> None:
@@ -134,6 +146,27 @@ def test_what_is_wrong_with_rows_is_counted_and_the_others_are_used(tmp_path: Pa
     assert report["kept"] == 3
     assert "Bild ü 0.png" in report["problems"]["missing file"]["examples"][0]
     assert [row["score"] for row in read(tmp_path / "out.jsonl")] == [3, 5, 7]
+
+
+def test_of_rows_with_one_id_the_first_that_can_be_used_is_taken_even_if_it_is_dropped(tmp_path: Path) -> None:
+    rows = colour_rows(tmp_path, 8)
+    rows[0]["prompt"] = ""
+    for row, same in ((1, 0), (3, 2), (5, 4), (7, 4)):
+        rows[row]["id"] = rows[same]["id"]
+    rows[2] |= {"chosen": "purple"}
+    del rows[6]["id"]
+    report, _ = make(rows, tmp_path / "out.jsonl", lambda ask: "purple")
+    assert report["filters"] == {"equal": 1}
+    assert {kind: problem["rows"] for kind, problem in report["problems"].items()} == {
+        "missing text": 1, "duplicate id": 3,
+    }  # fmt: skip
+    assert [row["score"] for row in read(tmp_path / "out.jsonl")] == [1, 4, 6]
+
+
+def test_rows_without_an_id_are_no_duplicates(tmp_path: Path) -> None:
+    rows = [{name: value for name, value in row.items() if name != "id"} for row in colour_rows(tmp_path, 4)]
+    report, _ = make(rows, tmp_path / "out.jsonl", lambda ask: "purple")
+    assert (report["kept"], report["problems"]) == (4, {})
 
 
 @pytest.mark.parametrize("change", [{"image": "fehlt.png"}, {"prompt": ""}, {"id": "é0"}])
@@ -171,6 +204,8 @@ def test_other_filters_ask_nothing_again(tmp_path: Path) -> None:
         make(rows, output)
     with pytest.raises(ValueError, match="max_new_tokens"):
         make(rows, output, options=RejectOptions(max_new_tokens=7), overwrite=True)
+    with pytest.raises(ValueError, match="seed 0, this one has 1"):
+        make(rows, output, options=RejectOptions(seed=1), overwrite=True)
     rows[0]["chosen"] = "pink"
     with pytest.raises(ValueError, match="input"):
         make(rows, output, overwrite=True)
@@ -207,47 +242,31 @@ def test_options_that_make_no_sense() -> None:
 SLOW = """
 import sys, time
 from pathlib import Path
-sys.path[:0] = [{tests!r}, {here!r}]
-from test_rejecting import colour_rows, make, seen, RejectOptions
-folder = Path(sys.argv[1])
+from data.mine.test_rejecting import others, seen
 def slowly(ask):
-    time.sleep(0.02)
+    time.sleep({pause})
     return seen(ask)
-make(colour_rows(folder / "in", 40), folder / "out.jsonl", slowly, options=RejectOptions(shown="other", contrast=True))
+others(Path(sys.argv[1]), slowly)
 """
 
 
+def others(folder: Path, rule: Any = seen) -> None:
+    """A job of ten blocks."""
+    options = RejectOptions(shown="other", contrast=True)
+    make(colour_rows(folder / "in", 40), folder / "out.jsonl", rule, options=options)
+
+
 def test_killed_at_any_moment_it_ends_the_same(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    script = tmp_path / "slow.py"
-    script.write_text(SLOW.format(tests=str(here.parents[1]), here=str(here)))
-    work = tmp_path / "killed" / "out.jsonl.work" / "answers"
-    process = subprocess.Popen([sys.executable, str(script), str(work.parents[1])])
-    while process.poll() is None and not list(work.glob("block*")):
-        time.sleep(0.01)
-    time.sleep(0.25)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert 0 < len(list(work.glob("block*"))) < 10
-    for name in ("killed", "whole"):
-        folder = tmp_path / name
-        options = RejectOptions(shown="other", contrast=True)
-        make(colour_rows(folder / "in", 40), folder / "out.jsonl", options=options)
-    for file in ("out.jsonl", "out.jsonl.report.json"):
-        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert_survives_a_kill(SLOW.format(pause=0.02), others, "answers", tmp_path)
 
 
 @pytest.mark.ddp
 def test_processes_share_the_work(tmp_path: Path) -> None:
-    here = Path(__file__).parent
     script = tmp_path / "ranks.py"
-    text = SLOW.format(tests=str(here.parents[1]), here=str(here))
-    script.write_text(text.replace("time.sleep(0.02)", "pass"))
+    script.write_text(SLOW.format(pause=0))
     wait_for_ranks(start_ranks(str(script), tmp_path / "both"))
-    options = RejectOptions(shown="other", contrast=True)
-    make(colour_rows(tmp_path / "whole" / "in", 40), tmp_path / "whole" / "out.jsonl", options=options)
-    for file in ("out.jsonl", "out.jsonl.report.json"):
-        assert (tmp_path / "both" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    others(tmp_path / "whole")
+    assert_same_results(tmp_path / "both", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("same", ["copy", "jpeg", "mirror"])
