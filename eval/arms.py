@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from mllm_align.data.pixels import processor_facts
@@ -17,6 +19,8 @@ from mllm_align.families import unwrap
 from mllm_align.signals import AdaptersOff, NamedAdapter
 
 SAMPLES_PER_TENSOR = 4096
+# To be raised where the same model, asked the same, would answer otherwise than before.
+CODE = 1
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,9 @@ def fingerprint(model: nn.Module, adapter: str | None = None) -> str:
     """
     hf = unwrap(model)
     digest = hashlib.sha256(f"{type(hf).__name__}|{getattr(hf, 'dtype', '')}".encode())
-    adapters = list(getattr(model, "peft_config", {}))
+    adapters, added = list(getattr(model, "peft_config", {})), _added_names(hf)
     for name, tensor in [*hf.named_parameters(), *hf.named_buffers()]:
-        owner = next((known for known in adapters if f".{known}." in f".{name}."), None)
+        owner = _owner(name, adapters, added)
         if owner not in (None, adapter):
             continue
         flat = tensor.detach().flatten()
@@ -71,9 +75,37 @@ def fingerprint(model: nn.Module, adapter: str | None = None) -> str:
     return digest.hexdigest()
 
 
+def _added_names(model: nn.Module) -> set[str]:
+    """What PEFT calls the containers that it puts an adapter's tensors in, by the adapter's name."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    found = {name for layer in layers for name in (*layer.adapter_layer_names, *layer.other_param_names)}
+    return found | {"modules_to_save"}
+
+
+def _owner(parameter: str, adapters: Sequence[str], added: set[str]) -> str | None:
+    """The adapter that a parameter is of; None for the base's own, whatever its parts are called."""
+    for container, name in pairwise(parameter.split(".")):
+        if container in added and name in adapters:
+            return name
+    return None
+
+
 def identity_of(model: nn.Module, processor: Any, adapter: str | None = None) -> str:
-    """A hash of who answers: the weights (`fingerprint`), and how its processor and chat template put a question."""
-    facts = processor_facts(processor) | {"chat_template": getattr(processor, "chat_template", None)}
+    """A hash of who answers.
+
+    The weights (`fingerprint`), the model's config and how it generates, and how its processor, tokenizer and chat
+    template put a question.
+    """
+    hf: Any = unwrap(model)
+    tokenizer = processor.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    facts = processor_facts(processor) | {
+        "code": CODE,
+        "chat_template": getattr(processor, "chat_template", None),
+        "tokenizer": backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items()),
+        "config": hf.config.to_dict(),
+        "generation": hf.generation_config.to_dict(),
+    }
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(f"{fingerprint(model, adapter)}|{text}".encode()).hexdigest()
 

@@ -102,7 +102,7 @@ def import_texts(path: Path, form: str, benchmark: str, items: Sequence[Item]) -
 
 
 def _lmms_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any], str, Any]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -36,8 +36,7 @@ def other_images(items: Sequence[Item], seed: int = 0) -> list[int]:
         turn = max(sizes.values())
         if 2 * turn > len(members):
             raise ValueError(
-                f"{benchmark}/{split}: {turn} of {len(members)} items are about one scene, so there is no other image "
-                "for each of them; evaluate more scenes or leave out image='other'"
+                f"{_lack(benchmark, split, turn, len(members))}; evaluate more or leave out image='other'"
             )
         shuffled = sorted(members, key=lambda index: items[index].id)
         random.Random(f"{seed}|{benchmark}|{split}").shuffle(shuffled)
@@ -46,3 +45,19 @@ def other_images(items: Sequence[Item], seed: int = 0) -> list[int]:
         for position, index in enumerate(order):
             chosen[index] = order[(position + turn) % len(order)]
     return chosen
+
+
+def lacks_other_images(items: Sequence[Item]) -> str:
+    """Why there is no other image for each of the items, or ""."""
+    groups: dict[tuple[str, str], Counter[str]] = {}
+    for item in items:
+        groups.setdefault((item.benchmark, item.split), Counter())[item.cluster] += 1
+    for (benchmark, split), sizes in groups.items():
+        if 2 * max(sizes.values()) > sizes.total():
+            return _lack(benchmark, split, max(sizes.values()), sizes.total())
+    return ""
+
+
+def _lack(benchmark: str, split: str, most: int, total: int) -> str:
+    where = f"{benchmark}/{split}: {most} of {total} items"
+    return f"{where} are about one scene, so there is no other image for each of them"

@@ -58,8 +58,19 @@ def _from_coco(whole: Mapping[str, Any]) -> list[PollImage]:
     names = {category["id"]: category["name"] for category in whole["categories"]}
     objects: dict[Any, dict[str, None]] = {image["id"]: {} for image in whole["images"]}
     for annotation in whole["annotations"]:
-        objects.get(annotation["image_id"], {})[names[annotation["category_id"]]] = None
+        category = annotation["category_id"]
+        if category not in names:
+            raise ValueError(f"an annotation of category {category!r}, which the file's categories do not name")
+        objects.get(annotation["image_id"], {})[names[category]] = None
+    lacking = next((image for image in whole["images"] if "file_name" not in image), None)
+    if lacking is not None:
+        raise ValueError(f"image {lacking.get('id')!r} has no file_name: add it (LVIS has the last part of coco_url)")
     return [PollImage(image["file_name"], tuple(objects[image["id"]])) for image in whole["images"]]
+
+
+def worded(template: str, name: str) -> str:
+    """The question about an object, with "an" for "a" before a vowel, as in the published files."""
+    return (template.replace(" a {}", " an {}") if name[:1].lower() in "aeiou" else template).format(name)
 
 
 def poll_questions(
@@ -105,7 +116,7 @@ def poll_questions(
             for name, label in ((present, "yes"), (missing, "no")):
                 number = len(questions) + 1
                 questions.append(
-                    {"question_id": number, "image": image.image, "text": template.format(name), "label": label}
+                    {"question_id": number, "image": image.image, "text": worded(template, name), "label": label}
                 )
     return questions
 

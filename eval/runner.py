@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -16,9 +17,11 @@ from mllm_align_eval.cache import AnswerCache
 from mllm_align_eval.engine import Engine, ModelEngine
 from mllm_align_eval.items import IMAGE_ARMS, METHODS, Answer, ImageArm, Item, Method, check_items
 from mllm_align_eval.matrices import NUM_SCORES
+from mllm_align_eval.mismatch import lacks_other_images
 
 __all__ = ["AnswerErrors", "Answers", "answer", "answer_arms", "progress_bar"]
 
+logger = logging.getLogger(__name__)
 Answers = dict[tuple[Method, ImageArm], list[Answer]]
 
 
@@ -132,6 +135,9 @@ def answer_arms(
                 if not asked:
                     continue
                 _check(asked, image, method, on_error, batch_size)
+                if image == "other" and (reason := lacks_other_images(asked)):
+                    logger.warning("%s: not asked under another image", reason)
+                    continue
                 asking = Asking(
                     engine,
                     image,

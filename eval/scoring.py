@@ -56,7 +56,7 @@ def read_answers(path: str | os.PathLike[str], items: Sequence[Item] = ()) -> di
     if file.suffix in MATRIX_SUFFIXES:
         return dict(read_matrix(file, items))
     found: dict[str, str | Sequence[float]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mllm_align.cli import main
+from mllm_align.cli import evaluation, main
 from runs import picture
 from tiny import save_tiny
 
@@ -218,3 +218,14 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+def test_adapters_are_told_apart_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a/final", "b/final", "beta=0.1"):
+        (tmp_path / name).mkdir(parents=True)
+    twice = ("--adapter", str(tmp_path / "a/final"), "--adapter", str(tmp_path / "b/final"))
+    said = refused(capsys, "eval", "run", "demo-base", "--limit", "4", "--output", str(tmp_path / "out"), *twice)
+    assert "would both be called 'final': name them, as --adapter x=" in said
+    # A folder that is there is one, whatever its name; PEFT takes no dots.
+    assert evaluation._named(str(tmp_path / "beta=0.1")) == ("beta=0_1", str(tmp_path / "beta=0.1"))
+    assert evaluation._named("mine=runs/x") == ("mine", "runs/x")

@@ -103,7 +103,8 @@ def _hub_rows(rows: Any) -> Iterator[tuple[str, Picture, str, list[str]]]:
         captions = row.values.get("tested_labels")
         if not isinstance(captions, Sequence) or len(captions) != 2:
             raise ValueError(f"{row.where}: tested_labels is not a true and a wrong caption")
-        yield str(number), row.picture(nowhere), name, list(captions)
+        # By its content, too, because rows of all subsets are numbered from 0.
+        yield str(number), Picture(name, row.picture(nowhere).load), name, list(captions)
 
 
 def plus_items(folder: Path, pictures: PictureFolder) -> list[Item]:

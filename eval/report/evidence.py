@@ -12,6 +12,7 @@ from mllm_align_eval.report.leading import benchmarks_of, present, primary
 from mllm_align_eval.report.metric_names import better
 
 LEVEL = 0.05
+ENOUGH = 300  # clusters from which an interval may exclude a loss; with 100 it errs four times as often as it says
 # Beside what a run is judged by: abilities that training must leave as they were.
 KEPT = ("world/in_distribution/acc",)
 
@@ -101,7 +102,11 @@ def harm(metric: str, cell: Mapping[str, Any], margin: float) -> str:
     worst = cell["low"] if way > 0 else -cell["high"]
     if cell.get("excludes_zero"):
         return "shown: better" if cell["value"] * way > 0 else "harm is shown"
-    return f"shown: no loss beyond {points}" if worst > -margin else f"not shown: a loss beyond {points} is possible"
+    # An interval of few clusters is too narrow to exclude a loss by.
+    few = cell.get("clusters", ENOUGH) < ENOUGH
+    if few or worst <= -margin:
+        return f"not shown: a loss beyond {points} is possible"
+    return f"shown: no loss beyond {points}"
 
 
 def detects_text(results: Mapping[str, Any]) -> list[str]:

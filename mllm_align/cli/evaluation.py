@@ -62,7 +62,7 @@ def _eval_run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--images is missing: {name} needs the folder with its pictures")
         items += benchmark_items(name, arguments.data, images, arguments.limit)
     model = ModelArguments(model_name_or_path=arguments.model, load_in_4bit=arguments.load_in_4bit)
-    adapters = dict(_named(adapter) for adapter in arguments.adapter)
+    adapters = _adapters(arguments.adapter)
     results = evaluate(
         model,
         adapters,
@@ -86,10 +86,28 @@ def _images(given: str) -> tuple[str, str]:
     return (known(name), folder) if separator else ("", given)
 
 
+def _adapters(given: list[str]) -> dict[str, str]:
+    """Folders of adapters by name.
+
+    Raises:
+        ValueError: If two have one name.
+    """
+    found: dict[str, str] = {}
+    for adapter in given:
+        name, folder = _named(adapter)
+        if name in found:
+            both = f"{found[name]} and {folder}"
+            raise ValueError(f"{both} would both be called {name!r}: name them, as --adapter x={folder}")
+        found[name] = folder
+    return found
+
+
 def _named(adapter: str) -> tuple[str, str]:
-    """`name=folder`, or a folder that gives its name."""
+    """`name=folder`, or a folder that gives its name; PEFT takes no dots in one."""
     name, separator, folder = adapter.partition("=")
-    return (name, folder) if separator else (Path(adapter).name, adapter)
+    if not separator or Path(adapter).is_dir():
+        name, folder = Path(adapter).name, adapter
+    return name.replace(".", "_"), folder
 
 
 def _report(arguments: argparse.Namespace) -> None:

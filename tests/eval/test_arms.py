@@ -129,9 +129,25 @@ def test_another_processor_or_template_is_asked_anew():
     other = copy.deepcopy(processor)
     other.chat_template += " "
     assert identity_of(model, other) != before
+    wordier = copy.deepcopy(processor)
+    wordier.tokenizer.add_tokens(["<new>"])
+    assert identity_of(model, wordier) != before
+    repeating = copy.deepcopy(model)
+    repeating.generation_config.repetition_penalty = 1.5
+    assert identity_of(repeating, processor) != before
     smaller = copy.deepcopy(processor)
     smaller.image_processor.do_center_crop = False
     assert identity_of(model, smaller) != before
+
+
+def test_an_adapter_may_be_called_like_a_part_of_the_model():
+    prints = []
+    for moved in (0.0, 1.0):
+        base, _ = tiny("llava")
+        model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]), adapter_name="model")
+        model.get_base_model().get_input_embeddings().weight.data[0] += moved
+        prints.append(fingerprint(model))
+    assert prints[0] != prints[1]
 
 
 def test_the_scaling_of_an_adapter_is_part_of_it(adapted):

@@ -15,7 +15,7 @@ from mllm_align_eval.benchmarks.files import PictureFolder
 from mllm_align_eval.benchmarks.mmvp import MMVP
 from mllm_align_eval.benchmarks.pope import POPE
 from mllm_align_eval.mined_pairs import write_mined_pairs
-from mllm_align_eval.polling import REGIMES, PollImage, poll_questions, read_objects, write_polls
+from mllm_align_eval.polling import REGIMES, TEMPLATE, PollImage, poll_questions, read_objects, worded, write_polls
 
 # The more often the earlier in the alphabet; "a" and "b" always come together, "e" and "f" too.
 IMAGES = [
@@ -122,3 +122,19 @@ def test_mined_pairs_become_questions_that_a_constant_answer_never_gets(tmp_path
         write_mined_pairs([{**rows[0], "rejected": rows[0]["chosen"]}], tmp_path / "same")
     with pytest.raises(DataError, match="one image and one contrast image"):
         write_mined_pairs([{**rows[0], "contrast_image": None}], tmp_path / "one")
+
+
+def test_articles_are_those_of_the_published_files():
+    assert worded(TEMPLATE, "umbrella") == "Is there an umbrella in the image?"
+    assert worded(TEMPLATE, "dining table") == "Is there a dining table in the image?"
+
+
+def test_annotations_that_lack_something(tmp_path):
+    whole = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cup"}], "annotations": []}
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match="image 1 has no file_name: add it"):
+        read_objects(path)
+    path.write_text(json.dumps(whole | {"annotations": [{"image_id": 1, "category_id": 9}]}))
+    with pytest.raises(ValueError, match="an annotation of category 9, which the file's categories do not name"):
+        read_objects(path)

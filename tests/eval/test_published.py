@@ -17,7 +17,9 @@ from mllm_align_eval.benchmarks.captions import caption_item
 from mllm_align_eval.benchmarks.files import PictureFolder
 from mllm_align_eval.benchmarks.objects import Vocabulary
 from mllm_align_eval.benchmarks.pope import POPE
+from mllm_align_eval.comparing import mcnemar_tests, paired
 from mllm_align_eval.items import Answer, Picture
+from mllm_align_eval.metrics import Measure
 from mllm_align_eval.published import length_matched, published_measures
 from mllm_align_eval.statistics import ClusterBootstrap, Estimate, equivalence, holm, mean_metric
 from mllm_align_eval.summary import summarise
@@ -132,3 +134,40 @@ def test_descriptions_are_compared_at_equal_lengths() -> None:
     assert first["chair/words_matched_generated"].metric.value() == 3
     assert second["chair/words_matched_generated"].metric.value() == 3
     assert length_matched(asked, {}, {("generate", "right"): long}, wanted) == ({}, {})
+
+
+def test_arms_of_other_questions_are_not_subtracted(items: list[Any]) -> None:
+    def answers(first: str) -> Any:
+        said_so = [said(one, one.answer) for one in items]
+        return {("generate", "right"): [replace(said_so[0], text=first, choice=None, right=False), *said_so[1:]]}
+
+    by_rule = published_measures(items, answers("Yes."), {"pope": POPE}, "lmms-eval")
+    other = published_measures(items, answers("yes"), {"pope": POPE}, "lmms-eval")
+    assert set(paired(by_rule, other)) <= set(by_rule)
+    for name in paired(by_rule, other):
+        assert by_rule[name].clusters == other[name].clusters
+
+
+def test_a_few_changed_questions_show_little(items: list[Any]) -> None:
+    asked = [one for one in items if one.split == "adversarial"][:5]
+    good = [said(one, one.answer) for one in asked]
+    bad = [replace(answer, right=False, choice=None) for answer in good]
+    results = summarise(
+        asked, {"aligned": {("generate", "right"): good}, "base": {("generate", "right"): bad}}, num_resamples=400
+    )
+    cell = results["differences"]["aligned-base"]["pope/adversarial/acc_generated"]
+    assert cell["value"] == 1
+    # As McNemar's exact test: five of five.
+    assert cell["p"] == results["mcnemar"]["aligned-base"]["pope/adversarial/acc_generated"]["p"] == 0.0625
+    assert not cell["excludes_zero"]
+
+
+def test_mcnemar_is_of_right_and_wrong_alone(items: list[Any]) -> None:
+    one, two = (
+        {
+            "x/acc": Measure(mean_metric(values), ("a", "b", "c")),
+            "x/strict_acc": Measure(mean_metric([1, 0, 1]), ("a", "b", "c")),
+        }
+        for values in ([0.3, 0.6, 1.0], [1.0, 1.0, 1.0])
+    )
+    assert set(mcnemar_tests(one, two)) == {"x/strict_acc"}

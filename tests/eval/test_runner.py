@@ -3,11 +3,14 @@ from dataclasses import replace
 import pytest
 
 from eval_items import StubEngine, item, picture
+from mllm_align_eval.arms import Arm
 from mllm_align_eval.benchmarks.captions import caption_item
 from mllm_align_eval.cache import AnswerCache
 from mllm_align_eval.items import Item
 from mllm_align_eval.matrices import NUM_SCORES
-from mllm_align_eval.runner import AnswerErrors, answer, is_askable
+from mllm_align_eval.mismatch import lacks_other_images
+from mllm_align_eval.runner import AnswerErrors, answer, answer_arms, is_askable
+from tiny import tiny
 
 
 def shade(request):
@@ -160,3 +163,16 @@ def test_captions_are_scored_and_queries_are_put_to_nobody():
     query = replace(plain, choices=(), answer="", truth={NUM_SCORES: 5})
     asked = [(each, method) for each in (plain, caption, query) for method in ("logprob", "generate")]
     assert [is_askable(each, method, "right") for each, method in asked] == [True, True, True, False, False, False]
+
+
+def test_where_there_is_no_other_image_that_arm_is_left_out(caplog):
+    """As of the first six questions of POPE, which are about one image."""
+    same = [item(f"i{n}", ("no", "yes")[n % 2], cluster="one") for n in range(6)]
+    assert "6 of 6 items are about one scene" in lacks_other_images(same)
+    assert lacks_other_images(items(6)) == ""
+    model, processor = tiny("llava")
+    found = answer_arms(
+        model, processor, same, [Arm("base")], images=("right", "other"), methods=("logprob",), show_progress=False
+    )
+    assert set(found["base"]) == {("logprob", "right")}
+    assert "world/adversarial: 6 of 6 items are about one scene" in caplog.text

@@ -146,3 +146,10 @@ def test_questions_about_several_pictures_and_none(data: Path) -> None:
     none, two = questions_of([type(items[0])(**fields) for fields in shown])
     assert none["image"] is None
     assert two["image"] == ["0.jpg", "0.jpg"]
+
+
+def test_a_byte_order_mark_and_odd_line_separators_in_texts(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    rows = [{"id": "a", "text": "one\u2028two"}, {"id": "b", "text": "x\u0085y"}]
+    path.write_text("\ufeff" + "\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    assert read_answers(path) == {"a": "one\u2028two", "b": "x\u0085y"}

@@ -229,6 +229,8 @@ def test_the_copy_on_the_hub():
     captions = SUGARCREPE_CAPTIONS.hub[0].read(rows)
     assert [item.answer for item in captions] == ["a dog", "a cup", "a cat"]
     assert captions[0].cluster == captions[2].cluster != captions[1].cluster
+    # Rows of every subset are numbered from 0: a picture goes by its content.
+    assert len({item.pictures[0].name for item in captions}) == 2
     assert [item.pictures[0].load().getpixel((0, 0))[0] for item in captions] == list(shades)
     with pytest.raises(ValueError, match="row 0: tested_labels is not a true and a wrong caption"):
         hubs["add_att"].read(rows.remove_columns("tested_labels"))
