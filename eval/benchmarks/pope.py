@@ -8,12 +8,12 @@ their 9,000 questions are 5,127 different ones. A text-only reader who knows whi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mllm_align_eval.benchmark import Benchmark, Hub
 from mllm_align_eval.benchmarks.files import PictureFolder, read_lines
+from mllm_align_eval.benchmarks.tables import hub_rows
 from mllm_align_eval.items import YES_NO, Answer, Item, Picture
 from mllm_align_eval.metrics import Measures, by_split, f1, mean, mean_of
 from mllm_align_eval.readings import exact_yes_no, pope_official, word_yes_no
@@ -29,9 +29,10 @@ COLUMNS = ("question_id", "image", "text", "label")
 def pope_hub_items(rows: Sequence[Mapping[str, Any]]) -> list[Item]:
     """The questions of the copy lmms-lab/POPE, of all three splits."""
     return [
-        _item(row["category"], row["question_id"], row["image_source"], row["question"], row["answer"], picture)
-        for row in rows
-        for picture in [Picture(row["image_source"], partial(row.__getitem__, "image"))]
+        _item(own["category"], own["question_id"], image, own["question"], own["answer"], Picture(image, row.load))
+        for row in hub_rows(rows)
+        for own, image in [(row.values, row.values["image_source"])]
+        if row.load is not None
     ]
 
 
@@ -65,9 +66,11 @@ def pope_items(folder: Path, pictures: PictureFolder) -> list[Item]:
 
 
 def pope_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str) -> Measures:
-    """Accuracy, precision, recall and F1 of yes, and the share of yes, by split; `pope/f1_mean3` is LLaVA's column.
+    """Accuracy, precision, recall and F1 of yes, and the share of yes, by split and, of all three, over all questions.
 
-    An answer that cannot be read is wrong. VLMEvalKit counts it as a no in F1; lmms-eval leaves it out of F1.
+    `pope/f1_mean3`, the mean over the splits, is LLaVA's column; `pope/f1` and `pope/acc` are those of lmms-eval's
+    `pope` and of VLMEvalKit's "Overall". An answer that cannot be read is wrong. VLMEvalKit counts it as a no in F1;
+    lmms-eval leaves it out of F1.
     """
 
     def says(item: Item) -> bool:
@@ -77,11 +80,15 @@ def pope_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str
         return item.answer == "yes"
 
     found: Measures = {}
-    for split, members in by_split(items).items():
+    splits = by_split(items)
+    groups = {f"pope/{split}": members for split, members in splits.items()}
+    if splits.keys() >= set(SPLITS):
+        groups["pope"] = list(items)
+    for head, members in groups.items():
         read = [item for item in members if parser != "lmms-eval" or answers[item.id].choice is not None]
         parts = {"acc": mean(members, lambda item: answers[item.id].right), "yes_rate": mean(members, says)}
         parts |= f1(read, says, is_yes) if read else {}
-        found |= {f"pope/{split}/{name}": measure for name, measure in parts.items()}
+        found |= {f"{head}/{name}": measure for name, measure in parts.items()}
     scores = [found[f"pope/{split}/f1"] for split in SPLITS if f"pope/{split}/f1" in found]
     if len(scores) == len(SPLITS):
         found["pope/f1_mean3"] = mean_of(scores)

@@ -93,6 +93,8 @@ def test_metrics_are_those_of_the_scripts(items, parser):
         for name, value in expected.items():
             assert found[f"pope/{split}/{name}"].metric.value() == pytest.approx(value, abs=1e-12), name
     assert found["pope/f1_mean3"].metric.value() == pytest.approx(sum(f1s) / 3, abs=1e-12)
+    for name, value in loop(items, texts, parser).items():
+        assert found[f"pope/{name}"].metric.value() == pytest.approx(value, abs=1e-12), name
 
 
 def test_perfect_constant_and_empty_answers(items):
@@ -154,4 +156,4 @@ def test_the_copy_on_the_hub():
         rows[0]["image_source"],
     )
     assert item.prompt == "Is there a dog in the image?\nAnswer the question using a single word or phrase."
-    assert item.pictures[0].load() is picture
+    assert item.pictures[0].load().size == (3, 3)
