@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +18,36 @@ from mllm_align_eval.items import Item
 
 FORMATS = ("lmms-eval", "vlmevalkit")
 
-# A row to the key of a question; None where the row does not have what is needed.
-Key = Callable[[Mapping[str, Any]], str | None]
+# A row to the keys of the questions that it answers; none where the row does not have what is needed.
+Keys = Callable[[Mapping[str, Any]], Sequence[str]]
 
 
 def _stem(name: Any) -> str:
     return Path(str(name)).stem
 
 
-def _pope_key(row: Mapping[str, Any]) -> str | None:
-    """POPE: split, picture and question; the number of a question is not unique over splits."""
-    if "category" not in row:
-        return None
+def _pope_keys(row: Mapping[str, Any]) -> Sequence[str]:
+    """POPE: split, picture and question; the number of a question is not unique over splits.
+
+    A row of VLMEvalKit is of all the splits that its category names, "adversarial,popular".
+    """
     picture = row.get("image_source", row.get("image_path", row.get("image")))
+    if row.get("category") is None or picture is None:
+        return ()
     question = str(row.get("question", "")).splitlines()[:1]
-    return f"{str(row['category']).lower()}|{_stem(picture)}|{question[0] if question else ''}"
+    splits = str(row["category"]).lower().split(",")
+    return [f"{split.strip()}|{_stem(picture)}|{question[0] if question else ''}" for split in splits]
 
 
 def _pope_item(item: Item) -> str:
     return f"{item.split}|{_stem(item.pictures[0].name)}|{item.prompt.splitlines()[0]}"
 
 
-def _number(*names: str) -> Key:
-    def key(row: Mapping[str, Any]) -> str | None:
-        return next((str(int(row[name])) for name in names if row.get(name) is not None), None)
+def _number(*names: str) -> Keys:
+    def keys(row: Mapping[str, Any]) -> Sequence[str]:
+        return [str(int(row[name])) for name in names if row.get(name) is not None][:1]
 
-    return key
+    return keys
 
 
 def _last(item: Item) -> str:
@@ -51,8 +55,8 @@ def _last(item: Item) -> str:
 
 
 # Per benchmark how a row and a question get the same key.
-KEYS: dict[str, tuple[Key, Callable[[Item], str]]] = {
-    "pope": (_pope_key, _pope_item),
+KEYS: dict[str, tuple[Keys, Callable[[Item], str]]] = {
+    "pope": (_pope_keys, _pope_item),
     "mmvp": (_number("Index", "index"), _last),
     "cvbench": (_number("idx", "index"), _last),
     "realworldqa": (_number("index", "doc_id"), _last),
@@ -82,12 +86,12 @@ def import_texts(path: Path, form: str, benchmark: str, items: Sequence[Item]) -
         )
     if not path.is_file():
         raise FileNotFoundError(f"no file of answers {path}")
-    key_of_row, key_of_item = KEYS[benchmark]
+    keys_of_row, key_of_item = KEYS[benchmark]
     by_key = {key_of_item(item): item for item in items}
     texts: dict[str, str] = {}
-    for where, row, text, truth in _lmms_rows(path) if form == "lmms-eval" else _table_rows(path):
-        key = key_of_row(row)
-        item = by_key.get(key) if key is not None else None
+    rows = _lmms_rows(path) if form == "lmms-eval" else _table_rows(path)
+    for where, key, text, truth in _with_keys(path, rows, keys_of_row, benchmark):
+        item = by_key.get(key)
         if item is None:
             raise ValueError(f"{path}, {where}: an answer to no question of {benchmark} ({key!r})")
         if truth is not None and _bare(truth) not in (_bare(item.answer), _bare(_label(item))):
@@ -99,6 +103,20 @@ def import_texts(path: Path, form: str, benchmark: str, items: Sequence[Item]) -
             raise ValueError(f"{path}, {where}: a second answer to {item.id!r}")
         texts[item.id] = text
     return texts
+
+
+def _with_keys(
+    path: Path, rows: Iterable[tuple[str, Mapping[str, Any], str, Any]], keys_of: Keys, benchmark: str
+) -> Iterator[tuple[str, str, str, Any]]:
+    for where, row, text, truth in rows:
+        keys = keys_of(row)
+        if not keys:
+            raise ValueError(
+                f"{path}, {where}: does not say which question of {benchmark} it answers; there is "
+                f"{', '.join(map(str, row))}"
+            )
+        for key in keys:
+            yield where, key, text, truth
 
 
 def _lmms_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any], str, Any]]:

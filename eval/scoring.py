@@ -84,6 +84,16 @@ def _given(row: Mapping[str, Any]) -> str | tuple[float, ...] | None:
     return None if any(math.isnan(score) for score in scores) else tuple(map(float, scores))
 
 
+def answered_splits(items: Sequence[Item], given: Given) -> tuple[list[Item], list[str]]:
+    """The questions of the splits that something was answered of, and the names of the others.
+
+    All of them where nothing is answered at all.
+    """
+    found = {item.split for item in items if item.id in given}
+    left = [split for split in dict.fromkeys(item.split for item in items) if split not in found]
+    return ([item for item in items if item.split in found], left) if found else (list(items), [])
+
+
 def answers_of(benchmark: Benchmark, items: Sequence[Item], given: Given, parser: str) -> dict[str, Answer]:
     """By item id what each text or row of scores says.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def _score(arguments: argparse.Namespace) -> None:
     from mllm_align_eval.importing import import_texts
     from mllm_align_eval.report.scores import print_scores, write_scores
     from mllm_align_eval.run import benchmark_items
-    from mllm_align_eval.scoring import estimates, measures_of, read_answers
+    from mllm_align_eval.scoring import answered_splits, estimates, measures_of, read_answers
 
     benchmark = BENCHMARKS[known(arguments.benchmark)]
     parser = arguments.parser or ("official" if "official" in benchmark.parsers else "strict")
@@ -106,6 +107,9 @@ def _score(arguments: argparse.Namespace) -> None:
         given = import_texts(Path(arguments.answers), arguments.format, benchmark.name, items)
     else:
         given = read_answers(arguments.answers, items)
+    items, left = answered_splits(items, given)
+    if left:
+        print(f"nothing was answered of {', '.join(left)}: not scored", file=sys.stderr)
     judge = judge_of(arguments, f"{arguments.answers}.judge.jsonl")
     scores = estimates(measures_of(benchmark, items, given, parser, judge))
     if arguments.json is not None:

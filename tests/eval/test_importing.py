@@ -122,3 +122,37 @@ def test_what_is_not_known_here(data: Path, tmp_path: Path) -> None:
         import_texts(path, "lmms-eval", "chair", [])
     with pytest.raises(FileNotFoundError, match="no file of answers"):
         import_texts(tmp_path / "none", "lmms-eval", "pope", [])
+
+
+def test_one_row_of_vlmevalkit_may_be_of_several_splits(data: Path, tmp_path: Path) -> None:
+    items = POPE.read(data / "pope", PictureFolder(None, "nowhere"))
+    head = ("index", "category", "image_path", "question", "answer", "prediction")
+    rows = [
+        (0, "adversarial,random", "COCO_1.jpg", "Is there a dog in the image?", "Yes", "Yes"),
+        (1, "adversarial", "COCO_1.jpg", "Is there a cat in the image?", "No", "no."),
+        (2, "random", "COCO_1.jpg", "Is there a cup in the image?", "No", "Yes"),
+    ]
+    table = tmp_path / "table.tsv"
+    table.write_text("\n".join("\t".join(map(str, row)) for row in (head, *rows)))
+    texts = import_texts(table, "vlmevalkit", "pope", items)
+    assert sorted(texts.values()) == ["Yes", "Yes", "Yes", "no."]
+    table.write_text("\n".join("\t".join(str(cell) for n, cell in enumerate(row) if n != 2) for row in (head, *rows)))
+    with pytest.raises(ValueError, match="row 1: does not say which question of pope it answers; there is index, cat"):
+        import_texts(table, "vlmevalkit", "pope", items)
+
+
+def test_splits_without_any_answer_are_left_out_and_named(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = POPE.read(data / "pope", PictureFolder(None, "nowhere"))
+    answers = tmp_path / "answers.jsonl"
+    some = [item for item in items if item.split == "random"]
+    answers.write_text("\n".join(json.dumps({"id": item.id, "text": "No"}) for item in some))
+    scores = tmp_path / "scores.json"
+    command = ["eval", "score", "pope", "--data", str(data), "--answers", str(answers), "--json", str(scores)]
+    assert main(command) == 0
+    assert "nothing was answered of adversarial: not scored" in capsys.readouterr().err
+    assert {key.split("/")[1] for key in json.loads(scores.read_text())} == {"random"}
+    answers.write_text(json.dumps({"id": some[0].id, "text": "No"}))
+    assert main([*command, "--overwrite"]) == 2
+    assert "1 of 2 questions of pope have no answer" in " ".join(capsys.readouterr().err.split())
