@@ -22,13 +22,14 @@ _DENIALS = re.compile(
     r"\b(?:is|are|was|were|do|does|did|can|could)(?: not|n'?t)\b|\bthere(?:'s| is| are) (?:no|not|none)\b"
     r"|\b(?:do not|don'?t|can ?not|can'?t) see\b|\bno such\b|\bnone\b|\bwithout\b"
 )
+_NO_DOUBT = re.compile(r"\b(?:there(?:'s| is) )?(?:no|without (?:a|any)) doubt\b(?: that)?")
 _AFFIRMATIONS = re.compile(
     r"\bthere(?:'s| is| are)\b|\b(?:it|he|she|they|that|this) (?:is|are|does|do)\b|\bi (?:can )?see\b"
 )
 _NEITHER = re.compile(r"\b(?:neither|either|both)\b")
-_ANSWER_IS = re.compile(r"\b(?:answer|choice|option)(?: is|:)\s*")
+_ANSWER_IS = re.compile(r"\b(?:answer|choice|option)(?: is|:)\s*|\bi (?:choose|pick|select)\s+")
 # Between two choices that are both named: "open or closed" is no answer.
-_JOINED = re.compile(r"[\s,]*(?:and|or|/)\s*")
+_JOINED = re.compile(r"[\s,]*(?:and|or|/)\s*|(?<=,)\s*|\s*,\s*")
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -56,7 +57,7 @@ def parse_yes_no(text: str) -> str:
     A leading yes or no decides, unless the other follows at once ("yes and no"). Otherwise an abstention, a denial, an
     affirmation are looked for in this order, and last a yes or no that stands alone of its kind anywhere.
     """
-    words = _normalise(text)
+    words = _NO_DOUBT.sub("", _normalise(text)).strip(" ,")
     if not words:
         return "invalid"
     leading = re.match(r"(yes|yeah|yep|no|nope)\b(?!\s+(?:one|idea|way to)\b)(.*)", words)
@@ -69,12 +70,14 @@ def parse_yes_no(text: str) -> str:
     stated = set(re.findall(r"\b(yes|no)\b", words)) if _ANSWER_IS.search(words) else set()
     if len(stated) == 1:
         return stated.pop()
-    if _DENIALS.search(words):
+    denial, affirmation = _DENIALS.search(words), _AFFIRMATIONS.search(words)
+    # "There is a dog, without a leash" says what is there before it says what is not.
+    if denial and not (denial[0] == "without" and affirmation and affirmation.start() < denial.start()):
         return "no"
     found = set(re.findall(r"\b(yes|no)\b", words))
     if len(found) == 1:
         return found.pop()
-    return "yes" if not found and _AFFIRMATIONS.search(words) else "invalid"
+    return "yes" if not found and affirmation else "invalid"
 
 
 def parse_choice(text: str, choices: Sequence[str], labels: Sequence[str] = ()) -> Parsed:
@@ -89,6 +92,12 @@ def parse_choice(text: str, choices: Sequence[str], labels: Sequence[str] = ()) 
         choices: The closed answers.
         labels: Per choice the wording the prompt gave it.
     """
+    first, _, rest = text.strip().partition("\n")
+    if rest:
+        # A line of its own that is an answer, before an explanation.
+        said = parse_choice(first, choices, labels)
+        if said.state == "answered":
+            return said
     words = _normalise(text)
     if not words:
         return Parsed(None, "invalid")
@@ -158,7 +167,8 @@ def _forms(choice: str, label: str) -> tuple[str, str]:
     """Patterns of how a choice, with a normalised label or "", may look at the head of a text, and anywhere in it."""
     word = _normalise(choice).strip("()")
     if len(word) == 1 and word.isalpha():
-        head, anywhere = [rf"\(?{word}(?:[).:]|$)", rf"option {word}\b"], [rf"\({word}\)", rf"option {word}\b"]
+        head = [rf"\(?{word}(?:[).:,]|$| (?:because|since)\b)", rf"option {word}\b"]
+        anywhere = [rf"\({word}\)", rf"option {word}\b"]
     else:
         head = [rf"(?:the |a |an )?{re.escape(word)}\b"]
         if word in _NUMBERS:
