@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from mllm_align_eval.items import Item
+from mllm_align_eval.benchmark import STRICT, Benchmark
+from mllm_align_eval.items import Answer, Item
 from mllm_align_eval.matrices import NUM_SCORES
 from mllm_align_eval.measures import accuracies
 
 FOLDS = 5
 
 
-def baselines(items: Sequence[Item]) -> dict[str, dict[str, float]]:
-    """Accuracies of answers that no picture is needed for, by baseline and metric.
+def baselines(items: Sequence[Item], benchmarks: Mapping[str, Benchmark] | None = None) -> dict[str, dict[str, float]]:
+    """Metrics of answers that no picture is needed for, by baseline and metric.
+
+    Accuracies, and for the benchmarks given all their published metrics too, of constant answers and of text alone.
 
     "always yes" and "always no" are given for splits of yes/no questions alone. "text only" is the most frequent
     answer to the same question (else kind of question) in the other four fifths of the split's clusters; on small,
@@ -36,7 +40,31 @@ def baselines(items: Sequence[Item]) -> dict[str, dict[str, float]]:
     }
     if any(item.prior_answer is not None for item in asked):
         found["prior"] = _accuracy(asked, lambda item: float((item.prior_answer or blind[item.id]) == item.answer))
+    for name, values in _published(asked, blind, benchmarks or {}).items():
+        found[name] = values | found.get(name, {})
     return {name: values for name, values in found.items() if values}
+
+
+def _published(
+    items: Sequence[Item], blind: Mapping[str, str], benchmarks: Mapping[str, Benchmark]
+) -> dict[str, dict[str, float]]:
+    """The benchmarks' own metrics of constant answers, where all its questions take them, and of text alone."""
+    found: dict[str, dict[str, float]] = {}
+    for name, benchmark in benchmarks.items():
+        asked = [item for item in items if item.benchmark == name]
+        if not asked:
+            continue
+        ways: dict[str, Callable[[Item], str]] = {"text only": lambda item: blind[item.id]}
+        if all(item.is_yes_no for item in asked):
+            ways |= {"always yes": lambda item: "yes", "always no": lambda item: "no"}
+        elif not any(item.is_yes_no for item in asked):
+            ways["always the first"] = lambda item: item.choices[0]
+        for way, choose in ways.items():
+            chosen = {item.id: (item, choose(item)) for item in asked}
+            said = {key: Answer(key, text, text, text == item.answer) for key, (item, text) in chosen.items()}
+            values = {key: measure.metric.value() for key, measure in benchmark.score(asked, said, STRICT).items()}
+            found.setdefault(way, {}).update({key: value for key, value in values.items() if math.isfinite(value)})
+    return found
 
 
 def _accuracy(items: Sequence[Item], right: Callable[[Item], float]) -> dict[str, float]:

@@ -84,7 +84,7 @@ def summarise(
         "mcnemar": {f"{a}-{b}": mcnemar_tests(found[a], found[b]) for a, b in pairs},
         "criterion_shift": {f"{a}-{b}": _criterion_shifts(found[a], found[b], bootstrap) for a, b in pairs},
         "calibration": {arm: _reliabilities(items, given) for arm, given in answers.items()},
-        "baselines": baselines(items),
+        "baselines": baselines(items, named),
         **_answer_counts(answers),
         "reading": {arm: _reading(items, given) for arm, given in answers.items()},
         "benchmarks": _benchmarks(items, named, judged, parser),

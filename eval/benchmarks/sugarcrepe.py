@@ -59,7 +59,7 @@ def _in_both_orders(subset: str, number: str, picture: Picture, cluster: str, tr
             id=f"sugarcrepe/{subset}/{number}/{order}",
             benchmark="sugarcrepe",
             split=subset,
-            kind=order,
+            kind=subset,  # the order would tell the answer
             cluster=cluster,
             prompt=QUESTION.format(*captions),
             pictures=(picture,),
@@ -150,7 +150,7 @@ def sugarcrepe_score(items: Sequence[Item], answers: Mapping[str, Answer], parse
         right = {item.id: answers[item.id].right for item in members}
         found[f"sugarcrepe/{subset}/acc"] = mean(members, lambda item, right=right: right[item.id])
         for order in ORDERS:
-            asked = [item for item in members if item.kind == order]
+            asked = [item for item in members if _side(item) == order]
             found[f"sugarcrepe/{subset}/{order}_acc"] = mean(asked, lambda item, right=right: right[item.id])
         found[f"sugarcrepe/{subset}/both_acc"] = _in_both(members, right, ORDERS)
     return _with_mean("sugarcrepe", "acc", SUBSETS, found)
@@ -178,14 +178,19 @@ def plus_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str
         head = f"sugarcrepe_pp/{subset}"
         found[f"{head}/itt_acc"] = _in_both(members, right, ("caption", "caption2"))
         for kind in ("caption", "caption2"):
-            asked = [item for item in members if item.kind == kind]
+            asked = [item for item in members if _side(item) == kind]
             found[f"{head}/{kind}_acc"] = mean(asked, lambda item, right=right: right[item.id])
     return _with_mean("sugarcrepe_pp", "itt_acc", SUBSETS_PP, found)
 
 
+def _side(item: Item) -> str:
+    """Which of a row's two questions an item is."""
+    return item.id.rsplit("/", 1)[1]
+
+
 def _in_both(items: Sequence[Item], right: Mapping[str, bool], kinds: tuple[str, str]) -> Measure:
     """How often both questions about a row, which differ in kind, are right; rows of which one was not asked aside."""
-    firsts = [item for item in items if item.kind == kinds[0]]
+    firsts = [item for item in items if _side(item) == kinds[0]]
     pairs = [(item, item.id.removesuffix(kinds[0]) + kinds[1]) for item in firsts]
     whole = [(item, other) for item, other in pairs if other in right]
     both = [float(right[item.id] and right[other]) for item, other in whole]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from eval_items import item, picture, said
+from mllm_align_eval.baselines import baselines
 from mllm_align_eval.benchmarks import BENCHMARKS
 from mllm_align_eval.benchmarks.captions import caption_item
 from mllm_align_eval.benchmarks.files import PictureFolder
@@ -171,3 +172,28 @@ def test_mcnemar_is_of_right_and_wrong_alone(items: list[Any]) -> None:
         for values in ([0.3, 0.6, 1.0], [1.0, 1.0, 1.0])
     )
     assert set(mcnemar_tests(one, two)) == {"x/strict_acc"}
+
+
+def test_constant_answers_stand_beside_the_published_metrics(items: list[Any]) -> None:
+    found = baselines(items, {"pope": POPE})
+    assert found["always yes"]["pope/adversarial/f1"] == pytest.approx(2 / 3)
+    assert found["always yes"]["pope/adversarial/acc"] == 0.5
+    assert found["always no"]["pope/adversarial/f1"] == 0
+    assert "pope/adversarial/precision" not in found["always no"], "undefined is left out"
+    assert set(found["text only"]) >= {"pope/adversarial/acc", "pope/adversarial/f1"}
+
+
+def test_the_first_of_several_options(data_dir: Path) -> None:
+    mmvp = BENCHMARKS["mmvp"]
+    items = mmvp.read(data_dir / "mmvp", PictureFolder(None, "nowhere"))
+    found = baselines(items, {"mmvp": mmvp})
+    first = sum(item.answer == item.choices[0] for item in items) / len(items)
+    assert found["always the first"]["mmvp/pair_item_acc"] == pytest.approx(first)
+    assert found["always the first"]["mmvp/pair_acc"] == 0
+
+
+def test_text_alone_is_not_told_the_order_of_captions(data_dir: Path) -> None:
+    sugarcrepe = BENCHMARKS["sugarcrepe"]
+    items = sugarcrepe.read(data_dir / "sugarcrepe", PictureFolder(None, "nowhere"))
+    found = baselines([one for one in items if one.split == "swap_obj"], {"sugarcrepe": sugarcrepe})
+    assert found["text only"]["sugarcrepe/swap_obj/acc"] == pytest.approx(0.5, abs=0.05)
