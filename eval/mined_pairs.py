@@ -51,7 +51,9 @@ def write_mined_pairs(rows: Iterable[Mapping[str, Any]], folder: Path, *, seed: 
         for side, image in enumerate(images):
             number += 1
             writer.writerow([number, question, options, LETTERS[order.index(side)]])
-            load_image(image, f"{row.name}, picture {side + 1}").save(pictures / f"{number}.jpg", quality=95)
+            picture = load_image(image, f"{row.name}, picture {side + 1}")
+            # The name has to be MMVP's; what tells the two pictures apart may be fine.
+            picture.save(pictures / f"{number}.jpg", quality=100, subsampling=0)
     if not number:
         raise DataError("there are no rows to make questions of")
     # Last, so that a folder with a table is whole.
