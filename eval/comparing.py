@@ -37,8 +37,11 @@ def _p(estimate: Estimate, first: Measure, second: Measure) -> float:
     """The bootstrap's p, but no smaller than any test of the clusters' signs can give.
 
     Where only k clusters differ, chance alone has all of them differ one way with probability 2^(1-k); resamples of so
-    few cannot show that.
+    few cannot show that. Of metrics of ranks (AUC) the two may have another number of levels: nothing is compared then
+    unit by unit.
     """
+    if first.metric.columns.shape != second.metric.columns.shape:
+        return estimate.p
     _, index = np.unique(np.asarray(first.clusters), return_inverse=True)
     moved = np.any(first.metric.columns != second.metric.columns, axis=1)
     return max(estimate.p, min(1.0, 2.0 ** (1 - len(set(index[moved])))))

@@ -197,3 +197,13 @@ def test_text_alone_is_not_told_the_order_of_captions(data_dir: Path) -> None:
     items = sugarcrepe.read(data_dir / "sugarcrepe", PictureFolder(None, "nowhere"))
     found = baselines([one for one in items if one.split == "swap_obj"], {"sugarcrepe": sugarcrepe})
     assert found["text only"]["sugarcrepe/swap_obj/acc"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_arms_whose_scores_have_another_number_of_levels(items: list[Any]) -> None:
+    asked = [one for one in items if one.split == "adversarial"]
+    several = [said(one, one.answer, scores=(-0.1 * n, -0.2)) for n, one in enumerate(asked)]
+    tied = [said(one, one.answer, scores=(-0.1, -0.2)) for one in asked]
+    answers: Any = {"aligned": {("logprob", "right"): several}, "base": {("logprob", "right"): tied}}
+    results = summarise(asked, answers, num_resamples=200)
+    cell = results["differences"]["aligned-base"]["pope/adversarial/auc"]
+    assert 0 < cell["p"] <= 1
