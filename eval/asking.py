@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
 from rich.progress import Progress
 
+from mllm_align.data.processes import processes
 from mllm_align_eval.answers import parse, scored
 from mllm_align_eval.benchmark import Reading
 from mllm_align_eval.cache import AnswerCache, content_key, image_digest
@@ -83,7 +83,7 @@ class Asking:
             AnswerErrors: If items failed and `on_error` is "raise", or more than 20 did.
         """
         sources = [items[index] for index in other_images(items, self.seed)] if self.image == "other" else items
-        state = PartialState()
+        state = processes()
         batches = batches_of(items, self.batch_size)[state.process_index :: state.num_processes]
         found: dict[str, dict[int, Answer]] = {voice.name: {} for voice in self.voices}
         task = self._new_bar(sum(map(len, batches)))

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets.exceptions import DatasetNotFoundError
 
+from mllm_align.data.processes import processes
 from mllm_align.models import ModelArguments, load_adapter, load_model
 from mllm_align_eval.arms import Arm, fingerprint
 from mllm_align_eval.benchmark import STRICT, Benchmark
@@ -131,7 +131,7 @@ def evaluate(
     arms = [Arm(BASE), *(Arm(name, name) for name in adapters)]
     answers = _answers(model, processor, items, arms, folder / "answers.jsonl", batch_size, parser)
     shared: list[Any] = [None]
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         shared[0] = results = summarise(
             items,
             answers,
@@ -198,7 +198,7 @@ def _answers(
     model: Any, processor: Any, items: Sequence[Item], arms: Sequence[Arm], path: Path, batch_size: int, parser: str
 ) -> dict[str, Answers]:
     """Of all benchmarks, each with its own limit on the length of an answer."""
-    cache = AnswerCache(path, PartialState().process_index)
+    cache = AnswerCache(path, processes().process_index)
     readings = {name: found.reading(parser) for name, found in BENCHMARKS.items() if parser in found.parsers}
     answers: dict[str, Answers] = {arm.name: {} for arm in arms}
     for name in dict.fromkeys(item.benchmark for item in items):

@@ -81,10 +81,9 @@ def _add_rewriting(command: argparse.ArgumentParser) -> None:
 
 
 def _counterfactual(arguments: argparse.Namespace) -> None:
-    from accelerate import PartialState
-
     from mllm_align.data.mine.assembling import CounterfactualOptions, make_counterfactual
     from mllm_align.data.mine.encoder import ImageEmbedder
+    from mllm_align.data.processes import processes
     from mllm_align.models import model_path
 
     options = CounterfactualOptions(
@@ -117,7 +116,7 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         block_size=arguments.block_size,
     )
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         print("\n".join(_summary(report, arguments.output)))
 
 

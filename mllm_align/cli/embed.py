@@ -46,11 +46,10 @@ def _add_neighbours(data: Any) -> None:
 
 
 def _embed(arguments: argparse.Namespace) -> None:
-    from accelerate import PartialState
-
     from mllm_align.data.mine.embed import embed_images
     from mllm_align.data.mine.encoder import ImageEmbedder
     from mllm_align.data.mine.listing import is_image_folder
+    from mllm_align.data.processes import processes
     from mllm_align.models import model_path
 
     images: Any = arguments.images
@@ -69,15 +68,14 @@ def _embed(arguments: argparse.Namespace) -> None:
         workers=arguments.workers,
         strict=arguments.strict,
     )
-    if PartialState().is_main_process and not found.problems:  # else a warning has said it
+    if processes().is_main_process and not found.problems:  # else a warning has said it
         print(found.summary())
 
 
 def _neighbours(arguments: argparse.Namespace) -> None:
-    from accelerate import PartialState
-
     from mllm_align.data.mine.embeddings import Embeddings
     from mllm_align.data.mine.neighbours import similar_images
+    from mllm_align.data.processes import processes
 
     found = similar_images(
         Embeddings(arguments.embeddings),
@@ -87,5 +85,5 @@ def _neighbours(arguments: argparse.Namespace) -> None:
         high=arguments.band[1],
         index=arguments.index,
     )
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         print(found.summary())

@@ -47,8 +47,7 @@ def _add_eval(commands: Any) -> None:
 
 
 def _eval_run(arguments: argparse.Namespace) -> None:
-    from accelerate import PartialState
-
+    from mllm_align.data.processes import processes
     from mllm_align.models import ModelArguments
     from mllm_align_eval.report import print_table
     from mllm_align_eval.report.reading import warnings
@@ -74,7 +73,7 @@ def _eval_run(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
         title=f"{', '.join(dict.fromkeys(arguments.benchmark))} with {arguments.model}",
     )
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         print_table(results)
     if arguments.fail_on_lost and warnings(results):
         raise SystemExit(LOST)

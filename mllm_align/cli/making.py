@@ -130,9 +130,8 @@ def load_text_encoder(name: str) -> Any:
 
 def print_summary(report: dict[str, Any], output: str) -> None:
     """How many rows are kept and why the others are not; once, whatever the number of processes."""
-    from accelerate import PartialState
-
     from mllm_align.data.mine.results import summary_lines
+    from mllm_align.data.processes import processes
 
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         print("\n".join(summary_lines(report, output)))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from mllm_align.data.files import write_whole
+from mllm_align.data.processes import processes
 
 SETTINGS = "job.json"
 PROBLEM = "problem"
+ABANDONED = 3600  # seconds after which an unfinished file is of a process that was killed
 
 Work = Callable[[range], Sequence[Mapping[str, Any]]]
 
@@ -70,7 +72,7 @@ class BlockJob:
         Returns:
             How many rows this process worked on; the others were done before, or by others.
         """
-        state = PartialState()
+        state = processes()
         own = [number for number in range(len(self.blocks)) if number % state.num_processes == state.process_index]
         worked = 0
         total = sum(len(self.blocks[number]) for number in own)
@@ -85,8 +87,7 @@ class BlockJob:
                 bar.update(len(rows))
         state.wait_for_everyone()
         if state.is_main_process:
-            for draft in self.folder.glob(".block-*"):  # of a process that was killed
-                draft.unlink(missing_ok=True)
+            self._sweep()
         return worked
 
     def tables(self) -> Iterator[pa.Table]:
@@ -126,6 +127,15 @@ class BlockJob:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         write_whole(self._path(number), sink.getvalue())
+
+    def _sweep(self) -> None:
+        """Removes unfinished files that nobody writes any more; the same job may run in another terminal."""
+        for draft in self.folder.glob(".block-*"):
+            try:
+                if time.time() - draft.stat().st_mtime > ABANDONED:
+                    draft.unlink()
+            except FileNotFoundError:  # finished meanwhile
+                continue
 
     def _path(self, number: int) -> Path:
         return self.folder / f"block-{number:06d}.parquet"

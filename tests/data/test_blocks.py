@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import time
@@ -129,3 +130,13 @@ def test_processes_share_the_blocks(tmp_path: Path) -> None:
     wait_for_ranks(start_ranks(str(script), tmp_path / "both"))
     job(tmp_path / "whole").run(square, "squares", progress=False)
     assert digests(tmp_path / "both") == digests(tmp_path / "whole")
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+    job(tmp_path).run(square, "squares", progress=False)
+    written, abandoned = (tmp_path / f".block-000000.parquet.{name}" for name in ("now", "before"))
+    for draft in (written, abandoned):
+        draft.write_bytes(b"half")
+    os.utime(abandoned, (0, 0))
+    job(tmp_path).run(square, "squares", progress=False)
+    assert (written.exists(), abandoned.exists()) == (True, False)

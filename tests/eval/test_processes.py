@@ -21,11 +21,11 @@ from runs import start_ranks, wait_for_ranks
 SHARED = """
 import json, sys
 from pathlib import Path
-from accelerate import PartialState
+from mllm_align.data.processes import processes
 sys.path.insert(0, {tests!r})
 sys.path.insert(0, {here!r})
 import test_processes as t
-state = PartialState(cpu=True)
+state = processes()
 engine, found = t.ask(Path(sys.argv[1]) / "answers.jsonl", state.process_index)
 Path(sys.argv[1], f"rank{{state.process_index}}.json").write_text(json.dumps([len(engine.asked), found]))
 """

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 
 from mllm_align.data.files import write_whole
 from mllm_align.data.loading import undecoded
@@ -30,6 +29,7 @@ from mllm_align.data.mine.selection import (
 from mllm_align.data.mine.speaking import Speaker
 from mllm_align.data.mine.splitting import split_by_image
 from mllm_align.data.output import RowFile, write_together
+from mllm_align.data.processes import processes
 
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
@@ -152,11 +152,11 @@ def make_counterfactual(
         **chosen.report,
         "rewriting": rewriting,
     }
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         parts = (output_rows(rows, pairs) for pairs in (chosen.training, chosen.validation))
         write_together(list(zip(files, parts, strict=False)))  # without validation there is no second file
         write_whole(file.report_path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     return report
 
 

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, TypeVar
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
-from accelerate import PartialState
 from PIL import Image
 
 from mllm_align.data.blocks import PROBLEM, BlockJob
@@ -29,6 +28,7 @@ from mllm_align.data.images import load_image
 from mllm_align.data.mine.embeddings import VECTOR, Embeddings, block_path, embedding_schema
 from mllm_align.data.mine.encoder import ImageEmbedder, Inputs
 from mllm_align.data.mine.listing import Listing, list_images
+from mllm_align.data.processes import processes
 
 __all__ = ["Embeddings", "ImageEmbedder", "embed_images"]
 
@@ -98,7 +98,7 @@ def embed_images(
     job.run(work, "embedding images", progress=progress, outdated=replaced)
     replaced.report()
     found = Embeddings(folder)
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         _report(listing, found)
     if strict and found.problems:
         raise DataError(found.summary())

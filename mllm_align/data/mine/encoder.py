@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.utils import logging as speaks
 
 from mllm_align.data.errors import DataError
+from mllm_align.data.processes import processes
 
 POOLINGS = ("auto", "cls", "mean")
 # Two that no processor brings to one shape by itself, and that a processor with tiles cuts in several.
@@ -61,7 +61,7 @@ class ImageEmbedder:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.batch_size, self.pooling = batch_size, pooling
-        self.device = torch.device(device) if device is not None else PartialState().device
+        self.device = torch.device(device) if device is not None else processes().device
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
         name = os.fspath(model)
         self._processor = _processor_of(name)

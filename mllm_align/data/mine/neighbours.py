@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-from accelerate import PartialState
 
 from mllm_align.data.blocks import PROBLEM, BlockJob
 from mllm_align.data.mine.band import SCHEMA, BandSearch
 from mllm_align.data.mine.embeddings import Embeddings, block_path
 from mllm_align.data.mine.faiss_settings import load_faiss
 from mllm_align.data.mine.index import VectorIndex, build_index
+from mllm_align.data.processes import processes
 
 INDEX_FILE = "index.faiss"
 
@@ -143,7 +143,7 @@ def similar_images(
 
 def _index_of(embeddings: Embeddings, path: Path, kind: str) -> VectorIndex:
     """Built by one process, read by all: a barrier would end the job where building takes longer than its patience."""
-    state = PartialState()
+    state = processes()
     load_faiss()  # or every process says so
     if state.is_main_process and not path.exists():
         for draft in path.parent.glob(f".{path.name}.*"):  # of a process that was killed

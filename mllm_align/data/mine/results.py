@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from accelerate import PartialState
-
 from mllm_align.data.errors import DataError
 from mllm_align.data.files import write_whole
 from mllm_align.data.mine.instructions import Instruction
 from mllm_align.data.mine.problems import Problems, RowProblem
 from mllm_align.data.output import RowFile
+from mllm_align.data.processes import processes
 
 
 class TextSimilarity(Protocol):
@@ -72,13 +71,13 @@ def write_results(file: RowFile, rows: Iterable[Mapping[str, Any]], report: Mapp
     Raises:
         FileExistsError: If the file is there with another content and may not be replaced.
     """
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         made = [dict(row) for row in rows]
         columns = dict.fromkeys(name for row in made for name in row)  # the same in every row, for Parquet and JSON
         file.write({name: row.get(name) for name in columns} for row in made)
         text = json.dumps(report, indent=1, ensure_ascii=False, default=str) + "\n"
         write_whole(file.report_path, text.encode())
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
 
 
 def summary_lines(report: Mapping[str, Any], file: str) -> list[str]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import AutoModel, AutoTokenizer
+
+from mllm_align.data.processes import processes
 
 DEFAULT = "sentence-transformers/all-mpnet-base-v2"
 MAX_TOKENS = 384
@@ -39,7 +40,7 @@ class TextEmbedder:
         revision: str | None = None,
     ) -> None:
         name = os.fspath(model)
-        self.device = torch.device(device) if device is not None else PartialState().device
+        self.device = torch.device(device) if device is not None else processes().device
         self.batch_size = batch_size
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mllm_align.data.mine.speaking import Ask
+from mllm_align.data.processes import processes
 
 
 class TextModel:
@@ -36,7 +36,7 @@ class TextModel:
         revision: str | None = None,
     ) -> None:
         name = os.fspath(model)
-        self.device = torch.device(device if device is not None else str(PartialState().device))
+        self.device = torch.device(device if device is not None else str(processes().device))
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self.batch_size = batch_size
         try:
