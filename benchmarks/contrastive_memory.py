@@ -5,7 +5,8 @@
 
 A step is InfoNCE between the images and the texts of a batch, every row a negative of every other, with LoRA on the
 language model, the projector and the vision tower, and its backward pass. *One graph* is `signals.measure`, *cached*
-is `signals.Replay`: the same gradients, from passes over 4 images or 256 text tokens at a time.
+is `signals.Replay`: the same gradients, from passes over 4 images or 256 text tokens at a time
+(on a GPU 16 images or 2,048).
 
 Written to the JSON: per number of rows `seconds` and `peak_mb` of both, `slowdown` (cached / one graph seconds) and
 `memory_ratio` (cached / one graph), and `mb_per_row`, what one more row takes from the first size to the last.
@@ -28,9 +29,10 @@ from mllm_align.signals import EngineOptions, Replay, measure
 from results import finish, parser_of, print_table, shape_of
 from shapes import Shape, build_base, fill_adapters, random_ids, random_pixels
 
-ROWS = {"tiny": (2, 4), "tiny-nf4": (2, 4), "small": (4, 8, 16, 32), "llava-1.5-7b": (16, 64, 256)}
+ROWS = {"tiny": (2, 4), "tiny-nf4": (2, 4), "small": (4, 8, 16, 32), "llava-1.5-7b": (8, 32, 96)}
 TEXT_TOKENS = 40
 AT_ONCE = EngineOptions(max_tokens_per_forward=256, max_images_per_forward=4)
+AT_ONCE_ON_GPU = EngineOptions(max_tokens_per_forward=2048, max_images_per_forward=16)
 
 
 class Contrast:
@@ -43,6 +45,7 @@ class Contrast:
 
     def __init__(self, shape: Shape, cached: bool) -> None:
         self.shape, self.cached, self.objective = shape, cached, InfoNCE()
+        self.at_once = AT_ONCE_ON_GPU if shape.device == "cuda" else AT_ONCE
         base = build_base(shape)
         targets = family_of(base).lora_targets(base, ["language", "projector", "vision"])
         self.model: Any = get_peft_model(
@@ -80,7 +83,7 @@ class Contrast:
             loss.backward()
             return loss.item()
         with self.shape.autocast():
-            replay = Replay(self.model, data, options=AT_ONCE, **wanted)
+            replay = Replay(self.model, data, options=self.at_once, **wanted)
         loss = self.objective(replay.policy, None).loss
         loss.backward()
         for again in replay.passes():
