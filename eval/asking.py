@@ -20,22 +20,46 @@ from mllm_align_eval.items import Answer, ImageArm, Item, Method
 from mllm_align_eval.mismatch import other_images
 
 MAX_ERRORS = 20
+MAX_NAMED = 5  # pictures in one message
 LIKE_LENGTH = 32  # characters by which the prompts of a batch may differ at no matter
 GREY = (127, 127, 127)
 SHOWN = {"right": "right image", "other": "another image", "blank": "blank image", "none": "no image"}
 # What a model, a processor or a picture may fail with; anything else is a defect of ours and is not caught.
 FAILURES = (RuntimeError, ValueError, TypeError, KeyError, IndexError, OSError)
+BROKEN_PICTURE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # Pillow's, of PNG chunks the third
 
 
 class AnswerErrors(RuntimeError):
-    """Some items could not be answered: `failed` holds them. The other answers are in the cache, if there is one."""
+    """Some items could not be answered; the other answers are in the cache, if there is one.
 
-    def __init__(self, failed: Sequence[Answer], total: int) -> None:
-        first = failed[0]
-        super().__init__(
-            f"{len(failed)} of {total} items could not be answered; the first, {first.item!r}: {first.error}"
-        )
-        self.failed = tuple(failed)
+    Attributes:
+        failed: What is kept of them.
+        total: How many answers were wanted, or until then, where it was given up.
+        gave_up: Whether the model failed so often that the rest was not asked.
+    """
+
+    def __init__(self, failed: Sequence[Answer], total: int, gave_up: bool = False, advice: str = "") -> None:
+        causes = [*_unreadable(failed), *_failures(failed)]
+        text = f"{len(failed)} of {total} items could not be answered; {'; '.join(causes)}"
+        super().__init__(f"{text}. {advice}" if advice else text)
+        self.failed, self.total, self.gave_up = tuple(failed), total, gave_up
+
+
+def _unreadable(failed: Sequence[Answer]) -> list[str]:
+    """The pictures that cannot be read, each once."""
+    causes = {answer.picture: answer.error for answer in failed if answer.picture}
+    # The name that annotations give it is a part of its path, where the error names that.
+    named = [error if name in error else f"{name}: {error}" for name, error in causes.items()]
+    if not named:
+        return []
+    more = f"; and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+    noun = "1 picture" if len(named) == 1 else f"{len(named)} pictures"
+    return [f"{noun} cannot be read ({'; '.join(named[:MAX_NAMED])}{more})"]
+
+
+def _failures(failed: Sequence[Answer]) -> list[str]:
+    """The first thing that the model itself failed with."""
+    return [f"the first, {answer.item!r}: {answer.error}" for answer in failed if not answer.picture][:1]
 
 
 @dataclass(frozen=True)
@@ -49,12 +73,13 @@ class Voice:
 
 @dataclass(frozen=True)
 class Question:
-    """One item with its picture loaded, or why that failed."""
+    """One item with its pictures loaded, or which one of them cannot be and why."""
 
     index: int
     item: Item
     request: Request | None
     error: str = ""
+    picture: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +105,7 @@ class Asking:
         of the batches, and all get all answers.
 
         Raises:
-            AnswerErrors: If items failed and `on_error` is "raise", or more than 20 did.
+            AnswerErrors: If items failed and `on_error` is "raise", or the model failed on more than 20.
         """
         sources = [items[index] for index in other_images(items, self.seed)] if self.image == "other" else items
         state = processes()
@@ -94,8 +119,9 @@ class Asking:
                 done = self._batch(voice, batch)
                 found[voice.name] |= done
                 failed += [answer for answer in done.values() if answer.state == "error"]
-            if len(failed) > MAX_ERRORS:
-                raise AnswerErrors(failed, len(items) * len(self.voices))
+            # A broken picture says nothing of the next one, and costs no time: all of them shall be named.
+            if sum(not answer.picture for answer in failed) > MAX_ERRORS:
+                raise AnswerErrors(failed, len(items) * len(self.voices), gave_up=True)
             if self.progress and task is not None:
                 self.progress.advance(task, len(batch))
         if state.num_processes > 1:
@@ -111,14 +137,15 @@ class Asking:
         return self.progress.add_task(label, total=total) if self.progress else None
 
     def _load(self, index: int, item: Item, source: Item) -> Question:
-        try:
-            shown = () if self.image == "none" else source.pictures
-            pictures = tuple(picture.load().convert("RGB") for picture in shown)
-            if self.image == "blank":
-                pictures = tuple(Image.new("RGB", picture.size, GREY) for picture in pictures)
-        except (OSError, ValueError) as error:
-            return Question(index, item, None, f"{type(error).__name__}: {error}")
-        return Question(index, item, Request(pictures, item.prompt, item.choices))
+        pictures = []
+        for picture in () if self.image == "none" else source.pictures:
+            try:
+                pictures.append(picture.load().convert("RGB"))
+            except BROKEN_PICTURE as error:
+                return Question(index, item, None, str(error), picture.name)
+        if self.image == "blank":
+            pictures = [Image.new("RGB", picture.size, GREY) for picture in pictures]
+        return Question(index, item, Request(tuple(pictures), item.prompt, item.choices))
 
     def _batch(self, voice: Voice, batch: Sequence[Question]) -> dict[int, Answer]:
         """Answers by item index: from the cache, from the model, or errors (which are not cached)."""
@@ -127,7 +154,7 @@ class Asking:
         waiting: dict[str, list[tuple[Question, Request]]] = {}
         for question in batch:
             if question.request is None:
-                done[question.index] = _failure(question.item, question.error)
+                done[question.index] = _failure(question.item, question.error, question.picture)
                 continue
             key = self._key(voice, question.request)
             known = self.cache.get(key) if self.cache is not None else None
@@ -212,5 +239,5 @@ def batches_of(items: Sequence[Item], batch_size: int) -> list[list[int]]:
     return batches
 
 
-def _failure(item: Item, error: str) -> Answer:
-    return Answer(item.id, "", None, False, state="error", error=error)
+def _failure(item: Item, error: str, picture: str = "") -> Answer:
+    return Answer(item.id, "", None, False, state="error", error=error, picture=picture)

@@ -83,15 +83,17 @@ class Benchmark:
     Attributes:
         name: Of its folder, its command-line name and the first part of its metrics' keys.
         title: For people, with authors and year.
-        origin: Where its annotations come from.
+        origin: Where its annotations come from; "" where its questions and pictures are drawn here.
         image_origin: Where its pictures come from.
         read: Its questions.
         score: Its published metrics.
         readings: Per parser beside "strict" how a text becomes a choice; a parser that is not here has no rule for it.
-        primary: Key of the one metric that it is judged by where several benchmarks are tested together.
+        primary: Key of the one metric that a model that writes is judged by where several benchmarks are tested
+            together.
         max_new_tokens: Of a generated answer.
         hub: The datasets that hold it with its pictures, each a part; none where no copy is known.
         folder: Of its annotations, where it is another one's and not called as it is.
+        files: Names of its annotation files, with wildcards, by which a folder is seen to be its own.
         judged: Its metrics with a judge, used in place of `score` where there is one.
         needs_judge: Whether `score` without one says nothing of how good the answers are.
         judged_primary: In place of `primary`, with a judge.
@@ -110,10 +112,16 @@ class Benchmark:
     max_new_tokens: int = 16
     hub: tuple[Hub, ...] = ()
     folder: str = ""
+    files: tuple[str, ...] = ()
     judged: JudgedScore | None = None
     needs_judge: bool = False
     judged_primary: str = ""
     describes: bool = False
+
+    @property
+    def is_rendered(self) -> bool:
+        """Whether it is drawn here, from no files: it has no origin."""
+        return not self.origin
 
     @property
     def parsers(self) -> tuple[str, ...]:

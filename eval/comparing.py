@@ -43,7 +43,7 @@ def _p(estimate: Estimate, first: Measure, second: Measure) -> float:
     if first.metric.columns.shape != second.metric.columns.shape:
         return estimate.p
     _, index = np.unique(np.asarray(first.clusters), return_inverse=True)
-    moved = np.any(first.metric.columns != second.metric.columns, axis=1)
+    moved = np.asarray((first.metric.columns != second.metric.columns).sum(axis=1)) > 0
     return max(estimate.p, min(1.0, 2.0 ** (1 - len(set(index[moved])))))
 
 

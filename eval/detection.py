@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import sparse, stats
 
 from mllm_align_eval.statistics import Array, Metric, difference, ratio
 
@@ -76,8 +76,9 @@ def auc_metric(log_odds: Sequence[float], is_yes: Sequence[bool]) -> Metric:
     """
     scores, truth = np.asarray(log_odds, dtype=np.float64), np.asarray(is_yes, dtype=bool)
     levels, level = np.unique(scores, return_inverse=True)
-    columns = np.zeros((len(scores), 2 * len(levels)))
-    columns[np.arange(len(scores)), 2 * level + truth] = 1
+    # Each question adds to one of two totals per level, and where no scores are equal each has a level of its own.
+    place = (np.arange(len(scores)), 2 * level + truth)
+    columns = sparse.csr_array((np.ones(len(scores)), place), (len(scores), 2 * len(levels)))
 
     def area(totals: Array) -> Array:
         negative, positive = totals[..., 0::2], totals[..., 1::2]

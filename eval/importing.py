@@ -2,8 +2,8 @@
 
 lmms-eval's `--log_samples` files name a question by its place in the task's data set (`doc_id`) and keep its row
 (`doc`); their `doc_hash` is the same for every sample and tells nothing. VLMEvalKit's tables have an `index` and the
-row's columns. So questions are found by what the row says, benchmark by benchmark, and checked against the truth that
-the row has: where that differs, another version of the data was used, and nothing is scored.
+row's columns. So questions are found by what the row says, benchmark by benchmark, and checked against the truth or
+the question that the row has: where that differs, another version of the data was used, and nothing is scored.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,72 @@ def _last(item: Item) -> str:
     return item.id.rsplit("/", 1)[-1]
 
 
-# Per benchmark how a row and a question get the same key.
-KEYS: dict[str, tuple[Keys, Callable[[Item], str]]] = {
-    "pope": (_pope_keys, _pope_item),
-    "mmvp": (_number("Index", "index"), _last),
-    "cvbench": (_number("idx", "index"), _last),
-    "realworldqa": (_number("index", "doc_id"), _last),
+def _hallusion_keys(row: Mapping[str, Any]) -> Sequence[str]:
+    columns = ("category", "subcategory", "set_id", "figure_id", "question_id")
+    return ["_".join(str(row[name]) for name in columns)] if all(row.get(name) is not None for name in columns) else ()
+
+
+def _choice_differs(item: Item, row: Mapping[str, Any], target: Any) -> str:
+    truth = row.get("answer", target)
+    if truth is None or _bare(truth) in (_bare(item.answer), _bare(_label(item))):
+        return ""
+    return f"the truth of {item.id!r} is {truth!r} there and {item.answer!r} here"
+
+
+def _hallusion_differs(item: Item, row: Mapping[str, Any], target: Any) -> str:
+    # The target of the task is a sentence.
+    return _choice_differs(item, {"answer": {"0": "no", "1": "yes"}.get(str(row.get("gt_answer")), "missing")}, None)
+
+
+def _question_differs(item: Item, row: Mapping[str, Any], target: Any) -> str:
+    question = str(row.get("question", "")).strip()
+    if question and question in item.prompt:
+        return ""
+    return f"the question of {item.id!r} is {question!r} there and another one here"
+
+
+def _scienceqa_differs(item: Item, row: Mapping[str, Any], target: Any) -> str:
+    if tuple(row.get("choices") or ()) != item.labels:
+        return f"the choices of {item.id!r} are others there; its place tells questions apart in the copy on the Hub"
+    return _question_differs(item, row, target) or _choice_differs(item, {"answer": target}, None)
+
+
+def _objects_differ(item: Item, row: Mapping[str, Any], target: Any) -> str:
+    if not item.is_closed and set(row.get("truth") or ()) == set(item.truth["truth"]):
+        return ""
+    return f"the objects in the image of {item.id!r} are others there"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How the rows of a harness and the questions of a benchmark are brought together.
+
+    Attributes:
+        keys: Those of a row.
+        of_item: That of a question.
+        differs: What of the question is another thing in the row (and the sample's target) than here, or "".
+        formats: The harnesses whose rows have the keys.
+    """
+
+    keys: Keys
+    of_item: Callable[[Item], str]
+    differs: Callable[[Item, Mapping[str, Any], Any], str] = _choice_differs
+    formats: tuple[str, ...] = FORMATS
+
+
+LMMS = ("lmms-eval",)
+ORIGINS = {
+    "pope": Origin(_pope_keys, _pope_item),
+    "mmvp": Origin(_number("Index", "index"), _last),
+    "cvbench": Origin(_number("idx", "index"), _last),
+    "realworldqa": Origin(_number("index", "doc_id"), _last),
+    # The task has the questions with an image, and the one of AMBER the descriptions.
+    "hallusion": Origin(_hallusion_keys, _last, _hallusion_differs, LMMS),
+    "amber": Origin(_number("question_id"), _last, _objects_differ, LMMS),
+    "docvqa": Origin(_number("questionId"), _last, _question_differs, LMMS),
+    "infovqa": Origin(_number("questionId"), _last, _question_differs, LMMS),
+    "textvqa": Origin(_number("question_id"), _last, _question_differs, LMMS),
+    "scienceqa": Origin(_number("doc_id"), _last, _scienceqa_differs, LMMS),
 }
 
 
@@ -79,26 +140,24 @@ def import_texts(path: Path, form: str, benchmark: str, items: Sequence[Item]) -
     """
     if form not in FORMATS:
         raise ValueError(f"no format {form!r}; use {', '.join(FORMATS)}")
-    if benchmark not in KEYS:
+    can = [name for name, origin in ORIGINS.items() if form in origin.formats]
+    if benchmark not in can:
         raise ValueError(
-            f"answers of {form} to {benchmark} cannot be told apart; those to {', '.join(KEYS)} can. Write them as "
+            f"answers of {form} to {benchmark} cannot be told apart; those to {', '.join(can)} can. Write them as "
             "JSON lines of id and text"
         )
     if not path.is_file():
         raise FileNotFoundError(f"no file of answers {path}")
-    keys_of_row, key_of_item = KEYS[benchmark]
-    by_key = {key_of_item(item): item for item in items}
+    origin = ORIGINS[benchmark]
+    by_key = {origin.of_item(item): item for item in items}
     texts: dict[str, str] = {}
     rows = _lmms_rows(path) if form == "lmms-eval" else _table_rows(path)
-    for where, key, text, truth in _with_keys(path, rows, keys_of_row, benchmark):
+    for where, key, row, text, target in _with_keys(path, rows, origin.keys, benchmark):
         item = by_key.get(key)
         if item is None:
             raise ValueError(f"{path}, {where}: an answer to no question of {benchmark} ({key!r})")
-        if truth is not None and _bare(truth) not in (_bare(item.answer), _bare(_label(item))):
-            raise ValueError(
-                f"{path}, {where}: the truth of {item.id!r} is {truth!r} there and {item.answer!r} here: another "
-                "version of the benchmark"
-            )
+        if difference := origin.differs(item, row, target):
+            raise ValueError(f"{path}, {where}: {difference}: another version of the benchmark")
         if item.id in texts:
             raise ValueError(f"{path}, {where}: a second answer to {item.id!r}")
         texts[item.id] = text
@@ -107,8 +166,8 @@ def import_texts(path: Path, form: str, benchmark: str, items: Sequence[Item]) -
 
 def _with_keys(
     path: Path, rows: Iterable[tuple[str, Mapping[str, Any], str, Any]], keys_of: Keys, benchmark: str
-) -> Iterator[tuple[str, str, str, Any]]:
-    for where, row, text, truth in rows:
+) -> Iterator[tuple[str, str, Mapping[str, Any], str, Any]]:
+    for where, row, text, target in rows:
         keys = keys_of(row)
         if not keys:
             raise ValueError(
@@ -116,7 +175,7 @@ def _with_keys(
                 f"{', '.join(map(str, row))}"
             )
         for key in keys:
-            yield where, key, text, truth
+            yield where, key, row, text, target
 
 
 def _lmms_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any], str, Any]]:
@@ -133,7 +192,7 @@ def _lmms_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any], str, Any]]:
             ) from None
         while isinstance(said, list):
             said = said[0] if said else ""
-        yield f"line {number}", row, str(said), row.get("answer", sample.get("target"))
+        yield f"line {number}", row, str(said), sample.get("target")
 
 
 def _table_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any], str, Any]]:
@@ -149,7 +208,7 @@ def _table_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any], str, Any]]
     for number, row in enumerate(table.to_dict("records"), start=1):
         row = {str(name): None if _is_missing(value) else value for name, value in row.items()}
         text = row["prediction"]
-        yield f"row {number}", row, "" if text is None else str(text), row.get("answer")
+        yield f"row {number}", row, "" if text is None else str(text), None
 
 
 def _is_missing(value: Any) -> bool:

@@ -92,6 +92,7 @@ class Answer:
         state: "answered", "abstained" ("I cannot tell"), "invalid" (unreadable), or "error" (the model failed).
         truncated: Whether generation stopped at its limit.
         error: What failed, where `state` is "error".
+        picture: The name of the picture that could not be read, where that is what failed.
     """
 
     item: str
@@ -102,6 +103,7 @@ class Answer:
     state: State = "answered"
     truncated: bool = False
     error: str = ""
+    picture: str = ""
 
 
 def check_items(items: Sequence[Item]) -> None:

@@ -93,16 +93,21 @@ def poll_questions(
         template: With one place for the object.
 
     Raises:
-        ValueError: If the regime is unknown, too few images have enough objects, or no absent object is left.
+        ValueError: If the regime is unknown, a number is less than 1, too few images have enough objects, or no
+            absent object is left.
     """
     if regime not in REGIMES:
         raise ValueError(f"no regime {regime!r}; use {', '.join(REGIMES)}")
+    if per_image < 1 or (num_images is not None and num_images < 1):
+        raise ValueError(f"--per-image and --num-images must be at least 1, not {per_image} and {num_images}")
     rng = Random(f"{seed}|{regime}")
     usable = [image for image in images if len(image.objects) >= per_image]
     if not usable or (num_images is not None and len(usable) < num_images):
         wanted = num_images or "some"
+        fewer = f"ask about at most {len(usable)} (--num-images {len(usable)}), or " if usable else ""
         raise ValueError(
-            f"{len(usable)} of {len(images)} images have {per_image} objects or more; wanted are {wanted}"
+            f"{len(usable)} of {len(images)} images have {per_image} objects or more; wanted are {wanted}: {fewer}ask "
+            "about fewer objects of each (--per-image)"
         )
     # The same images for every regime.
     polled = usable if num_images is None else Random(seed).sample(usable, num_images)
@@ -139,7 +144,10 @@ class _Absent:
         """One that is absent and was not asked about yet."""
         left = [name for name in self.names if name not in image.objects and name not in asked]
         if not left:
-            raise ValueError(f"image {image.image!r}: every object of the collection is in it or was asked about")
+            raise ValueError(
+                f"image {image.image!r}: every object of the collection is in it or was asked about: ask about fewer "
+                "objects of each image (--per-image), or give annotations with more kinds of object"
+            )
         counts = self.together[present] if self.regime == "adversarial" else self.counts
         if self.regime != "random" and any(counts[name] for name in left):
             return min(left, key=lambda name: (-counts[name], name))

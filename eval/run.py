@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from mllm_align.models import ModelArguments, load_adapter, load_model
 from mllm_align_eval.arms import Arm, fingerprint
 from mllm_align_eval.benchmark import STRICT, Benchmark
 from mllm_align_eval.benchmarks import BENCHMARKS, world_items
-from mllm_align_eval.benchmarks.files import PictureFolder, data_folder
+from mllm_align_eval.benchmarks.files import PictureFolder
+from mllm_align_eval.benchmarks.locating import read_benchmark
 from mllm_align_eval.cache import AnswerCache
 from mllm_align_eval.changes import changed_answers
-from mllm_align_eval.items import METHODS, Item
+from mllm_align_eval.items import METHODS, Answer, Item
 from mllm_align_eval.judge import Judge
 from mllm_align_eval.report import markdown_report, write_report, write_results
 from mllm_align_eval.report.results_file import write_new
-from mllm_align_eval.runner import Answers, answer_arms, is_askable
+from mllm_align_eval.runner import AnswerErrors, Answers, answer_arms, is_askable
 from mllm_align_eval.summary import summarise
 
 logger = logging.getLogger(__name__)
@@ -39,8 +41,8 @@ def benchmark_items(
 
     Args:
         benchmark: "world", or one of `benchmarks.BENCHMARKS`.
-        data: Folder that holds the annotation files as <benchmark>/, `MLLM_ALIGN_DATA` by default; or "hub" for the
-            copy on the Hub, pictures included.
+        data: Folder that holds the annotation files, itself or as <benchmark>/, or one file of them;
+            `MLLM_ALIGN_DATA` by default; or "hub" for the copy on the Hub, pictures included.
         images: Folder of the pictures; without one, questions can be read but not shown.
         limit: Questions (of pairs, pairs) per split at the most; for the world the number of scenes, pairs and polls.
 
@@ -52,10 +54,13 @@ def benchmark_items(
     if benchmark == "world":
         return world_items(limit, limit, limit) if limit else world_items()
     found = BENCHMARKS[benchmark]
+    if found.is_rendered:
+        items = found.read(Path(), PictureFolder(None, ""))
+        return items if limit is None else _first(items, limit)
     if data == HUB:
         items = _from_hub(found)
         return items if limit is None else _first(items, limit)
-    items = found.read(data_folder(data, found), PictureFolder(images, found.image_origin))
+    items = read_benchmark(data, found, PictureFolder(images, found.image_origin))
     return items if limit is None else _first(items, limit)
 
 
@@ -95,6 +100,7 @@ def evaluate(
     judge: Judge | None = None,
     overwrite: bool = False,
     title: str = "Evaluation",
+    max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Asks a base and its adapters the same questions on one load, and writes results and report.
 
@@ -112,11 +118,14 @@ def evaluate(
         judge: Reads the answers of the benchmarks that have metrics with one; None leaves these metrics out.
         overwrite: Replace results and report that are there.
         title: Of the report.
+        max_new_tokens: Of a generated answer; by default each benchmark's own limit.
 
     Raises:
         FileExistsError: If there are results and `overwrite` is False.
-        ValueError: If an arm is called "base", an adapter does not fit, there is a judge and nothing to judge, or a
-            benchmark cannot be put to a model that writes.
+        ValueError: If an arm is called "base", an adapter does not fit, there is a judge and nothing to judge, a
+            benchmark cannot be put to a model that writes, or `max_new_tokens` is less than 1.
+        AnswerErrors: If pictures cannot be read or the model fails; everything else is asked and kept first, and no
+            results are written: those of fewer questions would compare with no other run.
     """
     folder, started = Path(output), time.perf_counter()
     for name in ("results.json", "report.html", "report.md"):
@@ -124,12 +133,22 @@ def evaluate(
             raise FileExistsError(f"{folder / name} exists: name another folder, or --overwrite")
     if BASE in adapters:
         raise ValueError(f"an adapter cannot be called {BASE!r}: that is the arm without adapters")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
     benchmarks = _benchmarks(items, judge)
+    if max_new_tokens is not None:
+        benchmarks = {name: replace(found, max_new_tokens=max_new_tokens) for name, found in benchmarks.items()}
+    lengths = {name: found.max_new_tokens for name, found in benchmarks.items()}
     model, processor = load_model(arguments)
     for name, adapter in adapters.items():
         model = load_adapter(model, adapter, name=name)
     arms = [Arm(BASE), *(Arm(name, name) for name in adapters)]
-    answers = _answers(model, processor, items, arms, folder / "answers.jsonl", batch_size, parser)
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "parser": parser,
+        "default_length": max_new_tokens or DEFAULT_LENGTH,
+    }
+    answers = _answers(model, processor, items, arms, folder / "answers.jsonl", lengths, **settings)
     shared: list[Any] = [None]
     if processes().is_main_process:
         shared[0] = results = summarise(
@@ -195,26 +214,51 @@ def _benchmarks(items: Sequence[Item], judge: Judge | None) -> dict[str, Benchma
 
 
 def _answers(
-    model: Any, processor: Any, items: Sequence[Item], arms: Sequence[Arm], path: Path, batch_size: int, parser: str
+    model: Any,
+    processor: Any,
+    items: Sequence[Item],
+    arms: Sequence[Arm],
+    path: Path,
+    lengths: Mapping[str, int],
+    *,
+    batch_size: int,
+    parser: str,
+    default_length: int,
 ) -> dict[str, Answers]:
     """Of all benchmarks, each with its own limit on the length of an answer."""
     cache = AnswerCache(path, processes().process_index)
     readings = {name: found.reading(parser) for name, found in BENCHMARKS.items() if parser in found.parsers}
     answers: dict[str, Answers] = {arm.name: {} for arm in arms}
+    failed: list[Answer] = []
+    total = 0
     for name in dict.fromkeys(item.benchmark for item in items):
         members = [item for item in items if item.benchmark == name]
-        length = BENCHMARKS[name].max_new_tokens if name in BENCHMARKS else DEFAULT_LENGTH
-        found = answer_arms(
-            model,
-            processor,
-            members,
-            arms,
-            batch_size=batch_size,
-            cache=cache,
-            max_new_tokens=length,
-            readings=readings,
-        )
+        length = lengths.get(name, default_length)
+        settings: dict[str, Any] = {"batch_size": batch_size, "cache": cache, "max_new_tokens": length}
+        try:
+            found = answer_arms(model, processor, members, arms, readings=readings, on_error="count", **settings)
+        except AnswerErrors as error:
+            advice = (
+                f"The rest was not asked; what was answered is kept in {path}. Out of memory: a smaller --batch-size"
+            )
+            raise AnswerErrors(error.failed, error.total, gave_up=True, advice=advice) from error
         for arm, given in found.items():
             for key, entries in given.items():
                 answers[arm].setdefault(key, []).extend(entries)
+                failed += [entry for entry in entries if entry.state == "error"]
+                total += len(entries)
+    if failed:
+        raise AnswerErrors(failed, total, advice=_advice(items, failed, path))
     return answers
+
+
+def _advice(items: Sequence[Item], failed: Sequence[Answer], kept: Path) -> str:
+    """What to do about answers that are missing."""
+    broken = {answer.item for answer in failed if answer.picture}
+    names = dict.fromkeys(item.benchmark for item in items if item.id in broken)
+    origins = [BENCHMARKS[name].image_origin for name in names if name in BENCHMARKS]
+    again = f"Get them again ({'; '.join(dict.fromkeys(origins))}) and give" if origins else "Mend that and give"
+    return (
+        f"{again} the same command: the other answers are kept in {kept}, and only what is missing is asked. "
+        "Nothing was scored"
+    )

@@ -8,8 +8,10 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mllm_align_eval.arm_check import check_arms_differ
 from mllm_align_eval.arms import Arm, active_arm, identity_of
 from mllm_align_eval.asking import AnswerErrors, Asking, Voice
 from mllm_align_eval.benchmark import Reading
@@ -60,7 +62,7 @@ def answer(
         engine: Takes the place of model and processor.
 
     Raises:
-        AnswerErrors: If items failed and `on_error` is "raise", or more than 20 did.
+        AnswerErrors: If items failed and `on_error` is "raise", or the model failed on more than 20.
         ValueError: If an argument is none of its values, or items are unusable.
     """
     _check(items, image, method, on_error, batch_size)
@@ -112,21 +114,23 @@ def answer_arms(
         cache: As in `answer`.
         max_new_tokens: As in `answer`.
         seed: As in `answer`.
-        on_error: As in `answer`.
+        on_error: As in `answer`; "raise" does when everything was asked, of all arms, methods and picture arms.
         show_progress: Whether to show bars with the time that remains.
         wanted: (item, method, image) to whether it is asked; by default everything that makes sense is (`is_askable`).
         readings: By benchmark how a generated text becomes a choice, where that is not `answers.parse`.
 
     Raises:
         AnswerErrors: As in `answer`.
-        ValueError: If an adapter gives the base's log-probabilities everywhere, as one that was not loaded does; or
-            an argument is none of its values.
+        ValueError: If an adapter gives the base's log-probabilities everywhere, as one that was not loaded does
+            (`check_arms_differ`); or an argument is none of its values.
     """
     engine = ModelEngine(model, processor)
     voices = [
         Voice(arm.name, identity_of(model, processor, arm.adapter), partial(active_arm, model, arm)) for arm in arms
     ]
     answers: dict[str, Answers] = {arm.name: {} for arm in arms}
+    failed: list[Answer] = []
+    total = 0
     with progress_bar(disable=not show_progress) as progress:
         for method in methods:
             for image in images:
@@ -146,14 +150,18 @@ def answer_arms(
                     cache,
                     batch_size,
                     seed,
-                    on_error,
+                    "count",
                     progress,
                     voices,
                     readings or {},
                 )
                 for name, given in asking(asked).items():
                     answers[name][method, image] = given
-    _check_arms_differ(arms, answers)
+                    failed += [answer for answer in given if answer.state == "error"]
+                    total += len(given)
+    check_arms_differ(model, engine, items, arms, answers)
+    if failed and on_error == "raise":
+        raise AnswerErrors(failed, total)
     return answers
 
 
@@ -171,9 +179,9 @@ def is_askable(item: Item, method: Method, image: ImageArm) -> bool:
 
 
 def progress_bar(disable: bool = False) -> Progress:
-    """Bars with count, elapsed and remaining time."""
+    """Bars with count, elapsed and remaining time, on standard error: what reads the table may stop early."""
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), disable=disable, transient=True)
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=disable, transient=True)
 
 
 def _identity(model: Any, processor: Any) -> str:
@@ -191,19 +199,3 @@ def _check(items: Sequence[Item], image: str, method: str, on_error: str, batch_
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if method == "logprob" and (short := next((item.id for item in items if len(item.choices) < 2), None)):
         raise ValueError(f"item {short!r} has fewer than two choices: log-prob scoring needs closed answers")
-
-
-def _check_arms_differ(arms: Sequence[Arm], answers: Mapping[str, Answers]) -> None:
-    """An adapter that changes no log-probability at all is one that was not loaded."""
-
-    def scores(arm: Arm) -> list[tuple[float, ...]]:
-        return [entry.scores for entry in answers[arm.name].get(("logprob", "right"), [])]
-
-    bases = [arm for arm in arms if arm.adapter is None]
-    for arm in (arm for arm in arms if arm.adapter is not None):
-        for base in bases:
-            if scores(arm) and scores(arm) == scores(base):
-                raise ValueError(
-                    f"arm {arm.name!r} gives the very log-probabilities of {base.name!r}: adapter {arm.adapter!r} "
-                    "changes nothing (not trained, or not loaded)"
-                )

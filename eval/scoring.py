@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+from mllm_align_eval.answer_file import CutText, Given
 from mllm_align_eval.answers import scored
 from mllm_align_eval.benchmark import STRICT, Benchmark
 from mllm_align_eval.items import Answer, Item
 from mllm_align_eval.judge import Judge
-from mllm_align_eval.matrices import MATRIX_SUFFIXES, NUM_SCORES, read_matrix
+from mllm_align_eval.matrices import NUM_SCORES
 from mllm_align_eval.metrics import Measures, by_split, mean
 from mllm_align_eval.statistics import Bootstraps, Estimate
-
-# A text, or a score of each choice.
-Given = Mapping[str, str | Sequence[float]]
+from mllm_align_eval.written import Shares, shares_of
 
 
 def questions_of(items: Iterable[Item]) -> Iterator[dict[str, Any]]:
@@ -37,51 +33,6 @@ def questions_of(items: Iterable[Item]) -> Iterator[dict[str, Any]]:
         if "crop" in item.truth:
             question["crop"] = item.truth["crop"]
         yield question
-
-
-def read_answers(path: str | os.PathLike[str], items: Sequence[Item] = ()) -> dict[str, str | Sequence[float]]:
-    """The answers in a JSONL file of `{id, text}` or `{id, scores}`, or in a matrix of similarities (.npy, .npz).
-
-    Args:
-        path: The file.
-        items: Whose order the rows of a matrix have; see `matrices.read_matrix`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: Naming the line that is no answer, or has the id of an earlier one; or what a matrix has wrong.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"no file of answers {file}")
-    if file.suffix in MATRIX_SUFFIXES:
-        return dict(read_matrix(file, items))
-    found: dict[str, str | Sequence[float]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, given = str(row["id"]), _given(row)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            name, given = "", None
-        if given is None:
-            raise ValueError(f"{file}, line {number}: not an answer with id and text, or id and scores (numbers)")
-        if name in found:
-            raise ValueError(f"{file}, line {number}: a second answer to {name!r}")
-        found[name] = given
-    return found
-
-
-def _given(row: Mapping[str, Any]) -> str | tuple[float, ...] | None:
-    """The text or the scores of a row; None where it has neither, both, or something else in their place."""
-    if ("text" in row) == ("scores" in row):
-        return None
-    if "text" in row:
-        return row["text"] if isinstance(row["text"], str) else None
-    scores = row["scores"]
-    if not isinstance(scores, list) or not scores or not all(type(score) in (int, float) for score in scores):
-        return None
-    return None if any(math.isnan(score) for score in scores) else tuple(map(float, scores))
 
 
 def answered_splits(items: Sequence[Item], given: Given) -> tuple[list[Item], list[str]]:
@@ -124,8 +75,19 @@ def answers_of(benchmark: Benchmark, items: Sequence[Item], given: Given, parser
                 f"the answer to {item.id!r} is a text: {benchmark.name} needs "
                 f'{{"id": ..., "scores": [...]}} with {item.truth[NUM_SCORES]} scores'
             )
-        found[item.id] = benchmark.answer(item, entry, parser) if isinstance(entry, str) else scored(item, entry)
+        said = benchmark.answer(item, entry, parser) if isinstance(entry, str) else scored(item, entry)
+        found[item.id] = replace(said, truncated=isinstance(entry, CutText))
     return found
+
+
+def reading_of_answers(benchmark: Benchmark, items: Sequence[Item], given: Given) -> dict[str, Shares]:
+    """By `<benchmark>/<split>` what became of the answers that are texts, read by the strict rules."""
+    strict = answers_of(benchmark, items, given, STRICT)
+    texts = [item for item in items if isinstance(given[item.id], str)]
+    return {
+        f"{benchmark.name}/{split}": shares_of(members, [strict[item.id] for item in members])
+        for split, members in by_split(texts).items()
+    }
 
 
 def measures_of(

@@ -2,7 +2,7 @@
 
 Questions about one scene are not independent, so scenes are resampled, never questions. Every metric is written as a
 function of column totals (right answers, questions, hits, ...); a resample then is a weighted sum over clusters, and
-thousands of them are one matrix product. A difference between two arms is one metric of both arms' columns, so both
+thousands of them are a few matrix products. A difference between two arms is one metric of both arms' columns, so both
 see the same resampled scenes: the difference is paired.
 """
 
@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import sparse, stats
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+Sparse = Any  # scipy.sparse.csr_array, in whose types a shape may be None
+AT_ONCE = 2**21  # totals of as many numbers are dense at a time: 16 MiB
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,15 @@ class Metric:
     """A number computed from column totals.
 
     Attributes:
-        columns: (N, K) what each unit (a question, or a pair of questions) adds to each total.
+        columns: (N, K) what each unit (a question, or a pair of questions) adds to each total; a sparse array where
+            there are as many totals as units.
         statistic: Totals (..., K) to values (...).
         proportion: Whether it is a share of units, so that an exact binomial bound exists at 0 and 1.
         biased: Whether its noise adds up instead of cancelling, as in a sum of absolute values. Resampling adds that
             bias a second time, so the draws are moved back by as much as they are off on average.
     """
 
-    columns: Array
+    columns: Array | Sparse
     statistic: Callable[[Array], Array]
     proportion: bool = False
     biased: bool = False
@@ -80,12 +83,13 @@ def mean_metric(values: Sequence[float] | Array) -> Metric:
 
 def difference(first: Metric, second: Metric) -> Metric:
     """The paired difference of two metrics of the same units, first minus second."""
-    if len(first.columns) != len(second.columns):
-        sizes = f"{len(first.columns)} and {len(second.columns)}"
+    if first.columns.shape[0] != second.columns.shape[0]:
+        sizes = f"{first.columns.shape[0]} and {second.columns.shape[0]}"
         raise ValueError(f"a paired difference needs the same units, got {sizes}")
-    width = first.columns.shape[1]
+    width, both = first.columns.shape[1], [first.columns, second.columns]
+    are_sparse = any(isinstance(columns, sparse.csr_array) for columns in both)
     return Metric(
-        np.concatenate([first.columns, second.columns], axis=1),
+        sparse.csr_array(sparse.hstack(both)) if are_sparse else np.concatenate(both, axis=1),
         lambda totals: first.statistic(totals[..., :width]) - second.statistic(totals[..., width:]),
         biased=first.biased or second.biased,
     )
@@ -132,14 +136,13 @@ class ClusterBootstrap:
         Raises:
             ValueError: If the metric has another number of units.
         """
-        if len(metric.columns) != len(self.index):
-            raise ValueError(f"metric of {len(metric.columns)} units, clusters of {len(self.index)}")
-        totals = np.zeros((self.num_clusters, metric.columns.shape[1]))
-        np.add.at(totals, self.index, metric.columns)
+        if metric.columns.shape[0] != len(self.index):
+            raise ValueError(f"metric of {metric.columns.shape[0]} units, clusters of {len(self.index)}")
+        totals = self._totals(metric.columns)
         value = float(metric.statistic(totals.sum(axis=0)))
         if self.num_clusters < 2:
             return self._result(metric, value, np.nan, np.nan, np.nan)
-        draws = metric.statistic(self.weights @ totals)
+        draws = _in_parts(metric, self.weights, totals)
         draws = draws[np.isfinite(draws)]
         if metric.biased and len(draws):
             draws = draws - (draws.mean() - value)
@@ -155,12 +158,22 @@ class ClusterBootstrap:
         p = min(1.0, 2 * max(float(beyond), 1 / len(draws)))
         return self._result(metric, value, low, high, error, p)
 
+    def _totals(self, columns: Array | Sparse) -> Array | Sparse:
+        """(C, K) what each cluster adds to each total."""
+        if isinstance(columns, sparse.csr_array):
+            ones = np.ones(len(self.index))
+            member = sparse.csr_array((ones, (self.index, np.arange(len(self.index)))), (self.num_clusters, len(ones)))
+            return sparse.csr_array(member @ columns)
+        totals = np.zeros((self.num_clusters, columns.shape[1]))
+        np.add.at(totals, self.index, columns)
+        return totals
+
     def _result(
         self, metric: Metric, value: float, low: float, high: float, error: float, p: float = float("nan")
     ) -> Estimate:
-        return Estimate(value, low, high, len(metric.columns), self.num_clusters, error, p)
+        return Estimate(value, low, high, metric.columns.shape[0], self.num_clusters, error, p)
 
-    def _levels(self, metric: Metric, totals: Array, value: float, draws: Array) -> tuple[float, float]:
+    def _levels(self, metric: Metric, totals: Array | Sparse, value: float, draws: Array) -> tuple[float, float]:
         """The two quantile levels of the interval."""
         tail = (1 - self.confidence) / 2
         plain = (tail, 1 - tail)
@@ -169,7 +182,7 @@ class ClusterBootstrap:
         # Few 0/1 outcomes give many draws equal to the value; rounding in a difference of ratios must not split them.
         tied = np.isclose(draws, value, rtol=0, atol=1e-9)
         below = np.mean((draws < value) & ~tied) + np.mean(tied) / 2
-        left_out = metric.statistic(totals.sum(axis=0) - totals)
+        left_out = _left_out(metric, totals)
         left_out = left_out[np.isfinite(left_out)]
         deviations = left_out.mean() - left_out if len(left_out) else np.zeros(1)
         spread = float((deviations**2).sum()) ** 1.5
@@ -180,6 +193,27 @@ class ClusterBootstrap:
         z = stats.norm.ppf(np.array(plain))
         shifted = stats.norm.cdf(bias + (bias + z) / (1 - acceleration * (bias + z)))
         return float(shifted[0]), float(shifted[1])
+
+
+def _in_parts(metric: Metric, weights: Array, totals: Array | Sparse) -> Array:
+    """(R,) the metric under each of (R, C) weights of the clusters."""
+    return np.concatenate([metric.statistic(weights[part] @ totals) for part in _parts(len(weights), totals)])
+
+
+def _left_out(metric: Metric, totals: Array | Sparse) -> Array:
+    """(C,) the metric without each of the clusters."""
+    whole = totals.sum(axis=0)
+    found = []
+    for part in _parts(totals.shape[0], totals):
+        own = totals[part]
+        found.append(metric.statistic(whole - (own.toarray() if isinstance(own, sparse.csr_array) else own)))
+    return np.concatenate(found)
+
+
+def _parts(rows: int, totals: Array | Sparse) -> list[slice]:
+    """So many rows at a time that memory grows with the number of totals, not with its square."""
+    size = max(1, AT_ONCE // max(1, totals.shape[1]))
+    return [slice(start, start + size) for start in range(0, rows, size)]
 
 
 class Bootstraps:

@@ -17,6 +17,7 @@ from mllm_align_eval.measures import GENERATED, measures, splits_of
 from mllm_align_eval.metrics import Measures
 from mllm_align_eval.published import length_matched, published_measures
 from mllm_align_eval.statistics import Bootstraps, Estimate
+from mllm_align_eval.written import Shares, shares_of
 
 Answers = Mapping[tuple[Method, ImageArm], Sequence[Answer]]
 COMPARISONS = (("aligned", "base"), ("control", "base"), ("aligned", "control"), ("base", "base_16bit"))
@@ -171,22 +172,12 @@ def _reliabilities(items: Sequence[Item], answers: Answers) -> dict[str, dict[st
     return found
 
 
-def _reading(items: Sequence[Item], answers: Answers) -> dict[str, dict[str, float | int | bool]]:
+def _reading(items: Sequence[Item], answers: Answers) -> dict[str, Shares]:
     """By split what became of the answers that were generated under the right image, as shares of them."""
     said = {entry.item: entry for entry in answers.get(("generate", "right"), ())}
     found = {}
     for (benchmark, split), members in splits_of(items, said).items():
-        given = [said[item.id] for item in members]
-        shares = {state: sum(entry.state == state for entry in given) for state in ("invalid", "abstained", "error")}
-        found[f"{benchmark}/{split}"] = {
-            "n": len(given),
-            "open": not any(item.is_closed for item in members),
-            "unreadable": shares["invalid"] / len(given),
-            "abstained": shares["abstained"] / len(given),
-            "errors": shares["error"] / len(given),
-            "truncated": sum(entry.truncated for entry in given) / len(given),
-            "truncated_unreadable": sum(entry.truncated and entry.state == "invalid" for entry in given) / len(given),
-        }
+        found[f"{benchmark}/{split}"] = shares_of(members, [said[item.id] for item in members])
     return found
 
 

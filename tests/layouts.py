@@ -205,6 +205,7 @@ def plain_signals(
         },
         features=_plain_features(model, batch, states, features),
         sources=batch.sources,
+        row_ids=batch.row_ids,
     )
 
 

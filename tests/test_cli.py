@@ -26,6 +26,7 @@ COMMANDS = (
     "data check",
     "data counterfactual",
     "data embed",
+    "data ocr",
     "data reject",
     "data retrieve",
     "world train-base",
@@ -97,7 +98,7 @@ def test_recipes_are_listed_with_their_first_line_and_printed(capsys: pytest.Cap
     assert "svco_llava15_7b\n    S-VCO (Wu et al., 2025" in listed
     assert main(["recipes", "demo_svco"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["model_name_or_path"] == "demo-base"
-    assert "known: chip_llava16_7b, demo_svco" in refused(capsys, "recipes", "demo_scvo")
+    assert "known: chip_llava16_7b, clim, cloc_like, " in refused(capsys, "recipes", "demo_scvo")
 
 
 def test_dry_run_prints_the_plan_and_trains_nothing(

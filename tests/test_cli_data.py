@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,10 @@ import pytest
 from mllm_align.cli import main
 from mllm_align.cli.speaker import ModelSpeaker
 from mllm_align.data.loading import load_rows
-from mllm_align.data.mine.differing import Differing
+from mllm_align.data.mine.differing import FILTERS, Differing
 from mllm_align.data.mine.masking import Masking
+from mllm_align.data.mine.realign import NO_NEIGHBOUR, NOT_COMPLETED, NOTHING_TO_MASK, TOO_SIMILAR
+from mllm_align.data.mine.reasons import REASONS
 from mllm_align.data.mine.speaking import Ask
 from mllm_align.data.output import RowFile
 from mllm_align.data.world import Scene, instruction_rows
@@ -80,7 +83,65 @@ def test_rejected_responses_are_wrong(
     assert Counter(row["kind"] for row in kept)["caption"] >= 6
     report = json.loads((tmp_path / "out.jsonl.report.json").read_text())
     assert report["kept"] + sum(report["filters"].values()) == report["rows"] == NUM_ROWS
-    assert f"{NUM_ROWS} rows, {len(kept)} kept" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{NUM_ROWS} rows, {len(kept)} kept" in said
+    assert report["filters"]
+    assert all(f"dropped for {name}: {count} ({REASONS[name]})" in said for name, count in report["filters"].items())
+
+
+def test_every_reason_is_explained() -> None:
+    ours = {NOTHING_TO_MASK, NO_NEIGHBOUR, NOT_COMPLETED, TOO_SIMILAR, "similarity", *FILTERS}
+    assert set(REASONS) == ours
+
+
+def test_a_model_that_follows_no_instructions_is_told_the_other_way(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(asks: Any, max_new_tokens: int) -> list[str]:
+        return [""] * len(asks)
+
+    monkeypatch.setattr(silent, "identity", "silent", raising=False)
+    monkeypatch.setattr("mllm_align.cli.retrieve.load_speaker", lambda arguments: silent)
+    options = ("--limit", "6", "--text-model", "none", "--index", "exact")
+    assert run("retrieve", rows, tmp_path / "out.jsonl", *options) == 0
+    said = capsys.readouterr().out
+    assert "6 rows, 0 kept" in said
+    assert "responses were not completed as they were asked for" in said
+    assert "needs --complete continue, with another --output" in said
+    assert run("retrieve", rows, tmp_path / "other.jsonl", *options, "--complete", "continue") == 0
+    assert "--complete continue" not in capsys.readouterr().out
+
+
+def test_the_help_names_the_text_encoder_and_the_way_without(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "999")  # or names are cut at their hyphens
+    with pytest.raises(SystemExit):
+        main(["data", "retrieve", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(default: sentence-transformers/all-mpnet-base-v2, fetched from the Hub" in said
+    assert "none goes without" in said
+
+
+def test_rows_that_are_others_are_named(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few, output = tmp_path / "few.jsonl", tmp_path / "out.jsonl"
+    RowFile(few).write([row | {"image": str(rows.parent / row["image"])} for row in read(rows)[:4]])
+    given = ("--model", "demo-base", "--max-new-tokens", "8", "--output", str(output))
+    assert main(["data", "reject", str(rows), "--limit", "6", *given]) == 0
+    work = tmp_path / "out.jsonl.work" / "answers"
+    assert refused(capsys, "data", "reject", str(few), "--overwrite", *given) == (
+        f"error: the job in {work} was made from 6 rows of {rows}, this one has 4 rows of {few}: remove the folder "
+        f"{work} to begin anew, or name another output"
+    )
+    # The same rows and pictures in another place are the same job, and it is finished.
+    moved = tmp_path / "moved"
+    shutil.copytree(rows.parent, moved)
+    before = output.read_bytes()
+    assert main(["data", "reject", str(moved / rows.name), "--limit", "6", "--overwrite", *given]) == 0
+    names = [
+        [Path(json.loads(line)["image"]).name for line in text.splitlines()] for text in (before, output.read_bytes())
+    ]
+    assert names[0] == names[1]
 
 
 def test_retrieved_and_completed_responses_are_wrong(
@@ -163,7 +224,7 @@ def test_options_reach_the_jobs(rows: Path, tmp_path: Path, monkeypatch: pytest.
     assert given == {
         "shown": "other", "differing": Differing(3, 2, 0.7, (0.5, 2.0)), "max_similarity": 0.8, "contrast": True,
         "seed": 7, "max_new_tokens": 48, "similarity": "an encoder", "strict": True, "overwrite": False,
-        "block_size": 64,
+        "block_size": 64, "made_of": str(rows),
     }  # fmt: skip
     given.clear()
     own = ("--band", "0.3", "0.6", "--k", "3", "--index", "hnsw", "--mask-share", "0.4", "--max-segments", "2")
@@ -174,7 +235,7 @@ def test_options_reach_the_jobs(rows: Path, tmp_path: Path, monkeypatch: pytest.
     assert given == {
         "low": 0.3, "high": 0.6, "k": 3, "index": "hnsw", "way": "continue", "masking": Masking(0.4, 2, 7),
         "max_similarity": 0.8, "differing": Differing(), "max_new_tokens": 48, "similarity": "an encoder",
-        "segmenter": None, "strict": True, "overwrite": False, "block_size": 64,
+        "segmenter": None, "strict": True, "overwrite": False, "block_size": 64, "made_of": str(rows),
     }  # fmt: skip
 
 
@@ -201,6 +262,7 @@ class Found:
         (("reject", "--text-model", "./no_encoder"), "no text encoder ./no_encoder"),
         (("retrieve", "--mask-share", "0"), "share of segments"),
         (("retrieve", "--text-model", "./no_encoder"), "no text encoder ./no_encoder"),
+        (("retrieve", "--text-model", "./no_encoder"), "or go without, --text-model none: words of content alone"),
         (("retrieve", "--text-model", "none", "--encoder", "./no_model"), "./no_model"),
         (("retrieve", "--text-model", "none", "--images", "./no_images"), "./no_images"),
     ],

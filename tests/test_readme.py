@@ -126,14 +126,20 @@ def test_python_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_recipe_example_is_one() -> None:
-    example, _ = blocks("yaml")
+    example = blocks("yaml")[0]
     recipe = parse_recipe(yaml.safe_load(example.replace("2e-5", "2.0e-5")))
     assert recipe.train["learning_rate"] == 2e-5
     assert len(build_objective(recipe).needs.views) == 6
 
 
+def test_the_example_of_regions_is_one() -> None:
+    parts = yaml.safe_load(blocks("yaml")[1])
+    recipe = parse_recipe({"model": {"model_name_or_path": "demo-base"}, "train": {"output_dir": "runs/x"}, **parts})
+    assert [feature.pooling for feature in build_objective(recipe).needs.features] == ["regions"]
+
+
 def test_the_switches_that_save_memory_and_time_work_together(tmp_path: Path) -> None:
-    switches = yaml.safe_load(blocks("yaml")[1])["train"]
+    switches = yaml.safe_load(blocks("yaml")[-1])["train"]
     assert switches.pop("torch_compile") is True  # needs a compiler; it has tests of its own
     rows = [row | {"source": "pairs" if number % 3 else "instructions"} for number, row in enumerate(pair_rows(6))]
     objective = Weighted((SVCO(), 1.0, "pairs"), (NextToken(), 0.5, "instructions"))
@@ -157,7 +163,7 @@ def shell_lines() -> list[str]:
 def test_every_command_line_of_the_readme_parses(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.partition("#")[0].split() for line in shell_lines()]
     commands = [line[1:] for line in lines if line and line[0] == "mllm-align"]
-    assert len(commands) == 20
+    assert len(commands) == 22
     for command in commands:
         with pytest.raises(SystemExit) as stop:
             main([*command, "--help"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +31,10 @@ class Run(NamedTuple):
 
 
 class Records:
-    """The lines of `runs.jsonl`; a line that a kill cut short is left out."""
+    """The lines of `runs.jsonl`, by what decides a run; a line that a kill cut short is left out."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, kind: Callable[..., Any] = Run) -> None:
+        self.path, self.kind = path, kind
         self.found: dict[Any, dict[str, Any]] = {}
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         for line in lines:
@@ -53,13 +54,13 @@ class Records:
             file.flush()
             os.fsync(file.fileno())
 
-    def get(self, run: Run) -> dict[str, Any] | None:
+    def get(self, run: Any) -> dict[str, Any] | None:
         """The record of a run, if it is finished."""
         return self.found.get(run)
 
     def _keep(self, record: dict[str, Any]) -> None:
         own = record["run"]
-        self.found["base" if own == "base" else Run(**own)] = record
+        self.found["base" if own == "base" else self.kind(**own)] = record
 
 
 def run_of(condition: str, arm: Arm, rate: float, seed: int) -> Run:

@@ -22,6 +22,8 @@ from mllm_align_eval.benchmarks.sugarcrepe import SUGARCREPE, SUGARCREPE_CAPTION
 from mllm_align_eval.benchmarks.textvqa import TEXTVQA
 from mllm_align_eval.benchmarks.winoground import WINOGROUND
 from mllm_align_eval.benchmarks.world import validation_items, world_items
+from mllm_align_eval.benchmarks.world_correspondence import WORLD_CORRESPONDENCE
+from mllm_align_eval.benchmarks.world_documents import WORLD_DOCUMENTS
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
@@ -49,6 +51,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         SUGARCREPE_PP,
         TEXTVQA,
         WINOGROUND,
+        WORLD_CORRESPONDENCE,
+        WORLD_DOCUMENTS,
     )
 }
 

@@ -171,6 +171,7 @@ AMBER = Benchmark(
     title="AMBER (Wang et al., 2023): existence, attributes and relations, asked for and described",
     origin=ORIGIN,
     image_origin=IMAGES,
+    files=("annotations.json", "query_*.json"),
     read=amber_items,
     score=amber_score,
     readings={"official": capital_yes_no, "vlmevalkit": word_yes_no},

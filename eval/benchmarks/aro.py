@@ -146,6 +146,7 @@ ARO = Benchmark(
     title="ARO (Yuksekgonul et al., 2023): relations, attributes and word order",
     origin=ORIGIN,
     image_origin=IMAGES,
+    files=(*VG.values(), *ORDER.values()),
     read=aro_items,
     score=aro_score,
     readings={"official": read_as_is},

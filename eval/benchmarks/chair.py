@@ -120,6 +120,7 @@ CHAIR = Benchmark(
     title="CHAIR (Rohrbach et al., 2018): objects that are described and not there",
     origin=ORIGIN,
     image_origin=IMAGES,
+    files=("synonyms.txt", "captions_*2014.json", "instances_*2014.json", IDS),
     read=chair_items,
     score=chair_score,
     primary="chair/chair_i",

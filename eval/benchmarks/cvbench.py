@@ -116,6 +116,7 @@ CVBENCH = Benchmark(
     title="CV-Bench (Tong et al., 2024): counts, relations, depth and distance",
     origin=ORIGIN,
     image_origin=ORIGIN,
+    files=("*.jsonl", "*.parquet"),
     read=cvbench_items,
     score=cvbench_score,
     primary="cvbench/official",

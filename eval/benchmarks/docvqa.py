@@ -134,6 +134,7 @@ DOCVQA = Benchmark(
     title="DocVQA (Mathew et al., 2021), validation: reading scanned pages",
     origin=ORIGIN,
     image_origin=IMAGES,
+    files=FILES,
     read=docvqa_items,
     score=anls_score,
     readings=READINGS,

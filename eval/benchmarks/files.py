@@ -7,39 +7,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from mllm_align_eval.items import Picture
-
-if TYPE_CHECKING:
-    from mllm_align_eval.benchmark import Benchmark
-
-DATA_VARIABLE = "MLLM_ALIGN_DATA"
-
-
-def data_folder(given: str | os.PathLike[str] | None, benchmark: Benchmark) -> Path:
-    """The folder of a benchmark's annotation files, in the folder that is given or else in `$MLLM_ALIGN_DATA`.
-
-    Where it has none and files whose names begin with its own lie there, it is that folder itself.
-
-    Raises:
-        FileNotFoundError: If there is no such folder, or none was named.
-    """
-    name, origin = benchmark.folder or benchmark.name, benchmark.origin
-    root = given if given is not None else os.environ.get(DATA_VARIABLE)
-    if not root:
-        raise FileNotFoundError(
-            f"no annotations of {name}: get them from {origin}, put them into a folder {name}/ and name the folder "
-            f"that holds it, with --data or {DATA_VARIABLE}"
-        )
-    folder = Path(root) / name
-    if not folder.is_dir() and any(Path(root).glob(f"{name}_*.json*")):
-        return Path(root)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: put the annotations of {name} there, from {origin}")
-    return folder
 
 
 def require_file(path: Path, origin: str) -> Path:
@@ -72,11 +44,17 @@ class PictureFolder:
         if self.root is None:
             return
         wanted = list(dict.fromkeys(names))
+        if wanted and not self.root.is_dir():
+            raise FileNotFoundError(
+                f"no folder {self.root}: put the images there ({wanted[0]} and so on), from {self.origin}; or name "
+                "the folder that holds them with --images"
+            )
         missing = [name for name in wanted if not (self.root / name).is_file()]
         if missing:
+            lower = next((path for path in sorted(self.root.glob("*/")) if (path / missing[0]).is_file()), None)
+            mend = f"name {lower} with --images" if lower else f"get them from {self.origin} and put them there"
             raise FileNotFoundError(
-                f"{len(missing)} of {len(wanted)} images are not in {self.root} (first: {missing[0]}): get them from "
-                f"{self.origin}"
+                f"{len(missing)} of {len(wanted)} images are not in {self.root} (first: {missing[0]}): {mend}"
             )
 
 
@@ -85,7 +63,9 @@ def open_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    except UnidentifiedImageError as error:
+        raise ValueError(f"cannot read the image {path}: no picture, or of an unknown kind") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's for a broken PNG is the second
         raise ValueError(f"cannot read the image {path}: {error}") from error
 
 

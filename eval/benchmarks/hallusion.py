@@ -155,6 +155,7 @@ HALLUSION = Benchmark(
     title="HallusionBench (Guan et al., 2024): language priors and visual illusions",
     origin=f"{ORIGIN} ({FILE})",
     image_origin=IMAGES,
+    files=(FILE,),
     read=hallusion_items,
     score=hallusion_score,
     primary="hallusion/aAcc",

@@ -42,6 +42,7 @@ INFOVQA = Benchmark(
     title="InfographicVQA (Mathew et al., 2022), validation: reading infographics",
     origin=ORIGIN,
     image_origin=IMAGES,
+    files=FILES,
     read=infovqa_items,
     score=anls_score,
     readings=READINGS,

@@ -140,6 +140,7 @@ MMHAL = Benchmark(
     title="MMHal-Bench (Sun et al., 2023): open questions, rated by a judge",
     origin=ORIGIN,
     image_origin=IMAGES,
+    files=FILES,
     read=mmhal_items,
     score=mmhal_score,
     readings={OFFICIAL: lambda text, item: UNREAD},

@@ -82,7 +82,7 @@ def mmvm_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str
     counts = np.array([[answers[item.id].right, 1 / len(item.choices), 1] for item in items], dtype=np.float64)
     found = {
         "mmvm/acc": mean(items, lambda item: answers[item.id].right),
-        "mmvm/chance_corrected_acc": Measure(Metric(counts.reshape(-1, 3), _over_chance), clusters_of(items)),
+        "mmvm/chance_corrected_acc": Measure(Metric(counts.reshape(-1, 3), over_chance), clusters_of(items)),
     }
     for cue in CUES:
         members = [item for item in items for found_cue in item.truth[key] if found_cue == cue]
@@ -91,7 +91,8 @@ def mmvm_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str
     return found
 
 
-def _over_chance(totals: Array) -> Array:
+def over_chance(totals: Array) -> Array:
+    """(right - chance) / (number - chance) of totals of the three."""
     right, chance, number = (totals[..., index] for index in range(3))
     return ratio(np.stack([right - chance, number - chance], axis=-1))
 
@@ -131,6 +132,7 @@ MMVM = Benchmark(
     title="MMVM (Zhou et al., 2025): the same object in two pictures",
     origin=ORIGIN,
     image_origin=IMAGES,
+    files=(FILE,),
     read=mmvm_items,
     score=mmvm_score,
     primary="mmvm/acc",

@@ -127,6 +127,7 @@ MMVP = Benchmark(
     title="MMVP (Tong et al., 2024): pairs of images that CLIP takes for one",
     origin=ORIGIN,
     image_origin=ORIGIN,
+    files=("Questions.csv",),
     read=mmvp_items,
     score=mmvp_score,
     primary="mmvp/pair_acc",

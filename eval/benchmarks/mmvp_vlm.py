@@ -93,6 +93,7 @@ MMVP_VLM = Benchmark(
     title="MMVP-VLM (Tong et al., 2024): pairs of images told apart by a statement",
     origin=ORIGIN,
     image_origin=IMAGES,
+    files=("Questions.csv",),
     read=mmvp_vlm_items,
     score=mmvp_vlm_score,
     readings={"official": read_as_is},

@@ -130,6 +130,7 @@ OBJHAL = Benchmark(
     title="Objects in descriptions of Object HalBench's images (RLHF-V; Yu et al., 2023)",
     origin=ORIGIN,
     image_origin=IMAGES,
+    files=(QUESTIONS, SYNONYMS),
     read=objhal_items,
     score=objhal_score,
     primary="objhal/chair_style/chair_i",

@@ -100,6 +100,7 @@ POPE = Benchmark(
     title="POPE (Li et al., 2023): whether an object is in the image",
     origin=ORIGIN,
     image_origin=IMAGES,
+    files=("coco_pope_*.json",),
     read=pope_items,
     score=pope_score,
     primary="pope/adversarial/acc",

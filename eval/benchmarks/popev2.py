@@ -117,6 +117,7 @@ POPEV2 = Benchmark(
     title="POPEv2 (Li et al., 2026): whether an object is there, and after it was removed",
     origin=ORIGIN,
     image_origin=IMAGES,
+    files=(FILE,),
     read=popev2_items,
     score=popev2_score,
     primary="popev2/pair_acc",

@@ -154,6 +154,7 @@ REALWORLDQA = Benchmark(
     title="RealWorldQA (xAI, 2024): questions about photos",
     origin=ORIGIN,
     image_origin=ORIGIN,
+    files=("*.jsonl", "*.parquet"),
     read=realworldqa_items,
     score=realworldqa_score,
     primary="realworldqa/acc",

@@ -128,6 +128,7 @@ def _benchmark(name: str, title: str) -> Benchmark:
         title=title,
         origin=ORIGIN.format(FILES[name]),
         image_origin=IMAGES[name],
+        files=(FILES[name],),
         read=partial(retrieval_items, name),
         score=retrieval_score,
         readings={"official": read_as_is},

@@ -119,6 +119,7 @@ SCIENCEQA = Benchmark(
     title="ScienceQA (Lu et al., 2022): school science, with and without pictures",
     origin=ORIGIN,
     image_origin=IMAGES,
+    files=("problems.json", "pid_splits.json"),
     read=scienceqa_items,
     score=scienceqa_score,
     primary="scienceqa/img/acc",

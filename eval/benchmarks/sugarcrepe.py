@@ -7,7 +7,9 @@ captions in different words must both beat the wrong one; its text-only task nee
 
 Taking the shorter caption for the true one, without looking, is right for .996 of add_att, .990 of add_obj, .534 of
 replace_att, .505 of replace_obj, .642 of replace_rel, .492 of swap_att and .549 of swap_obj (ties half). A sum of
-log-probabilities favours short captions, so it is near that on add_att and add_obj whatever the image shows.
+log-probabilities favours short captions, so it is near that on add_att and add_obj whatever the image shows. A model
+that writes is therefore judged by `_pmi`, what the image adds to a caption's log-probability; a dual encoder's
+similarities are taken as they are.
 
 The image is the cluster: 7,511 captions are about fewer images. Neither lmms-eval nor VLMEvalKit has the benchmark.
 """
@@ -208,6 +210,7 @@ SUGARCREPE = Benchmark(
     title="SugarCrepe (Hsieh et al., 2023): which of two captions, asked in both orders",
     origin=ORIGIN,
     image_origin=IMAGES,
+    files=tuple(f"{subset}.json" for subset in SUBSETS),
     read=sugarcrepe_items,
     score=sugarcrepe_score,
     readings={"official": one_number},
@@ -219,10 +222,11 @@ SUGARCREPE_CAPTIONS = Benchmark(
     title="SugarCrepe (Hsieh et al., 2023): scores of two captions",
     origin=ORIGIN,
     image_origin=IMAGES,
+    files=tuple(f"{subset}.json" for subset in SUBSETS),
     read=caption_items,
     score=captions_score,
     readings={"official": read_as_is},
-    primary="sugarcrepe_captions/acc_mean7",
+    primary="sugarcrepe_captions/acc_mean7_pmi",
     hub=tuple(Hub(HUB.format(subset), partial(caption_hub_items, subset)) for subset in SUBSETS),
     folder="sugarcrepe",
 )
@@ -231,8 +235,9 @@ SUGARCREPE_PP = Benchmark(
     title="SugarCrepe++ (Dumpala et al., 2024): scores of two true captions and a wrong one",
     origin=ORIGIN_PP,
     image_origin=IMAGES,
+    files=tuple(f"{subset}.json" for subset in SUBSETS_PP),
     read=plus_items,
     score=plus_score,
     readings={"official": read_as_is},
-    primary="sugarcrepe_pp/itt_acc_mean5",
+    primary="sugarcrepe_pp/itt_acc_mean5_pmi",
 )

@@ -79,6 +79,7 @@ TEXTVQA = Benchmark(
     title="TextVQA (Singh et al., 2019), validation: reading text in photos",
     origin=ORIGIN,
     image_origin=IMAGES,
+    files=FILES,
     read=textvqa_items,
     score=textvqa_score,
     readings=READINGS,

@@ -101,6 +101,7 @@ WINOGROUND = Benchmark(
     title="Winoground (Thrush et al., 2022): two images and two captions of the same words",
     origin=ORIGIN,
     image_origin=IMAGES,
+    files=("examples.jsonl",),
     read=winoground_items,
     score=winoground_score,
     readings={"official": read_as_is},

@@ -20,6 +20,7 @@ from mllm_align_eval.report.labels import (
 )
 from mllm_align_eval.report.leading import benchmarks_of, primary
 from mllm_align_eval.report.metric_names import better
+from mllm_align_eval.report.source import source_text
 
 PRIMARY = ("world/adversarial/acc", "world/pair_acc")
 IN_DISTRIBUTION = "world/in_distribution/acc"
@@ -35,16 +36,19 @@ class Headline:
         cost: On the world, what happened on scenes like those of training.
         control: Whether the plain next-token control on the same pairs does as well.
         others: Beside the world, what became of the metrics that the run's other benchmarks are judged by.
+        source: Whether these are scores of probabilities or of written answers.
     """
 
     effect: str
     cost: str
     control: str
     others: str = ""
+    source: str = ""
 
     def __str__(self) -> str:
         """All that there is to say, as one paragraph."""
-        return " ".join(part for part in (self.effect, self.cost, self.control, self.others) if part)
+        parts = (self.effect, self.cost, self.control, self.others, self.source)
+        return " ".join(part for part in parts if part)
 
 
 def headline(results: Mapping[str, Any]) -> Headline:
@@ -57,16 +61,16 @@ def headline(results: Mapping[str, Any]) -> Headline:
         The sentences. On the world the measures are adversarial and pair accuracy, on other benchmarks the metrics
         that they are judged by.
     """
-    roles = Roles.of(results["arms"])
+    roles, source = Roles.of(results["arms"]), source_text(results)
     if roles.after == roles.before:
-        return Headline(_alone(results, roles.before), "", "")
+        return Headline(_alone(results, roles.before), "", "", source=source)
     changes = _changes(results, roles.after, roles.before)
     if not changes:
-        return Headline(_judged(results, roles), "", _beside_control(results, roles))
+        return Headline(_judged(results, roles), "", _beside_control(results, roles), source=source)
     against = _changes(results, roles.after, roles.control) if roles.control else []
     cost = compare(results, roles.after, roles.before, IN_DISTRIBUTION)
     others = _judged(results, roles) if len(benchmarks_of(results)) > 1 and results.get("primary") else ""
-    return Headline(_effect(changes), _cost(cost), _control(against, changes), others)
+    return Headline(_effect(changes), _cost(cost), _control(against, changes), others, source)
 
 
 def _changes(results: Mapping[str, Any], first: str, second: str) -> list[Change]:

@@ -23,6 +23,9 @@ BESIDE = {
     "mmhal": ("mmhal/hallucination_rate", "mmhal/words"),
     "objhal": ("objhal/response_hall", "objhal/recall", "objhal/words", "objhal/mentions"),
     "pope": ("pope/popular/acc", "pope/random/acc", "pope/f1_mean3"),
+    # The sum that is published, and the same without the image: how much of it is length and habit.
+    "sugarcrepe_captions": ("sugarcrepe_captions/acc_mean7", "sugarcrepe_captions/acc_mean7_no_image"),
+    "sugarcrepe_pp": ("sugarcrepe_pp/itt_acc_mean5", "sugarcrepe_pp/itt_acc_mean5_no_image"),
 }
 
 
@@ -44,7 +47,8 @@ def present(results: Mapping[str, Any], metric: str) -> str | None:
 def primary(results: Mapping[str, Any], benchmark: str) -> list[str]:
     """The metrics that a benchmark is judged by, as far as they were measured.
 
-    Of a run that does not say: those that were tested, or else the first accuracy there is.
+    Of a run that does not say, or has not all its splits: those that were tested, or else the first accuracy there
+    is, of the same scoring where that was measured.
     """
     named = (results.get("benchmarks") or {}).get(benchmark, {}).get("primary") or []
     tested = [m for cells in results.get("primary", {}).values() for m in cells if parse_key(m).benchmark == benchmark]
@@ -53,7 +57,10 @@ def primary(results: Mapping[str, Any], benchmark: str) -> list[str]:
         return found
     metrics = dict.fromkeys(metric for cells in results["arms"].values() for metric in cells)
     usable = [m for m in metrics if (key := parse_key(m)).benchmark == benchmark and not key.picture and not key.kind]
-    accuracies = [metric for metric in usable if parse_key(metric).measure == "acc"]
+    accuracies = [metric for metric in usable if parse_key(metric).measure in ("acc", "itt_acc")]
+    scorings = {parse_key(metric).scoring for metric in named}
+    # A stable sort: false comes first.
+    accuracies.sort(key=lambda metric: (parse_key(metric).scoring not in scorings, bool(parse_key(metric).scoring)))
     return (accuracies or _present(results, BESIDE.get(benchmark, ())))[:1]
 
 

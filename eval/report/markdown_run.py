@@ -18,7 +18,7 @@ from mllm_align_eval.report.labels import (
 )
 from mllm_align_eval.report.markdown import cell_text, table
 from mllm_align_eval.report.metric_names import better
-from mllm_align_eval.report.reading import LIMIT, warnings
+from mllm_align_eval.report.reading import warning_head, warnings
 from mllm_align_eval.report.reliability import BINNING, calibration_rows, calibration_texts, splits
 from mllm_align_eval.report.run_card import asked, run_card
 
@@ -51,8 +51,7 @@ def markdown_report(results: Mapping[str, Any], title: str) -> str:
     parts = [f"# {title}"]
     lost = warnings(results)
     if lost:
-        head = f"**Warning: more than {LIMIT:.0%} of the answers were lost or cut**".replace("%", " %")
-        parts.append("\n".join(["> " + head, ">", *(f"> - {text}" for text in lost)]))
+        parts.append("\n".join([f"> **{warning_head(results)}**", ">", *(f"> - {text}" for text in lost)]))
     parts += [str(headline(results)), *asked(results)]
     notes = [*cautions(results), *detection_texts(results), *calibration_texts(results)]
     if notes:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 GENERATED = "_generated"
 PICTURES = {"other": "another image", "blank": "a blank image", "no": "no image"}
 # Benchmarks of open questions alone: that their answers were generated need not be said.
-WRITTEN = ("chair", "docvqa", "infovqa", "mmhal", "objhal", "textvqa")
-SCORINGS = {"_per_byte": "per byte", "_pmi": "PMI", "_matched": "at equal lengths"}
+WRITTEN = ("chair", "docvqa", "infovqa", "mmhal", "objhal", "textvqa", "world_documents")
+SCORINGS = {"_per_byte": "per byte", "_pmi": "by what the image adds (PMI)", "_matched": "at equal lengths"}
 
 BENCHMARKS = {
     "amber": "AMBER",
@@ -38,6 +38,8 @@ BENCHMARKS = {
     "textvqa": "TextVQA",
     "winoground": "Winoground",
     "world": "World",
+    "world_correspondence": "Rendered correspondence",
+    "world_documents": "Rendered documents",
 }
 
 

@@ -18,7 +18,7 @@ from mllm_align_eval.report.findings import cautions, key_figures
 from mllm_align_eval.report.gallery import OPEN, GalleryEntry, data_uri, is_pixel_art
 from mllm_align_eval.report.headline import headline
 from mllm_align_eval.report.metric_names import better
-from mllm_align_eval.report.reading import LIMIT, reading_of, warnings
+from mllm_align_eval.report.reading import LIMIT, reading_of, warning_head, warnings
 from mllm_align_eval.report.reliability import BINNING, LEFT_OUT, calibration_rows, calibration_texts, diagrams
 from mllm_align_eval.report.results_file import write_new
 from mllm_align_eval.report.run_card import asked, run_card
@@ -77,6 +77,7 @@ def write_report(
         tested=list(arms),
         benchmarks=asked(results),
         warnings=warnings(results),
+        warning_head=warning_head(results),
         limit=f"{LIMIT:.0%}".removesuffix("%"),
         key_figures=key_figures(results),
         cautions=cautions(results),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mllm_align_eval.report.labels import arm_inline, number
@@ -10,7 +10,8 @@ from mllm_align_eval.report.metric_names import benchmark_label, parse_key
 
 # A run of which more than this share of the written answers was lost says little about the model.
 LIMIT = 0.02
-SHARES = ("unreadable", "abstained", "errors", "truncated", "truncated_unreadable")
+SHARES = ("unreadable", "empty", "abstained", "errors", "truncated", "truncated_unreadable")
+MISSING, UNREAD, CUT = "missing", "unread", "cut"
 
 
 def reading_of(results: Mapping[str, Any], arm: str, metric: str) -> dict[str, float] | None:
@@ -44,37 +45,74 @@ def by_benchmark(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, fl
 
 
 def warnings(results: Mapping[str, Any]) -> list[str]:
-    """One sentence for each benchmark and arm of which more than 2 % of the written answers were lost or cut.
+    """One sentence on what was lost, and one on what to do, for each benchmark and arm that lost answers.
 
-    Lost are those that no rule could read and those that the model failed to give. A cut answer to a closed question
+    Missing are those that the model failed to give, unread those that no rule could read, and cut those that reached
+    the limit of their length; of the latter two a share of up to 2 % is let pass. A cut answer to a closed question
     may still have been read; a cut description mentions less, so that it has less to be wrong about.
     """
-    found = []
+    return [text for _, text in _lost(results)]
+
+
+def warning_head(results: Mapping[str, Any]) -> str:
+    """What the warnings have in common, for a line above them; "" where there are none."""
+    kinds = list(dict.fromkeys(kind for kind, _ in _lost(results)))
+    if kinds in ([], [MISSING]):
+        return "Warning: answers are missing" if kinds else ""
+    limit = f"{LIMIT:.0%}".replace("%", " %")
+    return f"Warning: more than {limit} of the answers were lost: {' and '.join(kinds)}"
+
+
+def _lost(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Kind and text of each warning."""
     for benchmark, arms in by_benchmark(results).items():
         for arm, shares in arms.items():
             who = f"{benchmark}, {arm_inline(arm)}"
             if shares["errors"] > 0:
-                found.append(f"{who}: the model failed on {number('', shares['errors'])} % of the questions.")
+                yield MISSING, f"{who}: {_missing(shares)}"
             if shares["unreadable"] > LIMIT:
-                lost = "are empty" if shares["open"] else "could not be read and count as wrong"
-                cut = shares["truncated_unreadable"] > 0
-                among = f" ({number('', shares['truncated_unreadable'])} % were cut)" if cut else ""
-                found.append(f"{who}: {number('', shares['unreadable'])} % of the written answers {lost}{among}.")
+                yield UNREAD, f"{who}: {_unread(shares)}"
             if shares["truncated"] > LIMIT:
-                effect = (
-                    "a cut text mentions less, and has less to be wrong about"
-                    if shares["open"]
-                    else "what was read of them is the head alone"
-                )
-                found.append(
-                    f"{who}: {number('', shares['truncated'])} % of the written answers were cut at the limit of "
-                    f"their length; {effect}."
-                )
-    return found
+                yield CUT, f"{who}: {_cut(shares)}"
+
+
+def _missing(shares: Mapping[str, float]) -> str:
+    return (
+        f"the model failed on {number('', shares['errors'])} % of the questions, and these count as wrong. Mend what "
+        "it failed with and give the same command: only they are asked again."
+    )
+
+
+def _unread(shares: Mapping[str, float]) -> str:
+    percent = number("", shares["unreadable"])
+    if shares["open"]:
+        return (
+            f"{percent} % of the written answers are empty. A model that writes nothing was given another chat "
+            "template than its own, or was trained to end at once: look at its answers with and without the adapter."
+        )
+    parts = {"empty": "were empty", "truncated_unreadable": "were cut"}
+    among = ", ".join(f"{number('', shares[name])} % {what}" for name, what in parts.items() if shares[name] > 0)
+    return (
+        f"{percent} % of the written answers could not be read and count as wrong{f' ({among})' if among else ''}. "
+        "Look at some: if they do answer, only in other words, another --parser may read them, and scores by "
+        "log-probability do not depend on the words."
+    )
+
+
+def _cut(shares: Mapping[str, float]) -> str:
+    effect = (
+        "a cut text mentions less, and has less to be wrong about"
+        if shares["open"]
+        else "what was read of them is the head alone"
+    )
+    return (
+        f"{number('', shares['truncated'])} % of the written answers were cut at the limit of their length; {effect}. "
+        "Give them more room with --max-new-tokens."
+    )
 
 
 def _together(cells: list[Any]) -> dict[str, float] | None:
     total = sum(cell["n"] for cell in cells)
     if not total:
         return None
-    return {"n": total} | {name: sum(cell[name] * cell["n"] for cell in cells) / total for name in SHARES}
+    return {"n": total} | {name: sum(cell.get(name, 0.0) * cell["n"] for cell in cells) / total for name in SHARES}

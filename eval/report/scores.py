@@ -11,9 +11,12 @@ from typing import Any
 from rich.table import Table
 
 from mllm_align.data.files import write_whole
+from mllm_align_eval.benchmark import STRICT
 from mllm_align_eval.report.labels import interval, number
+from mllm_align_eval.report.reading import warnings
 from mllm_align_eval.report.terminal import console
 from mllm_align_eval.statistics import Estimate
+from mllm_align_eval.written import Shares
 
 
 def write_scores(scores: Mapping[str, Estimate], path: Path, judge: Mapping[str, Any] | None = None) -> None:
@@ -35,3 +38,20 @@ def print_scores(scores: Mapping[str, Estimate], title: str) -> None:
         cells = number(key, estimate.value), interval(key, estimate.as_dict())
         table.add_row(key, *cells, f"{estimate.n:,}", f"{estimate.clusters:,}")
     console().print(table)
+
+
+def print_lost(reading: Mapping[str, Shares], name: str, parser: str) -> bool:
+    """Warns below the table of answers that were lost; returns whether some were.
+
+    Args:
+        reading: `scoring.reading_of_answers`.
+        name: What the answers are called.
+        parser: By whose rules they were scored.
+    """
+    lost = warnings({"reading": {name: reading}})
+    for text in lost:
+        console().print(f"WARNING  {text}", style="bold red", highlight=False, markup=False)
+    if lost and parser != STRICT:
+        note = f"Unread is what the strict rules cannot read; the {parser} ones may take it for an answer."
+        console().print(note, style="dim", highlight=False)
+    return bool(lost)

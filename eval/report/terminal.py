@@ -125,10 +125,12 @@ def _table(results: Mapping[str, Any], before: str, layout: _Layout) -> Table:
         lines = [line for text in (label, *(cells[i].plain for cells in rows.values())) for line in text.split("\n")]
         table.add_column(Text(label), justify="right", no_wrap=True, min_width=max(map(len, lines)))
     generated = [metric for metric in metrics if metric.endswith(GENERATED)]
+    if 0 < len(generated) < len(metrics):
+        table.add_row("[bold]By the most probable answer[/bold]")
     for metric, cells in rows.items():
         if generated and metric == generated[0]:
             table.add_section()
-            table.add_row("[bold]Read from generation[/bold]")
+            table.add_row("[bold]By what the model wrote[/bold]")
         table.add_row(Text(metric_label(metric).removesuffix(", generated")), *cells)
     _add_reading(table, results)
     return table

@@ -9,13 +9,14 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from mllm_align.cli import check, counterfactual, embed, evaluation, reject, retrieve, training
-from mllm_align.cli.commands import DEBUG_HELP
+from mllm_align.cli import check, counterfactual, embed, evaluation, ocr, regions, reject, retrieve, training
+from mllm_align.cli.commands import DEBUG_HELP, print_error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, or 2 after an error that the user can mend.
 
+    An evaluation ends with 1 where questions could not be answered, with 3 where answers were lost (--fail-on-lost).
     As a shell has it, 130 says that it was interrupted and 141 that who read its output stopped reading.
     """
     arguments = _parser().parse_args(argv)
@@ -29,12 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Who reads has enough, as `head`; the interpreter must not try to write the rest when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except SystemExit as stop:
+        # What rich makes of the same, after it has turned standard output away.
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError, ImportError) as error:
         if arguments.debug:
             raise
-        from rich.console import Console
-
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+        print_error(error)
         return 2
     except KeyboardInterrupt:
         print(
@@ -53,6 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="look at data and make it").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    for command in (check, counterfactual, embed, retrieve, reject):
+    for command in (check, counterfactual, embed, ocr, regions, retrieve, reject):
         command.add(data)
     return parser

@@ -14,7 +14,9 @@ from mllm_align.cli.making import add_source, load_named
 def add(data: Any) -> None:
     """Adds `data check`."""
     check = add_command(data, "check", _check, "check data against what an objective needs, and show a sample")
-    check.add_argument("rows", help="a file, a folder, a dataset on the Hub, world:pairs or world:instructions")
+    check.add_argument(
+        "rows", help="a file, a folder, a dataset on the Hub, or world:pairs, world:correspondence, ..."
+    )
     check.add_argument("--objective", default="svco", help="name or import path (default: %(default)s)")
     check.add_argument(
         "--model", help="whose processor reads the rows (default: demo-base); with --balance, asked without the image"
@@ -25,12 +27,20 @@ def add(data: Any) -> None:
         "--balance", action="store_true", help="how well text alone tells chosen from rejected, by category"
     )
     check.add_argument("--category", help="column with a row's category (default: category, or kind)")
+    text = "only draw the regions of the first rows, and how much of each image token they cover, as PNG files there"
+    check.add_argument("--draw", metavar="FOLDER", help=text)
+    check.add_argument("--draw-rows", type=int, default=8, metavar="N", help="how many rows (default: %(default)s)")
     check.add_argument("--load-in-4bit", action="store_true", help="NF4 for the model that --balance asks")
 
 
 def _check(arguments: argparse.Namespace) -> None:
     rows = load_named(arguments, arguments.rows)
-    if arguments.balance:
+    if arguments.draw is not None:
+        from mllm_align.cli.draw import draw_rows
+
+        paths = draw_rows(rows, arguments.model or "demo-base", arguments.draw, arguments.draw_rows)
+        print(f"wrote {len(paths)} pictures to {arguments.draw}")
+    elif arguments.balance:
         _balance(rows, arguments)
     else:
         _fit(rows, arguments)
@@ -61,12 +71,20 @@ def _fit(rows: Any, arguments: argparse.Namespace) -> None:
         family.image_keys,
         family.token_keys,
         region_weights=RegionWeights(family, processor.image_processor, config),
+        ask_teacher=_silent,
     )
     print(check_dataset(rows, collator))
     if not 0 <= arguments.row < len(rows):
         raise ValueError(f"--row {arguments.row}: there are {len(rows)} rows, counted from 0")
     for view in sample_as_model_sees(rows[arguments.row], collator):
         print(f"\n{view}")
+
+
+def _silent(feature: Any, images: Any, objects: Any, where: str) -> Any:
+    """In place of a teacher, which need not be loaded to see whether rows can be used."""
+    import torch
+
+    return torch.zeros(len(objects) if feature.pooling == "regions" else 1, 1)
 
 
 def _balance(rows: Any, arguments: argparse.Namespace) -> None:

@@ -9,6 +9,13 @@ from typing import Any
 DEBUG_HELP = "show the traceback of an error"
 
 
+def print_error(error: BaseException) -> None:
+    """The error as one line on the standard error stream."""
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+
+
 def add_command(commands: Any, name: str, run: Callable[[Any], None], text: str) -> argparse.ArgumentParser:
     """A command that calls `run` with what was parsed; its own arguments are still to be added.
 

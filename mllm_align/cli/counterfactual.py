@@ -115,6 +115,7 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
         batch_size=arguments.batch_size,
         block_size=arguments.block_size,
+        made_of=arguments.rows,
     )
     if processes().is_main_process:
         print("\n".join(_summary(report, arguments.output)))
@@ -149,11 +150,7 @@ def _summary(report: Mapping[str, Any], output: str) -> Iterator[str]:
             spread = ", ".join(f"{found[share]:.2f}" for share in ("10%", "50%", "90%"))
             yield f"  {name} cosine {side} {options[bound]:g}: {found[side]:,} pairs; at 10, 50 and 90 %: {spread}"
     if "flips" in report:
-        flips = report["flips"]
-        yield (
-            f"{flips['kept']:,} of {flips['possible']:,} possible left-right flips; "
-            f"{flips['side words unclear']:,} texts name a side so that no rule could exchange it"
-        )
+        yield from _flip_lines(report["flips"])
     yield f"{report['duplicates']:,} duplicates"
     if "sampled away" in report:
         yield f"{report['sampled away']:,} pairs sampled away to balance the categories"
@@ -169,4 +166,33 @@ def _summary(report: Mapping[str, Any], output: str) -> Iterator[str]:
         )
     yield f"{report['training']:,} pairs for training in {output}, {report['validation']:,} for validation"
     if report["validation"] != report["validation asked"]:
-        yield f"  {report['validation asked']:,} were asked for; pairs that share an image stay together"
+        yield _validation_line(report)
+
+
+def _flip_lines(flips: Mapping[str, Any]) -> Iterator[str]:
+    """How many flips there are, and why there are no more."""
+    yield f"{flips['kept']:,} of {flips['possible']:,} possible left-right flips"
+    if flips["kept"] < flips["possible"]:
+        yield "  as many as give their categories the share that they have in the input"
+    for reason, count in sorted(flips["impossible"].items()):
+        yield f"  no flip of {count:,} pairs: {reason}"
+    if not flips["possible"]:
+        yield (
+            "  a flip needs a text that says left or right of a place, and a prompt that names no side or both: leave "
+            "--flips out, or give rows with such texts"
+        )
+
+
+def _validation_line(report: Mapping[str, Any]) -> str:
+    """Why the validation file has not as many pairs as were asked for, and what to do."""
+    asked, found, groups = report["validation asked"], report["validation"], report["groups"]
+    total = report["training"] + found
+    reason = f"  {asked:,} were asked for; pairs that share an image stay together, in {groups['number']:,} groups of "
+    reason += f"at most {groups['largest']:,}"
+    if asked >= total:
+        return f"{reason}, and there are {total:,} pairs in all: ask for fewer, or keep more (--above, --below)"
+    if groups["number"] < 2:
+        return f"{reason}: nothing can be split off; give rows of which some share no image with the others"
+    return (
+        f"{reason}: {found:,} is the nearest number; for another, give more rows that share no image with the others"
+    )

@@ -67,6 +67,7 @@ def _embed(arguments: argparse.Namespace) -> None:
         block_size=arguments.block_size,
         workers=arguments.workers,
         strict=arguments.strict,
+        made_of=arguments.images,
     )
     if processes().is_main_process and not found.problems:  # else a warning has said it
         print(found.summary())

@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from mllm_align.cli import scoring
-from mllm_align.cli.commands import add_command
-from mllm_align.cli.scoring import DATA_HELP, NAMES, PARSERS, add_judge_options, judge_of, known
+from mllm_align.cli.commands import add_command, print_error
+from mllm_align.cli.scoring import (
+    DATA_HELP,
+    LOST,
+    NAMES,
+    PARSERS,
+    add_judge_options,
+    images_missing,
+    judge_of,
+    known,
+)
 
-LOST = 3  # exit status of a run with --fail-on-lost
+UNANSWERED = 1  # exit status where a picture or the model failed
 
 
 def add(commands: Any) -> None:
@@ -38,41 +47,48 @@ def _add_eval(commands: Any) -> None:
     run.add_argument("--limit", type=int, help="questions (world: scenes) per split")
     run.add_argument("--load-in-4bit", action="store_true", help="NF4 with double quantisation")
     run.add_argument("--batch-size", type=int, default=32)
+    run.add_argument("--max-new-tokens", type=int, help="of a written answer (default: the benchmark's own limit)")
     add_judge_options(run, "judge.jsonl in the output")
     run.add_argument("--output", required=True, help="folder for results.json, the report and the answers")
     run.add_argument("--overwrite", action="store_true", help="replace results in that folder; answers are reused")
-    text = "exit with status 3 where more than 2 %% of the written answers could not be read or were cut"
-    run.add_argument("--fail-on-lost", action="store_true", help=text)
+    scoring.add_fail_on_lost(run)
     scoring.add(evaluation)
 
 
 def _eval_run(arguments: argparse.Namespace) -> None:
     from mllm_align.data.processes import processes
     from mllm_align.models import ModelArguments
+    from mllm_align_eval.benchmarks import BENCHMARKS
     from mllm_align_eval.report import print_table
     from mllm_align_eval.report.reading import warnings
     from mllm_align_eval.run import benchmark_items, evaluate
+    from mllm_align_eval.runner import AnswerErrors
 
     folders = dict(_images(given) for given in arguments.images)
     items: list[Any] = []
     for name in dict.fromkeys(arguments.benchmark):
         images = folders.get(name, folders.get(""))
-        if known(name, "world") != "world" and images is None and arguments.data != "hub":
-            raise ValueError(f"--images is missing: {name} needs the folder with its pictures")
+        drawn = known(name, "world") == "world" or BENCHMARKS[name].is_rendered
+        if not drawn and images is None and arguments.data != "hub":
+            raise ValueError(images_missing(name))
         items += benchmark_items(name, arguments.data, images, arguments.limit)
     model = ModelArguments(model_name_or_path=arguments.model, load_in_4bit=arguments.load_in_4bit)
     adapters = _adapters(arguments.adapter)
-    results = evaluate(
-        model,
-        adapters,
-        items,
-        arguments.output,
-        batch_size=arguments.batch_size,
-        parser=arguments.parser,
-        judge=judge_of(arguments, str(Path(arguments.output) / "judge.jsonl")),
-        overwrite=arguments.overwrite,
-        title=f"{', '.join(dict.fromkeys(arguments.benchmark))} with {arguments.model}",
-    )
+    settings: dict[str, Any] = {
+        "batch_size": arguments.batch_size,
+        "max_new_tokens": arguments.max_new_tokens,
+        "parser": arguments.parser,
+        "judge": judge_of(arguments, str(Path(arguments.output) / "judge.jsonl")),
+        "overwrite": arguments.overwrite,
+        "title": f"{', '.join(dict.fromkeys(arguments.benchmark))} with {arguments.model}",
+    }
+    try:
+        results = evaluate(model, adapters, items, arguments.output, **settings)
+    except AnswerErrors as error:
+        if arguments.debug:
+            raise
+        print_error(error)
+        raise SystemExit(UNANSWERED) from None
     if processes().is_main_process:
         print_table(results)
     if arguments.fail_on_lost and warnings(results):

@@ -18,7 +18,7 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="only the first rows")
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
     parser.add_argument("--strict", action="store_true", help="a row that cannot be used is an error")
-    parser.add_argument("--overwrite", action="store_true", help="replace an output file with other rows")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output file that holds other rows")
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +125,15 @@ def load_text_encoder(name: str) -> Any:
     """
     from mllm_align.data.mine.text_embed import TextEmbedder
 
-    return None if name == "none" else TextEmbedder(name)
+    if name == "none":
+        return None
+    try:
+        return TextEmbedder(name)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. It compares responses: name another encoder (folder or Hub id) with --text-model, or go "
+            "without, --text-model none: words of content alone are compared then"
+        ) from error
 
 
 def print_summary(report: dict[str, Any], output: str) -> None:

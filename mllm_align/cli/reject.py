@@ -81,6 +81,7 @@ def _reject(arguments: argparse.Namespace) -> None:
         strict=arguments.strict,
         overwrite=arguments.overwrite,
         block_size=arguments.block_size,
+        made_of=arguments.rows,
     )
     print_summary(report, arguments.output)
 

@@ -48,7 +48,8 @@ def add(data: Any) -> None:
     retrieve.add_argument(
         "--text-model",
         default="sentence-transformers/all-mpnet-base-v2",
-        help="that compares responses; none: only words of content are compared (default: %(default)s)",
+        help="the text encoder that compares responses, Hub id or folder (default: %(default)s, fetched from the Hub "
+        "where it is not there yet); none goes without: only words of content are compared",
     )
     retrieve.add_argument(
         "--max-text-similarity", type=float, default=0.95, help="cosine under it, exclusive (default: %(default)s)"
@@ -58,8 +59,9 @@ def add(data: Any) -> None:
 def _retrieve(arguments: argparse.Namespace) -> None:
     from mllm_align.data.mine.gallery import Gallery
     from mllm_align.data.mine.masking import Masking
-    from mllm_align.data.mine.realign import RealignOptions, make_realigned
+    from mllm_align.data.mine.realign import NOT_COMPLETED, RealignOptions, make_realigned
     from mllm_align.data.output import RowFile
+    from mllm_align.data.processes import processes
 
     refuse_other_output(arguments)
     options = RealignOptions(
@@ -87,8 +89,15 @@ def _retrieve(arguments: argparse.Namespace) -> None:
         strict=arguments.strict,
         overwrite=arguments.overwrite,
         block_size=arguments.block_size,
+        made_of=arguments.rows,
     )
     print_summary(report, arguments.output)
+    unfilled = report["filters"].get(NOT_COMPLETED, 0)
+    if options.way == "instruct" and not report["kept"] and unfilled and processes().is_main_process:
+        print(
+            f"  no row is kept, and {unfilled:,} responses were not completed as they were asked for: a model that "
+            "does not follow instructions needs --complete continue, with another --output"
+        )
 
 
 def _further(arguments: argparse.Namespace) -> Any:
@@ -115,7 +124,8 @@ def _neighbours(arguments: argparse.Namespace, pictures: Any, work: Path) -> tup
     facts = {"encoder": embedder.identity, "index": arguments.index, "band": [low, high], "pictures": len(pictures)}
     if not len(pictures):
         return _NoNeighbours(), facts
-    embeddings = embed_images(pictures, embedder, work / "embeddings", strict=arguments.strict)
+    settings = {"strict": arguments.strict, "made_of": arguments.rows}
+    embeddings = embed_images(pictures, embedder, work / "embeddings", **settings)
     if not len(embeddings):
         return _NoNeighbours(), facts
     facts["embeddings"] = embeddings.identity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ from mllm_align.cli.commands import add_command
 NAMES = (
     "amber, aro, chair, coco_retrieval, cvbench, docvqa, flickr30k, hallusion, infovqa, mmhal, mmvm, mmvp, "
     "mmvp_vlm, objhal, pope, popev2, realworldqa, scienceqa, sugarcrepe, sugarcrepe_captions, sugarcrepe_pp, "
-    "textvqa, winoground"
+    "textvqa, winoground, world_correspondence, world_documents"
 )
 PARSERS = ("strict", "official", "lmms-eval", "vlmevalkit", "cambrian", "s-vco")
-DATA_HELP = "folder that holds the annotations in a folder by the benchmark's name (default: $MLLM_ALIGN_DATA), or hub"
+LOST = 3  # exit status with --fail-on-lost
+DATA_HELP = (
+    "folder with the benchmark's annotations, folder that holds it by the benchmark's name (default: "
+    "$MLLM_ALIGN_DATA), one file of them, or hub"
+)
 
 
 def add(evaluation: Any) -> None:
@@ -40,13 +45,15 @@ def add(evaluation: Any) -> None:
     score.add_argument("--overwrite", action="store_true", help="replace that file")
     score.add_argument("--parser", choices=PARSERS, help="whose rules hold (default: official, where there is one)")
     add_judge_options(score, "the answers' name + .judge.jsonl")
+    add_fail_on_lost(score)
 
     text = "make POPE's polling questions from your own annotations"
     poll = add_command(evaluation, "poll", _poll, text)
     poll.add_argument("annotations", help="COCO instances (.json), or JSON lines of image and objects (.jsonl)")
     poll.add_argument("--output", required=True, help="folder; the questions go to pope/ in it")
     poll.add_argument("--num-images", type=int, default=500, help="how many are drawn (default: %(default)s)")
-    poll.add_argument("--per-image", type=int, default=3, help="objects asked about with yes, and with no")
+    text = "objects asked about with yes, and as many with no (default: %(default)s, as POPE)"
+    poll.add_argument("--per-image", type=int, default=3, help=text)
     poll.add_argument("--seed", type=int, default=0)
     text = "make MMVP-style questions from pairs that `data counterfactual` made"
     pairs = add_command(evaluation, "pairs", _pairs, text)
@@ -63,6 +70,10 @@ def _poll(arguments: argparse.Namespace) -> None:
     settings = {"num_images": arguments.num_images, "per_image": arguments.per_image, "seed": arguments.seed}
     for path in write_polls(images, Path(arguments.output) / "pope", **settings):
         print(f"wrote {path}")
+    print(
+        f"next: mllm-align eval run MODEL --benchmark pope --data {shlex.quote(arguments.output)} --images FOLDER "
+        f"--output OUT, with the folder that holds {images[0].image}"
+    )
 
 
 def _pairs(arguments: argparse.Namespace) -> None:
@@ -85,11 +96,12 @@ def _questions(arguments: argparse.Namespace) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> None:
+    from mllm_align_eval.answer_file import read_answers
     from mllm_align_eval.benchmarks import BENCHMARKS
     from mllm_align_eval.importing import import_texts
-    from mllm_align_eval.report.scores import print_scores, write_scores
+    from mllm_align_eval.report.scores import print_lost, print_scores, write_scores
     from mllm_align_eval.run import benchmark_items
-    from mllm_align_eval.scoring import answered_splits, estimates, measures_of, read_answers
+    from mllm_align_eval.scoring import answered_splits, estimates, measures_of, reading_of_answers
 
     benchmark = BENCHMARKS[known(arguments.benchmark)]
     parser = arguments.parser or ("official" if "official" in benchmark.parsers else "strict")
@@ -115,6 +127,9 @@ def _score(arguments: argparse.Namespace) -> None:
     if arguments.json is not None:
         write_scores(scores, Path(arguments.json), judge.card() if judge is not None else None)
     print_scores(scores, f"{benchmark.title}, {parser} rules" + (f", {judge.caption()}" if judge is not None else ""))
+    lost = print_lost(reading_of_answers(benchmark, items, given), Path(arguments.answers or "").name, parser)
+    if lost and arguments.fail_on_lost:
+        raise SystemExit(LOST)
 
 
 def _similarities(arguments: argparse.Namespace, items: list[Any]) -> Any:
@@ -122,8 +137,14 @@ def _similarities(arguments: argparse.Namespace, items: list[Any]) -> Any:
 
     check_scored_by_rows(items)
     if arguments.images is None and arguments.data != "hub":
-        raise ValueError(f"--images is missing: {arguments.benchmark} needs the folder with its pictures")
+        raise ValueError(images_missing(arguments.benchmark))
     return DualEncoder(arguments.dual_encoder)(items)
+
+
+def add_fail_on_lost(command: argparse.ArgumentParser) -> None:
+    """The option that makes lost answers a failure."""
+    text = "exit with status 3 where more than 2 %% of the written answers could not be read or were cut"
+    command.add_argument("--fail-on-lost", action="store_true", help=text)
 
 
 def add_judge_options(command: argparse.ArgumentParser, cache: str) -> None:
@@ -145,6 +166,18 @@ def judge_of(arguments: argparse.Namespace, cache: str) -> Any:
         return None
     kept = arguments.judge_cache or cache
     return load_judge(arguments.judge, arguments.judge_model, arguments.key_env, kept, arguments.judge_runs)
+
+
+def images_missing(name: str) -> str:
+    """What to say where a benchmark's pictures are needed and no folder was named."""
+    from mllm_align_eval.benchmarks import BENCHMARKS
+
+    benchmark = BENCHMARKS[name]
+    hub = ", or take the copy on the Hub with --data hub" if benchmark.hub else ""
+    return (
+        f"--images is missing: {name} needs its pictures. Get them ({benchmark.image_origin}), put them into a folder "
+        f"and name it with --images FOLDER{hub}"
+    )
 
 
 def known(name: str, *further: str) -> str:

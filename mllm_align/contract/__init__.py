@@ -8,24 +8,31 @@ reference, and the maths on the small tensors that come back. The first three ar
 runs in any trainer.
 """
 
-from mllm_align.contract.batch import Batch, Branch, Prefix
+from mllm_align.contract.batch import Batch, Branch, Phrase, Prefix
+from mllm_align.contract.expert import KeptExpert, ObjectAdapter
 from mllm_align.contract.needs import Feature, Needs, View
 from mllm_align.contract.outcome import Objective, Outcome, Term, needs_for
 from mllm_align.contract.regions import Regions
 from mllm_align.contract.signals import Ragged, Signals
+from mllm_align.contract.teacher import Teacher, teacher_from
 
 __all__ = [
     "Batch",
     "Branch",
     "Feature",
+    "KeptExpert",
     "Needs",
+    "ObjectAdapter",
     "Objective",
     "Outcome",
+    "Phrase",
     "Prefix",
     "Ragged",
     "Regions",
     "Signals",
+    "Teacher",
     "Term",
     "View",
     "needs_for",
+    "teacher_from",
 ]

@@ -36,6 +36,13 @@ class Branch(NamedTuple):
     token_ids: Tensor
 
 
+class Phrase(NamedTuple):
+    """What regions are called, after a prefix without an image: `token_ids` (R,), the end of the turn included."""
+
+    prefix: int
+    token_ids: Tensor
+
+
 @dataclass(frozen=True)
 class Batch:
     """What the collator hands to the engine: distinct images, distinct prefixes, and the responses after each.
@@ -55,6 +62,12 @@ class Batch:
         region_weights: Per such column, of each region (T,) float32: how much of each of its image's first T tokens it
             covers, 0 to 1; the others it does not.
         num_lost_regions: How many others the rows have.
+        phrases: The distinct texts of regions, where a feature is taken of them.
+        region_phrases: Per such column, of each region which of `phrases` is its text; -1 where it has none.
+        region_negatives: Per column of which a feature is of its regions' negatives, which of `phrases` these are, in
+            order of region.
+        image_sizes: Per distinct image how many tokens the language model reads of it; empty where nobody counted.
+        teacher_features: Per feature of a teacher (N, d), in order of row; none where no row has an entry.
     """
 
     sources: tuple[str, ...]
@@ -68,6 +81,11 @@ class Batch:
     regions: Mapping[str, Regions] = field(default_factory=dict)
     region_weights: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     num_lost_regions: int = 0
+    phrases: tuple[Phrase, ...] = ()
+    region_phrases: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    region_negatives: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    image_sizes: tuple[int, ...] = ()
+    teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -83,6 +101,8 @@ class Batch:
             ),
             branches=tuple(Branch(b.prefix, b.row, b.view, change(b.token_ids)) for b in self.branches),
             region_weights={column: tuple(map(change, own)) for column, own in self.region_weights.items()},
+            phrases=tuple(Phrase(p.prefix, change(p.token_ids)) for p in self.phrases),
+            teacher_features={name: change(own) for name, own in self.teacher_features.items()},
         )
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mllm_align.contract.teacher import Teacher
+
 
 class View(NamedTuple):
     """One (image column or None, response column) pairing whose response is scored.
@@ -25,9 +27,18 @@ class Feature(NamedTuple):
 
     `source` is one of tower, projector, hidden, text, teacher; `column` the image or response column it is taken of;
     `layer` an index into the source's layers or None for its output; `pooling` the name of a pooling. The engine
-    measures "projector" (pooling "mean" over the tokens of the row's images, of width d of the language model, or
-    "regions", a mean for each region on them by how much of a token's area it covers) and "text" (the last layer's
-    hidden states over a response, read in a pass without image, pooling "mean" or "last").
+    measures
+
+    - "projector": pooling "mean" over the tokens of the row's images, of width d of the language model, "tokens", all
+      of them, or "regions", a mean for each region on them by how much of a token's area it covers;
+    - "text": the last layer's hidden states over a response, read in a pass without image, pooling "mean", "last" or
+      "tokens"; or, with an image column, the last one over what each region is called (pooling "regions", zero where
+      it is called nothing) or over what it is said not to be (pooling "negatives", an entry for each);
+    - "teacher": what `teacher`, a frozen model beside it, makes of an image column, pooling "mean" over the row's
+      images, or "regions", aligned with those of the model, without a gradient.
+
+    With `momentum` a feature is that of a slow copy of what trains, which follows it at that rate a step, without a
+    gradient.
     """
 
     name: str
@@ -35,6 +46,13 @@ class Feature(NamedTuple):
     column: str
     layer: int | None = None
     pooling: str = "mean"
+    teacher: Teacher | None = None
+    momentum: float | None = None
+
+    @property
+    def of_phrases(self) -> bool:
+        """Whether it is of texts of regions: what they are called, or what they are not."""
+        return self.source == "text" and self.pooling in ("regions", "negatives")
 
 
 @dataclass(frozen=True)

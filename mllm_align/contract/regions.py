@@ -19,6 +19,8 @@ class Regions:
         object_ids: Which thing each is, or "".
         texts: What it is called, or "".
         kinds: Its class, or "".
+        coverage: How many tokens' areas it covers in all; empty where nobody counted.
+        negatives: Texts that it is none of, any number; empty where nobody told.
     """
 
     row: tuple[int, ...] = ()
@@ -27,6 +29,8 @@ class Regions:
     object_ids: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
+    coverage: tuple[float, ...] = ()
+    negatives: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.row)
@@ -37,5 +41,6 @@ class Regions:
         for place, row in enumerate(self.row):
             own.setdefault(row, []).append(place)
         found = [(place, new) for new, row in enumerate(rows) for place in own.get(row, ())]
-        kept = {f.name: tuple(getattr(self, f.name)[place] for place, _ in found) for f in fields(self)}
+        told = {f.name: own for f in fields(self) if (own := getattr(self, f.name))}
+        kept = {name: tuple(own[place] for place, _ in found) for name, own in told.items()}
         return Regions(**{**kept, "row": tuple(new for _, new in found)})

@@ -33,6 +33,7 @@ class Signals:
         token_logps: Per view, only where `Needs.tokens`: `values` (N,) in order of row and position.
         features: Per feature name: `values` (N, d), in order of row; a name that no row has is absent.
         sources: (B,) the name of the source each row came from.
+        row_ids: (B,) a stable id of each row, where it is known.
         host_num_tokens: `num_tokens` once more, on the host, where it is known there: to learn which rows have a view,
             nobody then waits for the device.
         host_feature_rows: Per feature name its `row` once more, likewise.
@@ -47,6 +48,7 @@ class Signals:
     token_logps: Mapping[View, Ragged] = field(default_factory=dict)
     features: Mapping[str, Ragged] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
+    row_ids: tuple[str, ...] = ()
     regions: Mapping[str, Regions] = field(default_factory=dict)
     host_num_tokens: Mapping[View, Sequence[int]] = field(default_factory=dict)
     host_feature_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -85,6 +87,7 @@ class Signals:
                 for name, value in self.features.items()
             },
             sources=tuple(self.sources[row] for row in rows) if self.sources else (),
+            row_ids=tuple(self.row_ids[row] for row in rows) if self.row_ids else (),
             regions={column: own.select(rows) for column, own in self.regions.items()},
             host_num_tokens={view: tuple(own[row] for row in rows) for view, own in self.host_num_tokens.items()},
             host_feature_rows={name: tuple(new) for name, (_, new) in places.items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from mllm_align.data.files import write_whole
+from mllm_align.data.files import as_text, write_whole
 from mllm_align.data.processes import processes
 
 SETTINGS = "job.json"
+MADE_OF = ".made_of"  # beside the settings, which stand for the result wherever its input lies
 PROBLEM = "problem"
 ABANDONED = 3600  # seconds after which an unfinished file is of a process that was killed
 
@@ -37,9 +38,12 @@ class BlockJob:
         schema: Columns of the records that work returns. A string column "problem" is added: a record that has one
             is a row that could not be used, and why.
         block_size: Rows of a block: what a kill costs at the most, and what is in memory at one time.
+        inputs: Settings that stand for what the input holds, as a digest of it.
+        made_of: What the input is called, as a path; it decides nothing, and is for messages alone.
 
     Raises:
-        ValueError: If the folder holds what a job with other settings made; the message names the first of them.
+        ValueError: If the folder holds what a job on another input or with other settings made; the message says
+            which.
     """
 
     def __init__(
@@ -49,13 +53,16 @@ class BlockJob:
         num_rows: int,
         schema: pa.Schema,
         block_size: int = 256,
+        *,
+        inputs: Collection[str] = ("input", "images", "pages", "embeddings"),
+        made_of: str = "",
     ) -> None:
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1, not {block_size}")
         self.folder = Path(folder)
         self.schema = schema if PROBLEM in schema.names else schema.append(pa.field(PROBLEM, pa.string()))
         self.blocks = [range(start, min(start + block_size, num_rows)) for start in range(0, num_rows, block_size)]
-        self._claim({**settings, "rows": num_rows, "block_size": block_size})
+        self._claim({**settings, "rows": num_rows, "block_size": block_size}, {"rows", *inputs}, made_of)
 
     def run(
         self, work: Work, title: str, *, progress: bool = True, outdated: Callable[[Path], bool] | None = None
@@ -106,12 +113,16 @@ class BlockJob:
         for table in self.tables():
             yield from table.to_pylist()
 
-    def _claim(self, settings: dict[str, Any]) -> None:
+    def _claim(self, settings: dict[str, Any], inputs: Collection[str], made_of: str) -> None:
         content = json.loads(json.dumps(settings, sort_keys=True, default=str))
         path = self.folder / SETTINGS
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
+            named = self.folder / MADE_OF
+            made_before = named.read_text(encoding="utf-8") if named.exists() else ""
             changed = [key for key in sorted({*before, *content}) if before.get(key) != content.get(key)]
+            if any(key in inputs for key in changed):
+                raise ValueError(self._other_input(before.get("rows"), made_before, content["rows"], made_of))
             if changed:
                 key = changed[0]
                 raise ValueError(
@@ -120,7 +131,19 @@ class BlockJob:
                 )
             return
         # Every process writes the same.
+        if made_of:
+            write_whole(self.folder / MADE_OF, as_text(made_of).encode())
         write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
+
+    def _other_input(self, rows_before: Any, made_before: str, rows: int, made_of: str) -> str:
+        first, second = (
+            f"{n} rows{f' of {name}' if name else ''}" for n, name in ((rows_before, made_before), (rows, made_of))
+        )
+        what = f"this one has {second}" if first != second else "which hold something else now (texts, ids or images)"
+        return (
+            f"the job in {self.folder} was made from {first}, {what}: remove the folder {self.folder} to begin anew, "
+            "or name another output"
+        )
 
     def _write(self, number: int, records: Sequence[Mapping[str, Any]]) -> None:
         table = pa.Table.from_pylist([dict(record) for record in records], schema=self.schema)

@@ -142,7 +142,8 @@ def check_dataset(
             if len(problems) == MAX_PROBLEMS or not summary.rows:
                 break
             continue
-        if row.images and not compared:
+        # Rows that are read for their images alone have no conversation.
+        if row.images and row.responses and not compared:
             _compare_first(row, collator)
             compared = True
     if problems:
@@ -155,9 +156,13 @@ def check_dataset(
 
 
 def _measured(row: Row, collator: AlignCollator, meter: _LengthMeter) -> list[EncodedView]:
-    """The views of a row; images that only features look at are read too, and that there are objects is seen."""
+    """The views of a row; images that only features look at are read too, that there are objects is seen,
+    and what these are called is tokenised."""
     views = list(collator.rows.encode(row, meter.expand))
     collator.rows.columns_with_regions(row)
+    phrases = list(collator.rows.phrases(row).values())
+    if collator.on_overflow == "error":
+        collator.fit(row, phrases)
     for column, images in collator.rows.images_for_features(row).items():
         for image in images:
             meter.expand(image, f"{row.name}, column {column!r}", len(images) > 1)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mllm_align.contract import Batch, Branch, Needs, Prefix
+from mllm_align.contract import Batch, Branch, Feature, Needs, Phrase, Prefix
 from mllm_align.data.encode import EncodedView, RowEncoder
 from mllm_align.data.images import image_key, load_image
+from mllm_align.data.objects import ImageObject
 from mllm_align.data.pixel_cache import PixelCache
 from mllm_align.data.pixels import EncodedImage, ImageEncoder
 from mllm_align.data.regions import RegionList, WeighRegions
@@ -24,6 +25,9 @@ from mllm_align.data.transport import few_storages
 logger = logging.getLogger(__name__)
 
 Overflow = Literal["error", "drop", "truncate"]
+PHRASES_PER_PREFIX = 64
+# What a teacher makes of a row's images and the objects on them: one vector for each object, or one in all (N, d).
+AskTeacher = Callable[[Feature, Sequence[Any], Sequence[ImageObject], str], Tensor]
 OVERFLOWS: tuple[Overflow, ...] = ("error", "drop", "truncate")
 
 
@@ -47,6 +51,7 @@ class AlignCollator:
         max_pixels: Largest number, likewise.
         region_weights: Weights of objects over the tokens of their image (`vision.RegionWeights`), for objectives that
             look at regions; None for others.
+        ask_teacher: What teachers make of images, for objectives that compare with one; None for others.
         pixel_cache: Folder in which processed images are kept for later epochs and runs; None for no cache.
 
     Raises:
@@ -66,6 +71,7 @@ class AlignCollator:
         max_pixels: int | None = None,
         pixel_cache: str | os.PathLike[str] | None = None,
         region_weights: WeighRegions | None = None,
+        ask_teacher: AskTeacher | None = None,
     ) -> None:
         if on_overflow not in OVERFLOWS:
             raise ValueError(f"on_overflow must be one of {', '.join(OVERFLOWS)}, got {on_overflow!r}")
@@ -76,6 +82,7 @@ class AlignCollator:
         self.images = ImageEncoder(processor, image_keys, min_pixels, max_pixels)
         self.pixel_cache = PixelCache(pixel_cache, self.images) if pixel_cache is not None else None
         self.region_weights = region_weights
+        self.ask_teacher = ask_teacher
         self.token_keys = tuple(token_keys)
         self.max_length = max_length
         self.on_overflow = on_overflow
@@ -90,9 +97,10 @@ class AlignCollator:
         """Collate parsed rows."""
         builder = _BatchBuilder(self)
         for row in rows:
-            views = self.fit(row, list(self.rows.encode(row, builder.expand)))
-            if views is not None:
-                builder.add(row, views)
+            views, phrases = list(self.rows.encode(row, builder.expand)), self.rows.phrases(row)
+            kept = self.fit(row, [*views, *phrases.values()])
+            if kept is not None:
+                builder.add(row, kept[: len(views)], dict(zip(phrases, kept[len(views) :], strict=True)))
         return builder.build()
 
     def image(self, key: str, value: Any, where: str, several: bool = False) -> EncodedImage:
@@ -168,12 +176,17 @@ class _BatchBuilder:
         self.collator = collator
         self.seen: dict[str, EncodedImage] = {}
         self.images: dict[str, int] = {}
-        self.prefixes: dict[tuple[str, tuple[str, ...]], int] = {}
+        self.prefixes: dict[tuple[str, tuple[str, ...], int], int] = {}
         self.prefix_list: list[Prefix] = []
         self.branches: list[Branch] = []
         self.rows: list[tuple[str, str, bool]] = []
         self.row_images: dict[str, dict[int, tuple[int, ...]]] = {}
         self.regions: dict[str, RegionList] = {}
+        self.taught: dict[str, list[Tensor]] = {}
+        self.phrases: dict[str, int] = {}
+        self.phrase_list: list[Phrase] = []
+        self.phrase_columns: set[str] = set()
+        self.negative_columns: set[str] = set()
 
     def expand(self, value: Any, where: str, several: bool) -> tuple[str, str]:
         key = self.collator.images.variant(image_key(value, where), several)
@@ -181,12 +194,13 @@ class _BatchBuilder:
             self.seen[key] = self.collator.image(key, value, where, several)
         return key, self.seen[key].expansion
 
-    def add(self, row: Row, views: Sequence[EncodedView]) -> None:
+    def add(self, row: Row, views: Sequence[EncodedView], phrases: Mapping[str, EncodedView]) -> None:
         number = len(self.rows)
         for view in views:
             ids = torch.tensor(view.response_ids, dtype=torch.long)
             self.branches.append(Branch(self._prefix(view), number, view.view, ids))
         with_regions = self.collator.rows.columns_with_regions(row)
+        kept: dict[str, list[int]] = {}
         for column, images in self.collator.rows.images_for_features(row).items():
             where = f"{row.name}, column {column!r}"
             keys = [self.expand(image, where, len(images) > 1)[0] for image in images]
@@ -194,9 +208,28 @@ class _BatchBuilder:
             self.row_images.setdefault(column, {})[number] = own
             if column in with_regions:
                 found = self.regions.setdefault(column, RegionList())
-                found.add(number, row.objects[column], [self.seen[key] for key in keys], self.weigh)
+                pictures = [self.seen[key] for key in keys]
+                kept[column] = found.add(number, row.objects[column], pictures, self.weigh)
+        self._teach(row, kept)
+        for text, view in phrases.items():
+            self._add_phrase(text, view)
+        self.phrase_columns.update(self.collator.rows.columns_with_phrases(row))
+        self.negative_columns.update(self.collator.rows.columns_with_phrases(row, "negatives"))
         reference = self.collator.rows.needs(row).reference
         self.rows.append((row.source, row.id or _fingerprint(row, views), reference))
+
+    def _teach(self, row: Row, kept: Mapping[str, list[int]]) -> None:
+        """What teachers make of a row; `kept` are the objects of each column that are regions of the batch."""
+        for feature in self.collator.rows.needs(row).features:
+            images = row.images_of(feature.column) if feature.source == "teacher" else None
+            if not images:
+                continue
+            if self.collator.ask_teacher is None:
+                raise ValueError(f"feature {feature.name!r} is a teacher's: give the collator ask_teacher")
+            found = self.collator.ask_teacher(feature, images, row.objects.get(feature.column, ()), row.name)
+            found = found[kept[feature.column]] if feature.pooling == "regions" else found
+            if len(found):
+                self.taught.setdefault(feature.name, []).append(found)
 
     @property
     def weigh(self) -> WeighRegions:
@@ -209,8 +242,17 @@ class _BatchBuilder:
             raise ValueError("the objective looks at regions: give the collator region_weights")
         return self.collator.region_weights
 
-    def _prefix(self, view: EncodedView) -> int:
-        key = (view.prefix, view.images)
+    def _add_phrase(self, text: str, view: EncodedView) -> None:
+        if text in self.phrases:
+            return
+        # Now and then a prefix of its own, so that one sequence does not hold all the phrases of a large batch.
+        part = 1 + len(self.phrase_list) // PHRASES_PER_PREFIX
+        ids = torch.tensor(view.response_ids, dtype=torch.long)
+        self.phrases[text] = len(self.phrase_list)
+        self.phrase_list.append(Phrase(self._prefix(view, part), ids))
+
+    def _prefix(self, view: EncodedView, part: int = 0) -> int:
+        key = (view.prefix, view.images, part)
         if key not in self.prefixes:
             order = tuple(self.images.setdefault(image, len(self.images)) for image in view.images)
             ids = torch.tensor(view.prefix_ids, dtype=torch.long)
@@ -234,6 +276,19 @@ class _BatchBuilder:
             regions={column: found.regions for column, found in self.regions.items()},
             region_weights={column: tuple(found.weights) for column, found in self.regions.items()},
             num_lost_regions=sum(found.num_lost for found in self.regions.values()),
+            phrases=tuple(self.phrase_list),
+            region_phrases={
+                column: tuple(self.phrases.get(text, -1) for text in found.regions.texts)
+                for column, found in self.regions.items()
+                if column in self.phrase_columns
+            },
+            region_negatives={
+                column: tuple(self.phrases.get(text, -1) for own in found.regions.negatives for text in own)
+                for column, found in self.regions.items()
+                if column in self.negative_columns
+            },
+            image_sizes=tuple(self.collator.images.num_tokens(self.seen[key]) for key in self.images),
+            teacher_features={name: torch.cat(found) for name, found in self.taught.items()},
         )
 
 

@@ -9,9 +9,14 @@ from typing import Any
 
 from mllm_align.contract import Needs, View
 from mllm_align.data.masks import ChatRenderer, laid_out, leading_ids, plain_ids, response_ids
-from mllm_align.data.messages import without_images
+from mllm_align.data.messages import Message, without_images
 from mllm_align.data.remember import Remembered
 from mllm_align.data.schema import OBJECTS, RESPONSES, DataError, Row, missing_column
+
+# What a region is called is read as the answer to this question, as responses are, without an image. That it is an
+# answer makes its end a token whose prediction has read all of it; what the question says matters less than that
+# there is the same one for all.
+REGION_PROMPT = "What is this?"
 
 # Gives the key of an image and the text that its placeholder becomes; told is also whether the prompt has several.
 Expand = Callable[[Any, str, bool], tuple[str, str]]
@@ -84,7 +89,8 @@ class RowEncoder:
             DataError: If a column that is needed is missing.
         """
         needs = self.needs(row)
-        read = needs.views + tuple(View(None, f.column) for f in needs.features if f.source == "text")
+        said = (f for f in needs.features if f.source == "text" and not f.of_phrases)
+        read = needs.views + tuple(View(None, f.column) for f in said)
         for view in read:
             self._require(row, view)
         return tuple(dict.fromkeys(read + tuple(view for view in needs.optional if _has(row, view))))
@@ -97,7 +103,7 @@ class RowEncoder:
         """
         found = {}
         for feature in self.needs(row).features:
-            if feature.source == "projector":
+            if feature.source in ("projector", "teacher") or feature.of_phrases:
                 images = row.images_of(feature.column)
                 if images is None:
                     purpose = f", of which feature {feature.name!r} is taken"
@@ -111,12 +117,35 @@ class RowEncoder:
         Raises:
             DataError: If the row does not say what is on one of them.
         """
-        wanted = [feature for feature in self.needs(row).features if feature.pooling == "regions"]
+        wanted = [f for f in self.needs(row).features if f.pooling == "regions" or f.of_phrases]
         for feature in wanted:
             if feature.column not in row.objects:
                 column, purpose = OBJECTS[feature.column], f", whose regions feature {feature.name!r} pools"
                 raise missing_column(column, row.columns, row.name, purpose)
         return tuple(dict.fromkeys(feature.column for feature in wanted))
+
+    def columns_with_phrases(self, row: Row, pooling: str = "regions") -> tuple[str, ...]:
+        """The image columns of which the texts of regions are read, or (pooling "negatives") those that are false."""
+        found = (f.column for f in self.needs(row).features if f.of_phrases and f.pooling == pooling)
+        return tuple(dict.fromkeys(found))
+
+    def phrases(self, row: Row) -> dict[str, EncodedView]:
+        """The distinct texts of a row's objects that are read, each as an answer to `REGION_PROMPT`.
+
+        Raises:
+            DataError: If a text cannot be an answer.
+        """
+        texts = [each.text for column in self.columns_with_phrases(row) for each in row.objects.get(column, ())]
+        for column in self.columns_with_phrases(row, "negatives"):
+            texts += [text for each in row.objects.get(column, ()) for text in each.negatives]
+        return {text: self._phrase(text, row.name) for text in dict.fromkeys(texts) if text}
+
+    def _phrase(self, text: str, where: str) -> EncodedView:
+        asked: list[Message] = [{"role": "user", "content": [{"type": "text", "text": REGION_PROMPT}]}]
+        prompt, answer = self.renderer.render(asked, text, 0, f"{where}, text of an object")
+        prompt = laid_out(self.processor, prompt)
+        ids = (*self._leading_ids(prompt), *self._plain_ids(prompt))
+        return EncodedView(View(None, "objects"), prompt, ids, tuple(self._response_ids(prompt, answer)), ())
 
     def encode(self, row: Row, expand: Expand) -> Iterator[EncodedView]:
         """The views of a row as token ids; `expand` is asked for every image in a prefix."""

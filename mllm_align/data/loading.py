@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,21 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from mllm_align.data.annotations import FEATURES
 from mllm_align.data.errors import DataError
 from mllm_align.data.schema import UNREADABLE
-from mllm_align.data.sources import converter
-from mllm_align.data.world import instruction_rows, pair_rows
+from mllm_align.data.sources import converter, reader
+from mllm_align.data.world import correspondence_rows, document_rows, instruction_rows, pair_rows
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 WORLD = "world:"
-WORLD_ROWS = {"world:pairs": (pair_rows, "balanced"), "world:instructions": (instruction_rows, "prior")}
+# What makes the rows, which of its arguments a source's `distribution` is, and the usual value.
+WORLD_ROWS: dict[str, tuple[Callable[..., list[dict[str, Any]]], str, str]] = {
+    "world:pairs": (pair_rows, "distribution", "balanced"),
+    "world:instructions": (instruction_rows, "distribution", "prior"),
+    "world:correspondence": (correspondence_rows, "difficulty", "medium"),
+    "world:documents": (document_rows, "paper", "small"),
+}
 IMAGE_COLUMNS = ("image", "images", "contrast_image")
 
 
@@ -52,7 +59,10 @@ def load_rows(
     """
     path = Path(path_or_id).expanduser()
     if str(path_or_id).startswith(WORLD):
-        dataset: Any = world_rows(str(path_or_id))
+        dataset: Any = world_rows(str(path_or_id), split=split)
+    elif row_format is not None and path.exists() and reader(row_format) is not None:
+        dataset = _from_files(path, row_format, streaming)
+        row_format = None
     else:
         dataset = _one_split(_read(path, str(path_or_id), split, streaming, name), split, str(path_or_id))
     dataset = undecoded(dataset)
@@ -70,23 +80,32 @@ def load_rows(
 
 
 def world_rows(
-    path: str, num_rows: int | None = None, seed: int = 0, distribution: str | None = None
+    path: str,
+    num_rows: int | None = None,
+    seed: int = 0,
+    distribution: str | None = None,
+    split: str | None = None,
 ) -> datasets.Dataset:
     """Rows of the rendered world.
 
     Args:
-        path: "world:pairs" (`pair_rows`) or "world:instructions" (`instruction_rows`).
+        path: "world:pairs" (`pair_rows`), "world:instructions" (`instruction_rows`), "world:correspondence"
+            (`correspondence_rows`) or "world:documents" (`document_rows`).
         num_rows: How many; 1,000 by default.
         seed: Which.
-        distribution: Of the scenes; by default balanced for pairs, with the prior for instructions.
+        distribution: Of the scenes; by default balanced for pairs, with the prior for instructions. Of
+            correspondence the difficulty: easy, medium (the default) or hard; of documents the paper: small (the
+            default) or large.
+        split: Of the world; train by default.
 
     Raises:
-        ValueError: If the world has no such rows or distribution.
+        ValueError: If the world has no such rows, distribution or split.
     """
     if path not in WORLD_ROWS:
         raise DataError(f"{path!r}: the world gives {', '.join(WORLD_ROWS)}")
-    make, usual = WORLD_ROWS[path]
-    return datasets.Dataset.from_list(make(num_rows or 1000, seed, distribution=distribution or usual))
+    make, argument, usual = WORLD_ROWS[path]
+    rows = make(num_rows or 1000, seed, split or "train", **{argument: distribution or usual})
+    return datasets.Dataset.from_list(rows)
 
 
 def undecoded(dataset: Any) -> Any:
@@ -142,6 +161,25 @@ def _streamed(saved: Any) -> Any:
     if isinstance(saved, datasets.DatasetDict):
         return {name: part.to_iterable_dataset() for name, part in saved.items()}
     return saved.to_iterable_dataset()
+
+
+def _from_files(path: Path, row_format: str, streaming: bool) -> Any:
+    """The canonical rows of files that are no tables, written to a table once (kept until the files change)."""
+    files = [path, *(sorted(path.glob("*.json")) if path.is_dir() else ())]
+    state = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    kind: Any = datasets.IterableDataset if streaming else datasets.Dataset
+    given = {"path": str(path), "row_format": row_format} | ({} if streaming else {"state": [state]})
+    try:
+        return kind.from_generator(_canonical, gen_kwargs=given, features=FEATURES)
+    except DatasetGenerationError as error:
+        raise DataError(f"{path}: {error.__cause__ or error}") from error
+
+
+def _canonical(path: str, row_format: str, state: Any = None) -> Iterator[dict[str, Any]]:
+    read, convert = reader(row_format), converter(row_format)
+    assert read is not None
+    for row in read(Path(path)):
+        yield convert(row)
 
 
 def _one_split(loaded: Any, split: str | None, given: str) -> Any:

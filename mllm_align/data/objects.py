@@ -9,6 +9,7 @@ A row's column `objects` is a list, one entry per object:
 | `text` | what it is called, or the words that are there |
 | `object_id` | which thing it is: the same one elsewhere has the same id |
 | `class` | what kind of thing it is |
+| `negatives` | texts that are false of it, though near the true one ("a blue cup" of a red one) |
 | `image` | which of the row's images it is on, counted from 0 (default 0) |
 """
 
@@ -23,7 +24,7 @@ import numpy as np
 
 from mllm_align.data.errors import DataError, quoted
 
-KEYS = ("box", "mask", "text", "object_id", "class", "image")
+KEYS = ("box", "mask", "text", "object_id", "class", "negatives", "image")
 Mask = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -38,6 +39,7 @@ class ImageObject:
         text: What it is called, or "".
         object_id: Which thing it is, or "".
         kind: Its class, or "".
+        negatives: Texts that are false of it.
     """
 
     image: int
@@ -46,6 +48,7 @@ class ImageObject:
     text: str = ""
     object_id: str = ""
     kind: str = ""
+    negatives: tuple[str, ...] = ()
 
 
 def read_objects(value: Any, num_images: int, where: str) -> tuple[ImageObject, ...]:
@@ -88,6 +91,7 @@ def _object(entry: Any, num_images: int, where: str) -> ImageObject:
         text=_name(given, "text", where),
         object_id=_name(given, "object_id", where),
         kind=_name(given, "class", where),
+        negatives=_negatives(given, where),
     )
 
 
@@ -96,6 +100,17 @@ def _name(given: Mapping[str, Any], key: str, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise DataError(f"{where}: {key} must be text or a whole number, got {quoted(value)}")
     return str(value)
+
+
+def _negatives(given: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    value = given.get("negatives", ())
+    texts = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError(f"{where}: negatives must be a list of texts, got {quoted(value)}")
+    own = str(given.get("text", "")).casefold()
+    if any(text.casefold() == own for text in texts):
+        raise DataError(f"{where}: its text {quoted(given['text'])} is among its negatives; take it out")
+    return texts
 
 
 def _box(value: Any, where: str) -> tuple[float, float, float, float]:

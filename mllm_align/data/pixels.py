@@ -65,6 +65,14 @@ class ImageEncoder:
         """The key of an image as it is processed alone in its prompt, or as one of several."""
         return f"{key}|several" if several and self.tells_several else key
 
+    def num_tokens(self, image: EncodedImage) -> int:
+        """How many tokens the language model reads of an image.
+
+        What Gemma 3's processor calls the image token stands in front of them, and its tokenizer knows their own.
+        """
+        names = {self.processor.image_token, getattr(self.processor.tokenizer, "image_token", None)}
+        return max(image.expansion.count(name) for name in names if name)
+
     def __call__(self, image: Image.Image, several: bool = False) -> EncodedImage:
         """Process an upright RGB image.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from mllm_align.contract import Regions
@@ -29,20 +30,23 @@ class RegionList:
 
     def add(
         self, row: int, objects: Sequence[ImageObject], images: Sequence[EncodedImage], weigh: WeighRegions
-    ) -> None:
-        """The objects of one row, on its images, in the order given."""
+    ) -> list[int]:
+        """The objects of one row, on its images, in the order given; returns which of them are kept."""
         weights: dict[int, Tensor] = {}
         for index, image in enumerate(images):
             own = [place for place, each in enumerate(objects) if each.image == index]
             if own:
                 found = weigh(image, [objects[place] for place in own])
                 weights |= dict(zip(own, found, strict=True))
+        kept = []
         for place, each in enumerate(objects):
             if weights[place].any():
+                kept.append(place)
                 self.weights.append(weights[place])
                 self._found.append((row, each))
             else:
                 self.num_lost += 1
+        return kept
 
     @property
     def regions(self) -> Regions:
@@ -54,4 +58,6 @@ class RegionList:
             object_ids=tuple(each.object_id for _, each in self._found),
             texts=tuple(each.text for _, each in self._found),
             kinds=tuple(each.kind for _, each in self._found),
+            negatives=tuple(each.negatives for _, each in self._found),
+            coverage=tuple(torch.stack([own.sum() for own in self.weights]).tolist()) if self.weights else (),
         )

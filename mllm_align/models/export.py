@@ -11,6 +11,7 @@ from peft import PeftConfig
 from mllm_align.models.adapters import load_adapter
 from mllm_align.models.arguments import ModelArguments
 from mllm_align.models.loading import load_model
+from mllm_align.vision.object_expert import SETTINGS_FILE, WEIGHTS_FILE
 
 TRAINING_FILES = ("optimizer.pt", "scheduler.pt", "training_args.bin", "trainer_state.json", "objective.safetensors")
 
@@ -26,6 +27,8 @@ def merge_and_export(
     device: str | None = None,
 ) -> Path:
     """Writes a folder that needs nothing of ours to be served.
+
+    A kept object expert goes along, as files beside the weights (`vision.load_expert`).
 
     Args:
         adapter: Folder of a trained adapter.
@@ -56,6 +59,9 @@ def merge_and_export(
         _clear(target)
         merged.save_pretrained(target)
         processor.save_pretrained(target)
+        for name in (WEIGHTS_FILE, SETTINGS_FILE):  # an object expert stays, and cannot be merged
+            if (source / name).is_file():
+                shutil.copy2(source / name, target / name)
     else:
         _clear(target)
         _copy_adapter(source, target)

@@ -8,8 +8,13 @@ distributions; KTO's baseline, scored on completions of other rows; SymMPO's thi
 """
 
 from mllm_align.objectives.chip import CHIP
+from mllm_align.objectives.cloc_like import ClocLike
 from mllm_align.objectives.ddpo import DDPO
+from mllm_align.objectives.doco import DocoLike
 from mllm_align.objectives.dpo import DPO
+from mllm_align.objectives.expert_contrast import ExpertContrast
+from mllm_align.objectives.fdt import FDT
+from mllm_align.objectives.filip import FILIP
 from mllm_align.objectives.image_preference import ImagePreference
 from mllm_align.objectives.info_nce import InfoNCE
 from mllm_align.objectives.mdpo import MDPO
@@ -17,22 +22,33 @@ from mllm_align.objectives.next_token import NextToken
 from mllm_align.objectives.orpo import ORPO
 from mllm_align.objectives.rdpo import RDPO
 from mllm_align.objectives.region_contrast import RegionContrast
+from mllm_align.objectives.region_text import RegionText
 from mllm_align.objectives.svco import SVCO
+from mllm_align.objectives.svlc import SVLC
 from mllm_align.objectives.vdpo import VDPO
+from mllm_align.objectives.view_centroid import ViewCentroid
 from mllm_align.objectives.weighted import Weighted
 
 __all__ = [
     "CHIP",
     "DDPO",
     "DPO",
+    "FDT",
+    "FILIP",
     "MDPO",
     "ORPO",
     "RDPO",
     "SVCO",
+    "SVLC",
     "VDPO",
+    "ClocLike",
+    "DocoLike",
+    "ExpertContrast",
     "ImagePreference",
     "InfoNCE",
     "NextToken",
     "RegionContrast",
+    "RegionText",
+    "ViewCentroid",
     "Weighted",
 ]

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm_align.contract import Feature, Needs, Outcome, Ragged, Signals, Term
+from mllm_align.objectives.memory import Memory, check_size, numbers_of
 from mllm_align.objectives.preference import check_positive, check_switches
+from mllm_align.objectives.region_masks import sent
+from mllm_align.objectives.soft_targets import soft_contrast
 
 MAX_SCALE = 100.0
 IMAGES, TEXTS = ("image", "contrast_image"), ("chosen", "rejected")
 
 
-def info_nce(images: Tensor, texts: Tensor, present: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def info_nce(
+    images: Tensor,
+    texts: Tensor,
+    present: Tensor,
+    scale: Tensor,
+    further: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    keys: tuple[Tensor, Tensor] | None = None,
+    soft_targets: float = 0.0,
+) -> tuple[Tensor, Tensor]:
     """Symmetric InfoNCE, van den Oord et al. (2018), https://arxiv.org/abs/1807.03748, as CLIP pairs it.
 
     Args:
@@ -23,15 +36,29 @@ def info_nce(images: Tensor, texts: Tensor, present: Tensor, scale: Tensor) -> t
         texts: (B, d) unit vectors; row b belongs to image b.
         present: (B,) bool, the rows that take part; the others are neither anchors nor negatives.
         scale: 0-d, one over the temperature.
+        further: Unit vectors (M, d) of other texts, which no image has, and (B, M) bool, for which rows they count;
+            and the same of other images.
+        keys: (B, d) unit vectors that are chosen among in place of `images` and `texts`, of a slower model.
+        soft_targets: Share of the target that is what the slower model's own vectors find (`soft_contrast`).
 
     Returns:
         (B,) losses, the mean of both directions and 0 where not present; (B, B) scaled cosines, rows are images.
     """
-    cosines = scale.to(images.dtype) * images @ texts.T
-    hidden = torch.finfo(cosines.dtype).min
-    of_images = F.log_softmax(cosines.masked_fill(~present[None, :], hidden), dim=1).diagonal()
-    of_texts = F.log_softmax(cosines.masked_fill(~present[:, None], hidden), dim=0).diagonal()
-    return torch.where(present, -0.5 * (of_images + of_texts), 0.0), cosines
+    key_images, key_texts = keys or (images, texts)
+    other_texts, other_images = further or (None, None)
+    scale = scale.to(images.dtype)
+    own = torch.arange(len(present), device=present.device)
+    sides = []
+    for anchors, slow, among, others in (
+        (images, key_images, key_texts, other_texts),
+        (texts, key_texts, key_images, other_images),
+    ):
+        counts = present[None, :].expand(len(present), -1)
+        if others is not None:
+            among, counts = torch.cat([among, others[0]]), torch.cat([counts, others[1]], dim=1)
+        similarities = scale * anchors @ among.T
+        sides.append(soft_contrast(similarities, scale * slow @ among.T, own, counts, soft_targets))
+    return torch.where(present, 0.5 * (sides[0] + sides[1]), 0.0), scale * images @ texts.T
 
 
 class InfoNCE(nn.Module):
@@ -45,9 +72,14 @@ class InfoNCE(nn.Module):
         text: Response column of the texts, "chosen" or "rejected".
         temperature: At the start, 1/100 at the least; cosines are divided by it.
         learn_temperature: Whether it is trained (as its logarithm, kept from going below 1/100, as CLIP's is).
+        memory: Images and texts of earlier batches that are negatives, too (`Memory`); 0 for none.
+        momentum: Choose among the features of a slow copy of what trains, which each step brings nearer to it by
+            1 - momentum (MoCo, He et al., 2020, https://arxiv.org/abs/1911.05722); None for those of the model itself.
+        soft_targets: With `momentum`: share of the target that the slow copy's own similarities make up (ALBEF, Li et
+            al., 2021, https://arxiv.org/abs/2107.07651, has .4 and momentum .995).
 
     Needs:
-        Two features and no views; no reference.
+        Two features and no views; no reference. With `momentum` the same two of the slow copy.
 
     Shapes:
         Features (N, d), one entry per row at the most; computed in float32 at least. Term "info_nce": sum over the
@@ -63,13 +95,15 @@ class InfoNCE(nn.Module):
         True
 
     Relations:
-        The negatives are those of one process's batch: gradient accumulation adds none, gradient caching
-        (`AlignConfig(cache_gradients=True)`) makes room for large batches. Two rows with one text are each other's
-        negatives: deduplicate.
+        The negatives are those of the batch of all processes (`AlignConfig.gather_negatives`): gradient accumulation
+        adds none, gradient caching (`cache_gradients`) makes room for large batches, `memory` adds earlier ones.
+        Two rows with one text are each other's negatives: deduplicate.
 
     Deviations:
-        CLIP gathers the negatives of all processes and trains two encoders of its own; here both sides are read off
-        the LVLM, without a projection head.
+        CLIP trains two encoders of its own; here both sides are read off the LVLM, without a projection head. ALBEF
+        begins with a queue of random vectors, raises `soft_targets` over the first epoch, and has what a row was in
+        earlier epochs for its negative; here the memory is empty at first, the share is constant, and a row that comes
+        again does not meet itself.
     """
 
     def __init__(
@@ -78,6 +112,9 @@ class InfoNCE(nn.Module):
         text: str = "chosen",
         temperature: float = 0.07,
         learn_temperature: bool = True,
+        memory: int = 0,
+        momentum: float | None = None,
+        soft_targets: float = 0.0,
     ) -> None:
         """Refuses values without a meaning."""
         super().__init__()
@@ -88,18 +125,33 @@ class InfoNCE(nn.Module):
         for name, value, known in (("image", image, IMAGES), ("text", text, TEXTS)):
             if value not in known:
                 raise ValueError(f"InfoNCE: {name} must be {' or '.join(map(repr, known))}, got {value!r}")
-        self.image, self.text = image, text
+        check_size("InfoNCE", memory)
+        if momentum is not None and not (isinstance(momentum, float | int) and 0 <= momentum < 1):
+            raise ValueError(f"InfoNCE: momentum must be from 0 to less than 1, or None, got {momentum!r}")
+        if not 0 <= soft_targets <= 1 or (soft_targets and momentum is None):
+            raise ValueError(f"InfoNCE: soft_targets must be from 0 to 1 and needs momentum, got {soft_targets!r}")
+        self.momentum, self.soft_targets = momentum, soft_targets
+        self.image, self.text, self.memory_size = image, text, memory
+        self.images_before: Memory | None = None
+        self.texts_before: Memory | None = None
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
 
     @property
     def needs(self) -> Needs:
         """Image tokens and the text's last state."""
-        return Needs(
-            features=(
-                Feature(f"image:{self.image}", "projector", self.image),
-                Feature(f"text:{self.text}", "text", self.text, pooling="last"),
-            )
-        )
+        image = Feature(f"image:{self.image}", "projector", self.image)
+        text = Feature(f"text:{self.text}", "text", self.text, pooling="last")
+        if self.momentum is None:
+            return Needs(features=(image, text))
+        slow = (each._replace(name=f"slow {each.name}", momentum=self.momentum) for each in (image, text))
+        return Needs(features=(image, text, *slow))
+
+    def set_widths(self, widths: Mapping[str, int]) -> None:
+        """Makes room for the memory; before training, when the widths of the features are known."""
+        if self.memory_size:
+            image, text = self.needs.features[:2]
+            self.images_before = Memory(self.memory_size, widths[image.name])
+            self.texts_before = Memory(self.memory_size, widths[text.name])
 
     def forward(self, policy: Signals, reference: Signals | None) -> Outcome:
         """The term and metrics of one batch."""
@@ -107,7 +159,8 @@ class InfoNCE(nn.Module):
             # The parameter itself: a clamped output has no gradient, and the temperature could never rise again.
             self.log_scale.clamp_(max=math.log(MAX_SCALE))
         scale = self.log_scale.exp()
-        pair = [policy.features.get(feature.name) for feature in self.needs.features]
+        names = [feature.name for feature in self.needs.features]
+        pair, slow = ([policy.features.get(name) for name in part] for part in (names[:2], names[2:]))
         size = len(policy.sources)
         if not size and any(each is not None and each.row.numel() for each in pair):
             raise ValueError("InfoNCE: the signals do not tell how many rows there are: give sources, one per row")
@@ -115,7 +168,9 @@ class InfoNCE(nn.Module):
             return Outcome((Term("info_nce", 1.0, 0 * scale, 0 * scale.detach()),))
         (images, has_image), (texts, has_text) = (_by_row(each, size) for each in pair if each is not None)
         present = has_image & has_text
-        losses, cosines = info_nce(images, texts, present, scale)
+        keys = tuple(_by_row(each, size)[0].detach() for each in slow if each is not None) or (images, texts)
+        further = self._remembered(policy, keys[0], keys[1], present) if self.memory_size else None
+        losses, cosines = info_nce(images, texts, present, scale, further, (keys[0], keys[1]), self.soft_targets)
         hidden = torch.finfo(cosines.dtype).min
         own = torch.arange(size, device=cosines.device)
         anchors = self._anchors(policy, present)
@@ -127,15 +182,30 @@ class InfoNCE(nn.Module):
         told["temperature"] = 1 / scale.detach()
         return Outcome((Term("info_nce", 1.0, losses.sum(), present.sum()),), told)
 
+    def _remembered(self, policy: Signals, images: Tensor, texts: Tensor, present: Tensor) -> Any:
+        """Earlier texts and images, each with the rows that it is a negative of; then this batch's are kept."""
+        if self.images_before is None or self.texts_before is None:
+            raise ValueError("InfoNCE: memory has no room yet: call set_widths, as the trainer does")
+        names = policy.row_ids or ("",) * len(present)
+        row = sent(numbers_of(names), images.device)
+        found = []
+        for memory in (self.texts_before, self.images_before):
+            counts = memory.filled() & ~((row[:, None] == memory.rows) & (row[:, None] != 0))
+            # Its keys are about to be overwritten, while the backward pass still reads them.
+            found.append((memory.keys.to(images.dtype).clone(), counts))
+        if self.training:
+            anchors = self._anchors(policy, present)
+            for memory, values in ((self.images_before, images), (self.texts_before, texts)):
+                memory.add(values.detach()[anchors], row[anchors], torch.zeros_like(row[anchors]))
+        return found[0], found[1]
+
     def _anchors(self, policy: Signals, present: Tensor) -> Tensor:
         """(N,) the rows that take part; where the host knows them, nobody waits for the device."""
         known = [policy.host_feature_rows.get(feature.name) for feature in self.needs.features]
         if known[0] is None or known[1] is None:
             return present.nonzero().flatten()
         rows = torch.tensor(sorted(set(known[0]) & set(known[1])), dtype=torch.long)
-        if present.device.type == "cuda":
-            rows = rows.pin_memory()
-        return rows.to(present.device, non_blocking=True)
+        return sent(rows, present.device)
 
 
 def _by_row(ragged: Ragged, size: int) -> tuple[Tensor, Tensor]:

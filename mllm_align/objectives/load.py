@@ -28,8 +28,8 @@ def objective_from(spec: Spec | Sequence[Spec]) -> Objective:
 
     Args:
         spec: One of
-            a name: "svco", or an import path "my_package.losses:MyObjective" (or with a dot for the colon) of a class
-            or function that returns an objective;
+            a name: "svco", or with a preset: "region_contrast.colva", or an import path
+            "my_package.losses:MyObjective" (or with a dot for the colon) of a class or function that returns one;
             a mapping with such a `name` and the keyword arguments beside it, and optionally `weight` (1) and `sources`
             (one source or a list; every row);
             a list of these: their `Weighted` sum;
@@ -83,6 +83,9 @@ def _find(name: str) -> Callable[..., Any]:
     known = short_names()
     if name in known:
         return known[name]
+    short, _, preset = name.partition(".")
+    if short in known and ":" not in name:
+        return _preset(known[short], name, preset)
     module_name, separator, attribute = name.partition(":") if ":" in name else name.rpartition(".")
     if not separator:
         raise ValueError(
@@ -99,6 +102,14 @@ def _find(name: str) -> Callable[..., Any]:
     if not hasattr(module, attribute):
         raise ValueError(f"objective {name!r}: {module_name} has no {attribute!r}{_nearest(attribute, vars(module))}")
     return getattr(module, attribute)
+
+
+def _preset(kind: Any, name: str, preset: str) -> Callable[..., Any]:
+    presets = sorted(key for key, value in vars(kind).items() if isinstance(value, classmethod) and key[0] != "_")
+    if preset not in presets:
+        there = f"it has {', '.join(presets)}" if presets else "it has none"
+        raise ValueError(f"objective {name!r}: no preset {preset!r}{_nearest(preset, presets)} ({there})")
+    return getattr(kind, preset)
 
 
 def _check_options(name: str, make: Callable[..., Any], options: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,31 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm_align.contract import Feature, Needs, Outcome, Regions, Signals, Term
+from mllm_align.objectives.contrast_kernels import softmax_contrast
+from mllm_align.objectives.memory import Memory, check_size, numbers_of
 from mllm_align.objectives.preference import check_positive, check_switches
+from mllm_align.objectives.region_masks import RegionTable, contained, equal, sent, table_of
 
 MAX_SCALE = 100.0
 COLUMNS, SCOPES = ("image", "contrast_image"), ("pair", "row", "batch")
-
-
-def region_info_nce(similarities: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """InfoNCE with a set of positives, each against all negatives and no other positive.
-
-    For one positive p it is log(1 + sum_n exp(s_n - s_p)), the form of CoLVA; several are averaged, as in L_out of
-    Khosla et al. (2020), https://arxiv.org/abs/2004.11362, less the other positives in the denominator.
-
-    Args:
-        similarities: (N, N) scaled similarity of each anchor (rows) to each key (columns).
-        positive: (N, N) bool.
-        negative: (N, N) bool, nowhere where `positive` is.
-
-    Returns:
-        (N,) losses; 0 where an anchor lacks positives or negatives.
-    """
-    hidden = torch.finfo(similarities.dtype).min
-    others = similarities.masked_fill(~negative, hidden).logsumexp(dim=1, keepdim=True)
-    losses = F.softplus(others - similarities).masked_fill(~positive, 0).sum(dim=1)
-    takes_part = positive.any(dim=1) & negative.any(dim=1)
-    return torch.where(takes_part, losses / positive.sum(dim=1).clamp(min=1), 0.0)
 
 
 class RegionContrast(nn.Module):
@@ -54,6 +36,10 @@ class RegionContrast(nn.Module):
         normalise: Whether similarity is the cosine; else the dot product.
         overlap: Regions in one image of which one lies within the other by more than this share of its area are not
             told apart: part and whole.
+        same_class: Whether things of one class are told apart.
+        decoupled: Whether a positive is left out of its own denominator (DCL, Yeh et al., 2022,
+            https://arxiv.org/abs/2110.06848); the loss may then be below zero.
+        memory: Regions of earlier batches that are negatives, too (`Memory`); 0 for none.
 
     Needs:
         One feature a column, regions of image tokens; no views, no reference. Rows need `objects` (and
@@ -61,9 +47,9 @@ class RegionContrast(nn.Module):
 
     Shapes:
         Features (N, d), computed in float32 at least; `Signals.regions` tells of each. Term "region_contrast": sum
-        over the regions that have a positive and a negative, count their number. Metrics: for each of them whether its
-        nearest candidate is a positive, "accuracy" (N,), how far positives are above negatives in similarity, "gap"
-        (N,), and "negatives" (N,) their number; "temperature".
+        over the regions that have a positive and a negative (with a memory: a positive), count their number. Metrics:
+        for each of them whether its nearest candidate is a positive, "accuracy" (N,), how far positives are above
+        negatives in similarity, "gap" (N,), and "negatives" (N,) their number; "temperature".
 
     Example:
         >>> from mllm_align.contract import Ragged
@@ -75,15 +61,16 @@ class RegionContrast(nn.Module):
         True
 
     Relations:
-        InfoNCE contrasts whole images with texts. With frozen tower and projector nothing but the temperature learns:
+        InfoNCE contrasts whole images with texts. The batch is that of all processes (`gather_negatives`), and
+        gradient caching makes room for large ones. With frozen tower and projector nothing but the temperature learns:
         train the projector or put LoRA on the tower.
 
     Deviations:
         CoLVA's anchors are features of a further encoder (RADIO) behind an adapter, its keys frozen ones of the LVLM,
-        its similarity a raw dot product (`normalise=False, temperature=1.0, learn_temperature=False,
-        negatives="pair"` is that loss on these features). Its regions of nothing count as zero vectors; here they are
-        left out, and so are regions without another thing to tell them from, which it averages in with loss 0. By its
-        own ablation the contrast within the LVLM's tower brings 1.7 of the 8.1 points that it brings with the encoder.
+        its similarity a raw dot product; `RegionContrast.colva()` is that loss on these features. Its regions of
+        nothing count as zero vectors; here they are left out, and so are regions without another thing to tell them
+        from, which it averages in with loss 0. By its own ablation the contrast within the LVLM's tower brings 1.7 of
+        the 8.1 points that it brings with the encoder.
     """
 
     def __init__(
@@ -94,20 +81,42 @@ class RegionContrast(nn.Module):
         learn_temperature: bool = True,
         normalise: bool = True,
         overlap: float = 0.5,
+        same_class: bool = True,
+        decoupled: bool = False,
+        memory: int = 0,
     ) -> None:
         """Refuses values without a meaning."""
         super().__init__()
         check_positive("RegionContrast", temperature=temperature, overlap=overlap)
-        check_switches("RegionContrast", learn_temperature=learn_temperature, normalise=normalise)
+        check_switches(
+            "RegionContrast",
+            learn_temperature=learn_temperature,
+            normalise=normalise,
+            same_class=same_class,
+            decoupled=decoupled,
+        )
         if temperature < 1 / MAX_SCALE:
             raise ValueError(f"RegionContrast: temperature must be at least {1 / MAX_SCALE}, got {temperature!r}")
         if negatives not in SCOPES:
             raise ValueError(f"RegionContrast: negatives must be one of {', '.join(SCOPES)}, got {negatives!r}")
+        check_size("RegionContrast", memory)
+        if memory and negatives != "batch":
+            raise ValueError(
+                f"RegionContrast: memory={memory} holds other rows' regions, which are no negatives with "
+                f"negatives={negatives!r}: leave it at 'batch'"
+            )
         named = (columns,) if isinstance(columns, str) else tuple(columns)
         if not named or any(column not in COLUMNS for column in named):
             raise ValueError(f"RegionContrast: columns must be among {', '.join(COLUMNS)}, got {columns!r}")
         self.columns, self.negatives, self.normalise, self.overlap = named, negatives, normalise, overlap
+        self.same_class, self.decoupled, self.memory_size = same_class, decoupled, memory
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
+        self.memory: Memory | None = None
+
+    @classmethod
+    def colva(cls, columns: Sequence[str] = ("image",)) -> RegionContrast:
+        """CoLVA's loss: raw dot products at temperature 1, against the other things of the paired image alone."""
+        return cls(columns, "pair", temperature=1.0, learn_temperature=False, normalise=False)
 
     @property
     def needs(self) -> Needs:
@@ -115,6 +124,11 @@ class RegionContrast(nn.Module):
         return Needs(
             features=tuple(Feature(f"regions:{name}", "projector", name, pooling="regions") for name in self.columns)
         )
+
+    def set_widths(self, widths: Mapping[str, int]) -> None:
+        """Makes room for the memory; before training, when the widths of the features are known."""
+        if self.memory_size:
+            self.memory = Memory(self.memory_size, widths[f"regions:{self.columns[0]}"])
 
     def forward(self, policy: Signals, reference: Signals | None) -> Outcome:
         """The term and metrics of one batch."""
@@ -132,10 +146,18 @@ class RegionContrast(nn.Module):
         positive, negative = self.pairs(told, values.device)
         vectors = F.normalize(values, dim=1) if self.normalise else values
         similarities = vectors @ vectors.T
-        losses = region_info_nce(scale.to(values.dtype) * similarities, positive, negative)
-        anchors = positive.any(dim=1) & negative.any(dim=1)
+        anchors = positive.any(dim=1)
+        if self.memory_size:
+            similarities, positive, negative = self._with_memory(
+                policy, told, vectors, similarities, positive, negative
+            )
+        else:
+            anchors = anchors & negative.any(dim=1)
+        scaled = scale.to(values.dtype) * similarities
+        losses = softmax_contrast(scaled, positive, negative, decoupled=self.decoupled)
         term = Term("region_contrast", 1.0, losses.sum(), anchors.sum())
-        return Outcome((term,), self._metrics(similarities.detach(), positive, negative, anchors, scale))
+        metrics = found_among(similarities.detach(), positive, negative, anchors)
+        return Outcome((term,), metrics | {"temperature": 1 / scale.detach()})
 
     def pairs(self, told: Mapping[str, Regions], device: Any) -> tuple[Tensor, Tensor]:
         """(N, N) bool twice: of each region (rows) its positives, and its negatives.
@@ -144,57 +166,57 @@ class RegionContrast(nn.Module):
         second thing of that name or the same one, and two regions of a row without an id, of which nobody says whether
         they are one thing.
         """
-        row, picture, thing, text, boxes = _told(told, device)
-        same_row, same_picture = _equal(row), _equal(picture)
-        same_thing, same_text = _equal(thing) & same_row, _equal(text) & (text != 0)
-        positive = same_thing & ~same_picture & (thing != 0)
-        across = torch.ones_like(same_row) if self.negatives == "batch" else same_row
-        within = torch.zeros_like(same_row) if self.negatives == "pair" else _contained(boxes) <= self.overlap
-        negative = across & ~same_thing & ~same_text & (~same_picture | within)
-        return positive, negative
+        table = table_of(told, device)
+        return region_pairs(table, self.negatives, self.overlap, same_class=self.same_class)
 
-    @staticmethod
-    def _metrics(
-        similarities: Tensor, positive: Tensor, negative: Tensor, anchors: Tensor, scale: Tensor
-    ) -> dict[str, Tensor]:
-        hidden = torch.finfo(similarities.dtype).min
-        best = similarities.masked_fill(~positive, hidden).amax(dim=1)
-        worst = similarities.masked_fill(~negative, hidden).amax(dim=1)
-        means = [(similarities * mask).sum(1) / mask.sum(1).clamp(min=1) for mask in (positive, negative)]
-        told = {
-            "accuracy": (best > worst).float(),
-            "gap": means[0] - means[1],
-            "negatives": negative.sum(dim=1).float(),
-        }
-        return {name: value[anchors] for name, value in told.items()} | {"temperature": 1 / scale.detach()}
-
-
-def _told(told: Mapping[str, Regions], device: Any) -> tuple[Tensor, ...]:
-    """(N,) numbers that are equal where rows, images, ids and texts are, 0 for no id and no text; (N, 4) boxes."""
-    rows = [row for regions in told.values() for row in regions.row]
-    pictures = [
-        (column, *place) for column, regions in told.items() for place in zip(regions.row, regions.image, strict=True)
-    ]
-    things = [name for regions in told.values() for name in regions.object_ids]
-    texts = [text.casefold() for regions in told.values() for text in regions.texts]
-    boxes = [box for regions in told.values() for box in regions.boxes]
-    columns = [torch.tensor(_numbers(values), dtype=torch.long) for values in (rows, pictures, things, texts)]
-    return (*(column.to(device) for column in columns), torch.tensor(boxes).reshape(-1, 4).to(device))
+    def _with_memory(
+        self,
+        policy: Signals,
+        told: Mapping[str, Regions],
+        vectors: Tensor,
+        similarities: Tensor,
+        positive: Tensor,
+        negative: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What is compared, with the keys of earlier batches as further columns; then this batch's are kept."""
+        memory = self.memory
+        if memory is None:
+            raise ValueError("RegionContrast: memory has no room yet: call set_widths, as the trainer does")
+        own = [row for regions in told.values() for row in regions.row]
+        names = [policy.row_ids[row] if policy.row_ids else "" for row in own]
+        texts = [text.casefold() for regions in told.values() for text in regions.texts]
+        row, text = (sent(numbers_of(each), vectors.device) for each in (names, texts))
+        others = memory.filled() & ~((row[:, None] == memory.rows) & (row[:, None] != 0))
+        others = others & ~((text[:, None] == memory.texts) & (text[:, None] != 0))
+        # Its keys are about to be overwritten, while the backward pass still reads them.
+        joined = torch.cat([similarities, vectors @ memory.keys.to(vectors.dtype).clone().T], dim=1)
+        if self.training:
+            memory.add(vectors.detach(), row, text)
+        return joined, F.pad(positive, (0, others.shape[1])), torch.cat([negative, others], dim=1)
 
 
-def _numbers(values: Sequence[Hashable]) -> list[int]:
-    known: dict[Hashable, int] = {"": 0}
-    return [known.setdefault(value, len(known)) for value in values]
+def region_pairs(table: RegionTable, negatives: str, overlap: float, *, same_class: bool) -> tuple[Tensor, Tensor]:
+    """(N, N) bool twice: positives and negatives; see `RegionContrast`, whose options these are."""
+    same_row, same_picture = equal(table.row), equal(table.picture)
+    same_thing, same_text = equal(table.thing) & same_row, equal(table.text) & (table.text != 0)
+    positive = same_thing & ~same_picture & (table.thing != 0)
+    across = torch.ones_like(same_row) if negatives == "batch" else same_row
+    within = torch.zeros_like(same_row) if negatives == "pair" else contained(table.boxes) <= overlap
+    negative = across & ~same_thing & ~same_text & (~same_picture | within)
+    if not same_class:
+        negative &= ~(equal(table.kind) & (table.kind != 0))
+    return positive, negative
 
 
-def _equal(values: Tensor) -> Tensor:
-    return values[:, None] == values[None, :]
-
-
-def _contained(boxes: Tensor) -> Tensor:
-    """(N, N) the share of the smaller of two boxes that lies in the other."""
-    low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    smaller = torch.minimum(area[:, None], area[None, :]).clamp(min=torch.finfo(boxes.dtype).tiny)
-    return (high - low).clamp(min=0).prod(dim=2) / smaller
+def found_among(similarities: Tensor, positive: Tensor, negative: Tensor, anchors: Tensor) -> dict[str, Tensor]:
+    """The metrics "accuracy", "gap" and "negatives" of `RegionContrast`, of those (N,) that are `anchors`."""
+    hidden = torch.finfo(similarities.dtype).min
+    best = similarities.masked_fill(~positive, hidden).amax(dim=1)
+    worst = similarities.masked_fill(~negative, hidden).amax(dim=1)
+    means = [(similarities * mask).sum(1) / mask.sum(1).clamp(min=1) for mask in (positive, negative)]
+    told = {
+        "accuracy": (best > worst).float(),
+        "gap": means[0] - means[1],
+        "negatives": negative.sum(dim=1).float(),
+    }
+    return {name: value[anchors] for name, value in told.items()}

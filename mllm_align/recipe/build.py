@@ -15,6 +15,7 @@ from transformers import set_seed
 from mllm_align.contract import Objective
 from mllm_align.data.corrupt import corrupted
 from mllm_align.data.loading import WORLD, load_rows, world_rows
+from mllm_align.data.mosaic import MosaicDataset
 from mllm_align.models import load_model, lora_config, model_path
 from mllm_align.objectives.load import objective_from
 from mllm_align.recipe.schema import DataSource, Recipe, RecipeError
@@ -132,7 +133,7 @@ def build_arguments(recipe: Recipe, *, overwrite: bool = False) -> AlignConfig:
 
 
 def load_source(name: str, source: DataSource) -> Any:
-    """The rows of one source, with contrast images to be made where `corrupt` asks for them.
+    """The rows of one source, with contrast images or mosaics to be made where `corrupt` or `mosaic` asks for them.
 
     Raises:
         DataError: If they cannot be read.
@@ -141,6 +142,10 @@ def load_source(name: str, source: DataSource) -> Any:
     with _naming(f"data.{name}.corrupt"):
         draws = source.draws()
     rows = _read_source(name, source)
+    mosaics = source.mosaics()
+    if mosaics is not None:
+        with _naming(f"data.{name}.mosaic"):
+            return MosaicDataset(rows, mosaics)
     if draws is None:
         return rows
     with _naming(f"data.{name}.corrupt"):
@@ -150,7 +155,7 @@ def load_source(name: str, source: DataSource) -> Any:
 def _read_source(name: str, source: DataSource) -> Any:
     if source.path.startswith(WORLD):
         with _naming(f"data.{name}"):
-            return world_rows(source.path, source.num_rows, source.seed, source.distribution)
+            return world_rows(source.path, source.num_rows, source.seed, source.distribution, source.split)
     rows: Any = load_rows(
         source.path,
         source.split,

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from mllm_align.data.corrupt.dataset import Draws, draws_from
+from mllm_align.data.mosaic import Mosaics, mosaics_from
 from mllm_align.models import ModelArguments
 from mllm_align.trainers.config import AlignConfig
 
@@ -27,8 +28,8 @@ class DataSource:
     """One source of rows.
 
     Args:
-        path: A file, a folder, the id of a dataset on the Hub, or "world:pairs" or "world:instructions" for
-            rows of the rendered world.
+        path: A file, a folder, the id of a dataset on the Hub, or rows of the rendered world: "world:pairs",
+            "world:instructions", "world:correspondence", "world:documents".
         split: Which split.
         columns: Names of columns as `{canonical: theirs}`.
         streaming: Read row by row.
@@ -37,10 +38,13 @@ class DataSource:
         name: Configuration of a Hub dataset.
         num_rows: Take so many rows; all where None (the world: 1,000).
         seed: Of the rendered world.
-        distribution: Of the rendered world's scenes: prior, broken or balanced.
+        distribution: Of the rendered world's scenes: prior, broken or balanced; of its correspondences: easy,
+            medium or hard; of its documents: small or large.
         corrupt: Makes a contrast image of each row's own one: `{kind: crop}` with the options of that corruption
             (`mllm_align.data.corrupt`), `redraw` (anew in every epoch: true) and `replace` (of contrast images that
             the rows have already: false).
+        mosaic: Puts the images of several rows together, each with its text for region-text contrast: the options of
+            `mllm_align.data.mosaic` (`{sizes: [2, 3], side: 672, text: chosen, redraw: true}`).
     """
 
     path: str
@@ -54,11 +58,16 @@ class DataSource:
     seed: int = 0
     distribution: str | None = None
     corrupt: dict[str, Any] | None = None
+    mosaic: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuses numbers that make no sense."""
         if self.num_rows is not None and self.num_rows < 1:
             raise ValueError(f"num_rows must be at least 1, not {self.num_rows}")
+        if self.corrupt is not None and self.mosaic is not None:
+            raise ValueError("a mosaic has no contrast image: keep one of corrupt and mosaic")
+        if self.streaming and self.mosaic is not None:
+            raise ValueError("a mosaic is made of rows from anywhere: leave streaming out")
 
     def draws(self) -> Draws | None:
         """What `corrupt` says, or None.
@@ -67,6 +76,14 @@ class DataSource:
             DataError: If the kind or an option is unknown, or a value makes no sense.
         """
         return None if self.corrupt is None else draws_from(self.corrupt)
+
+    def mosaics(self) -> Mosaics | None:
+        """What `mosaic` says, or None.
+
+        Raises:
+            DataError: If an option is unknown, or a value makes no sense.
+        """
+        return None if self.mosaic is None else mosaics_from(self.mosaic)
 
 
 @dataclass
@@ -139,10 +156,11 @@ def _sources(raw: Any, where: str) -> dict[str, DataSource]:
         if "path" not in _mapping(given, f"{where}.{name}"):
             raise RecipeError(f"{where}.{name} has no path: name a file, a folder or a dataset on the Hub")
         found[str(name)] = built = _build(DataSource, given, f"{where}.{name}")
-        try:
-            built.draws()
-        except ValueError as error:
-            raise RecipeError(f"{where}.{name}.corrupt: {error}") from error
+        for key, read in (("corrupt", built.draws), ("mosaic", built.mosaics)):
+            try:
+                read()
+            except ValueError as error:
+                raise RecipeError(f"{where}.{name}.{key}: {error}") from error
     return found
 
 

@@ -96,6 +96,7 @@ class CachedReference:
             num_tokens=num_tokens,
             token_logps=ragged,
             sources=batch.sources,
+            row_ids=batch.row_ids,
             host_num_tokens=host_num_tokens,
             host_token_ids=batch.token_ids(host_num_tokens) if tokens else {},
         )

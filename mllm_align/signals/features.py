@@ -9,12 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mllm_align.contract import Batch, Feature, Needs, Ragged, View
+from mllm_align.contract import Batch, Feature, Needs, Ragged, Regions, View
 from mllm_align.families import EncodedImages
 from mllm_align.families.base import to_device
 from mllm_align.signals.packing import PackedInputs, send
 
-POOLINGS = {"projector": ("mean", "regions"), "text": ("mean", "last")}
+POOLINGS = {
+    "projector": ("mean", "regions", "tokens"),
+    "text": ("mean", "last", "regions", "negatives", "tokens"),
+    "teacher": ("mean", "regions"),
+}
+IMAGE_COLUMNS = ("image", "contrast_image")
+# What the texts of regions are measured as, in a batch of their own: not a name that a user's feature could have.
+PHRASES = Feature("<phrases>", "text", "objects", pooling="last")
+PHRASE_VIEW = View(None, "objects")
 
 
 def check_features(features: Sequence[Feature]) -> None:
@@ -23,13 +31,25 @@ def check_features(features: Sequence[Feature]) -> None:
     Raises:
         ValueError: Naming it and what there is.
     """
+    names = [feature.name for feature in features]
     for feature in features:
+        if names.count(feature.name) > 1:
+            raise ValueError(f"two features are called {feature.name!r}, and are not the same: name them apart")
         known = POOLINGS.get(feature.source, ())
         if feature.pooling not in known or feature.layer is not None:
             there = "; ".join(f"{source}: {', '.join(names)}" for source, names in POOLINGS.items())
             raise ValueError(
                 f"feature {feature.name!r} (source {feature.source!r}, layer {feature.layer}, pooling "
                 f"{feature.pooling!r}) is not measured; sources and their poolings are {there}, of the last layer"
+            )
+        if (feature.teacher is not None) != (feature.source == "teacher"):
+            raise ValueError(f"feature {feature.name!r}: a teacher belongs to source 'teacher', and to no other")
+        on_images = feature.pooling == "regions" or feature.of_phrases or feature.source == "teacher"
+        if on_images and feature.column not in IMAGE_COLUMNS:
+            what = "regions" if feature.pooling == "regions" or feature.of_phrases else "teachers' features"
+            raise ValueError(
+                f"feature {feature.name!r}: {what} are on images, column {feature.column!r} is none; name "
+                f"{' or '.join(IMAGE_COLUMNS)}"
             )
 
 
@@ -53,19 +73,36 @@ def rows_with_images(batch: Batch, column: str) -> list[int]:
 
 
 def image_feature_rows(batch: Batch, feature: Feature) -> list[int]:
-    """The row of each entry of an image feature: rows with images, or the rows of regions.
+    """The row of each entry of an image feature: rows with images, as often as these have tokens, or of regions.
 
     Raises:
-        ValueError: If the batch does not say which images are whose.
+        ValueError: If the batch does not say which images are whose, or how many tokens they have.
     """
-    if feature.pooling != "regions":
-        return rows_with_images(batch, feature.column)
-    return list(batch.regions[feature.column].row) if feature.column in batch.regions else []
+    regions = batch.regions.get(feature.column, Regions())
+    if feature.pooling == "regions":
+        return list(regions.row)
+    if feature.pooling == "negatives":
+        return [row for row, own in zip(regions.row, regions.negatives, strict=True) for _ in own]
+    rows = rows_with_images(batch, feature.column)
+    if feature.pooling != "tokens":
+        return rows
+    if len(batch.image_sizes) != len(batch.images):
+        raise ValueError(f"the batch does not say how many tokens its images have: give it image_sizes ({feature})")
+    images = (batch.row_images or {}).get(feature.column, ())
+    return [row for row in rows for image in images[row] for _ in range(batch.image_sizes[image])]
 
 
 def text_view(feature: Feature) -> View | None:
     """The view whose tokens a feature pools, or None where it pools none."""
-    return View(None, feature.column) if feature.source == "text" else None
+    return View(None, feature.column) if feature.source == "text" and not feature.of_phrases else None
+
+
+def text_feature_rows(batch: Batch, feature: Feature, view: View) -> list[int]:
+    """The row of each entry of a feature of responses, in order of their branches."""
+    own = [branch for branch in batch.branches if branch.view == view]
+    if feature.pooling != "tokens":
+        return [branch.row for branch in own]
+    return [branch.row for branch in own for _ in range(max(branch.token_ids.numel() - 1, 1))]
 
 
 @dataclass(frozen=True)
@@ -78,9 +115,9 @@ class Pool:
     Attributes:
         name: Of the feature.
         index: (M,) which states take part.
-        part: (M,) the response of each, 0 .. n - 1.
-        weight: (n, 1) one over the number of states of each response.
-        rows: The batch row of each response.
+        part: (M,) the entry of each, 0 .. n - 1: its response, or itself where all of them are wanted.
+        weight: (n, 1) one over the number of states of each entry.
+        rows: The batch row of each entry.
     """
 
     name: str
@@ -106,24 +143,29 @@ def pools_of(batch: Batch, inputs: PackedInputs, features: Sequence[Feature]) ->
         if not members:
             continue
         states = [np.flatnonzero(inputs.branch == member) for member in members]
+        rows = [batch.branches[member].row for member in members]
         if feature.pooling == "last":
             states = [own[-1:] for own in states]
+        if feature.pooling == "tokens":
+            # The first is the prompt's; a response of its end alone has no other.
+            states = [own[1:] if len(own) > 1 else own for own in states]
+            rows = [row for row, own in zip(rows, states, strict=True) for _ in own]
+            states = np.split(np.concatenate(states), len(rows))
         sizes = [len(own) for own in states]
         host = (
             np.concatenate(states),
-            np.repeat(np.arange(len(members)), sizes),
+            np.repeat(np.arange(len(rows)), sizes),
             1 / np.array(sizes, dtype=np.float32)[:, None],
         )
-        rows = tuple(batch.branches[member].row for member in members)
-        pools.append(Pool(feature.name, *(send(array, device) for array in host), rows=rows))
+        pools.append(Pool(feature.name, *(send(array, device) for array in host), rows=tuple(rows)))
     return tuple(pools)
 
 
 def image_features(
     batch: Batch, encoded: EncodedImages, features: Sequence[Feature]
 ) -> dict[str, tuple[Ragged, list[int]]]:
-    """Means of the LLM-ready tokens of each row's images, or of the regions on them, in float32, and their rows once
-    more on the host.
+    """The LLM-ready tokens of each row's images, their means, or those of the regions on them, in float32, and their
+    rows once more on the host.
 
     A row without an image, or without regions, has no entry.
 
@@ -132,6 +174,10 @@ def image_features(
     """
     found = {}
     for feature in features:
+        if feature.source == "teacher" and feature.name in batch.teacher_features:
+            given = batch.teacher_features[feature.name].float()
+            rows = image_feature_rows(batch, feature)
+            found[feature.name] = Ragged(given, send(np.array(rows), given.device)), rows
         if feature.source != "projector":
             continue
         rows = image_feature_rows(batch, feature)
@@ -140,10 +186,11 @@ def image_features(
                 pooled = region_means(batch, encoded, feature.column)
                 found[feature.name] = Ragged(pooled, send(np.array(rows), pooled.device)), rows
             continue
-        images = [(batch.row_images or {})[feature.column][row] for row in rows]
-        values = [torch.cat([encoded.tokens[image] for image in own]).float().mean(dim=0) for own in images]
+        images = [(batch.row_images or {})[feature.column][row] for row in rows_with_images(batch, feature.column)]
+        values = [torch.cat([encoded.tokens[image] for image in own]).float() for own in images]
         if values:
-            found[feature.name] = Ragged(torch.stack(values), send(np.array(rows), values[0].device)), rows
+            joined = torch.cat(values) if feature.pooling == "tokens" else torch.stack([own.mean(0) for own in values])
+            found[feature.name] = Ragged(joined, send(np.array(rows), joined.device)), rows
     return found
 
 

@@ -15,6 +15,7 @@ from mllm_align.signals.cached_reference import CachedReference
 from mllm_align.signals.features import image_features
 from mllm_align.signals.masks import in_dtype
 from mllm_align.signals.options import DEFAULTS, EngineOptions
+from mllm_align.signals.phrases import phrase_features
 from mllm_align.signals.plan import Group, mask_dtype, plan_groups
 from mllm_align.signals.reference import Reference
 from mllm_align.signals.scoring import assemble, encode, score_group, score_kept
@@ -65,7 +66,8 @@ def measure(
         groups = sorted(groups, key=lambda group: bool(group.inputs.images))
     # Here, where nothing holds the tower's outputs any longer.
     measured = [score_kept(family, hf, encoded, group, options) for group in groups]
-    policy = assemble(batch, groups, measured, tokens, hf.device, image_features(batch, encoded, features))
+    found = image_features(batch, encoded, features) | phrase_features(hf, batch, groups, measured, features)
+    policy = assemble(batch, groups, measured, tokens, hf.device, found)
     if isinstance(reference, CachedReference):
         other = reference.signals(batch, tokens=tokens, device=hf.device, scored=scored)
     return policy, other

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mllm_align.contract import Batch, Feature, View
+from mllm_align.contract import Batch, Branch, Feature, View
 from mllm_align.families import Family
 from mllm_align.signals.attention import SHARED_PREFIX, use_shared_prefix_attention
-from mllm_align.signals.features import Pool, pools_of
+from mllm_align.signals.features import PHRASE_VIEW, PHRASES, Pool, pools_of
 from mllm_align.signals.limits import can_share_prefixes, layer_windows
 from mllm_align.signals.masks import attention_masks
 from mllm_align.signals.options import EngineOptions
@@ -82,7 +82,7 @@ def plan_groups(
         batch: Its token ids on the host.
         options: Engine settings.
         reference: Whether there is a reference.
-        features: Those of text are pooled from the views they name.
+        features: Those of text are pooled from the views they name, or from the texts of regions.
         scored: Views whose log-probabilities are wanted; None for all.
     """
     without_square = use_shared_prefix_attention(family, model)
@@ -100,6 +100,16 @@ def plan_groups(
             mask = _mask(model, inputs, shared, without_square)
             which, branch = _scored(batch, inputs, scored)
             groups.append(Group(inputs, mask, referenced, which, branch, pools_of(batch, inputs, features)))
+    if any(feature.of_phrases for feature in features):
+        # A batch of its own, whose rows are the phrases.
+        alone = tuple(Branch(p.prefix, row, PHRASE_VIEW, p.token_ids) for row, p in enumerate(batch.phrases))
+        phrases = replace(batch, branches=alone)
+        packs = plan_packs(phrases, range(len(alone)), shared)
+        for members in group_packs(packs, options.least_fill, options.max_tokens_per_forward):
+            inputs = build_inputs(phrases, members, family, model)
+            which, branch = _scored(phrases, inputs, ())
+            mask = _mask(model, inputs, shared, without_square)
+            groups.append(Group(inputs, mask, False, which, branch, pools_of(phrases, inputs, (PHRASES,))))
     return groups
 
 

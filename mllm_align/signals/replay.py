@@ -21,6 +21,7 @@ from mllm_align.signals.cached_reference import CachedReference
 from mllm_align.signals.features import image_features
 from mllm_align.signals.measure import measure_reference
 from mllm_align.signals.options import DEFAULTS, EngineOptions
+from mllm_align.signals.phrases import phrase_features
 from mllm_align.signals.plan import Group, plan_groups
 from mllm_align.signals.reference import Reference
 from mllm_align.signals.scoring import (
@@ -95,9 +96,9 @@ class Replay:
         for group, each in zip(self.groups, measured, strict=True):
             moves = decoder_trains or bool(image_names and group.inputs.images)
             self.measured.append(each.replaced([_leaf(tensor, moves) for tensor in each.tensors]))
-        self.policy = assemble(
-            batch, self.groups, self.measured, tokens, self.hf.device, image_features(batch, self.encoded, features)
-        )
+        found = image_features(batch, self.encoded, features)
+        found |= phrase_features(self.hf, batch, self.groups, self.measured, features)
+        self.policy = assemble(batch, self.groups, self.measured, tokens, self.hf.device, found)
         if isinstance(reference, CachedReference):
             self.reference = reference.signals(batch, tokens=tokens, device=self.hf.device, scored=scored)
 

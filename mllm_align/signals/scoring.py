@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from mllm_align.contract import Batch, Ragged, Signals
 from mllm_align.families import EncodedImages, Family
 from mllm_align.signals.feature_cache import FeatureCache
+from mllm_align.signals.features import PHRASES
 from mllm_align.signals.logps import sum_by, token_logps
 from mllm_align.signals.options import EngineOptions
 from mllm_align.signals.packing import send
@@ -139,6 +140,7 @@ def assemble(
         token_logps=ragged,
         features={name: ragged for name, (ragged, _) in features.items()},
         sources=batch.sources,
+        row_ids=batch.row_ids,
         regions=batch.regions,
         host_num_tokens=layout.host_num_tokens,
         host_feature_rows={name: tuple(rows) for name, (_, rows) in features.items()},
@@ -152,6 +154,8 @@ def _text_features(groups: Sequence[Group], measured: Sequence[Measured]) -> dic
     rows: dict[str, list[int]] = {}
     for group, each in zip(groups, measured, strict=True):
         for pool in group.pools:
+            if pool.name == PHRASES.name:
+                continue
             values.setdefault(pool.name, []).append(each.pooled[pool.name])
             rows.setdefault(pool.name, []).extend(pool.rows)
     found = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mllm_align.trainers.data import named_datasets
 logger = logging.getLogger(__name__)
 
 REFERENCE = "Log-probabilities of responses under one reference model. Safe to delete: they are computed again."
+TEACHERS = "What one teacher makes of images and the objects on them. Safe to delete: it is made again."
 FEATURES = "Image tokens as one model's vision side makes them, one file each. Safe to delete: they are made again."
 
 
@@ -49,6 +51,11 @@ def feature_cache(args: AlignConfig, policy: nn.Module) -> FeatureCache | None:
     )
 
 
+def teacher_files(args: AlignConfig, fingerprint: Fingerprint) -> TensorFiles:
+    """Where what a teacher makes of images is kept."""
+    return _files(args, "teachers", TEACHERS, fingerprint)
+
+
 def cached_reference(args: AlignConfig, reference: Reference, policy: nn.Module) -> CachedReference:
     """What is known already of a reference; `trainers.precompute` adds to it.
 
@@ -60,7 +67,7 @@ def cached_reference(args: AlignConfig, reference: Reference, policy: nn.Module)
 
 
 def check_precompute(args: AlignConfig, objective: Objective, train: Any, evaluation: Any) -> bool:
-    """Whether the reference is to be computed once before training.
+    """Whether the reference is to be computed once before training; refuses streams for teachers, too.
 
     Args:
         args: Settings of the run.
@@ -71,6 +78,9 @@ def check_precompute(args: AlignConfig, objective: Objective, train: Any, evalua
     Raises:
         ValueError: If data is streamed, or the batch size is out of range.
     """
+    datasets = list(named_datasets(train, evaluation))
+    if args.precompute_teachers and any(feature.teacher is not None for feature in objective.needs.features):
+        refuse_streams("precompute_teachers", datasets)
     if not args.precompute_ref_log_probs:
         return False
     if not objective.needs.reference:
@@ -79,13 +89,22 @@ def check_precompute(args: AlignConfig, objective: Objective, train: Any, evalua
     size = args.precompute_ref_batch_size
     if size is not None and size < 1:
         raise ValueError(f"precompute_ref_batch_size must be at least 1 or None, not {size}")
-    for name, dataset in named_datasets(train, evaluation):
+    refuse_streams("precompute_ref_log_probs", datasets)
+    return True
+
+
+def refuse_streams(setting: str, datasets: Iterable[tuple[str, Any]]) -> None:
+    """Refuses a setting that needs the same rows twice, where some data is a stream.
+
+    Raises:
+        ValueError: Naming the data and the mend.
+    """
+    for name, dataset in datasets:
         if not hasattr(dataset, "__len__"):
             raise ValueError(
-                f"precompute_ref_log_probs reads the data once before training, but {name} is a stream, which need "
-                "not give the same rows again: load it without streaming, or set precompute_ref_log_probs=False"
+                f"{setting} reads the data once before training, but {name} is a stream, which need not give the same "
+                f"rows again: load it without streaming, or set {setting}=False"
             )
-    return True
 
 
 def precision(args: AlignConfig) -> str:

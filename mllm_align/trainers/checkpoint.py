@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -83,6 +84,22 @@ def load_objective(objective: Any, folder: str) -> None:
             f"{', '.join(sorted(saved)) or 'no parameters'}, this one has {', '.join(sorted(state)) or 'none'}"
         )
     objective.load_state_dict(saved)
+
+
+def load_whole_model(model: Any, folder: str) -> bool:
+    """Loads the weights of a checkpoint into a model that trains without adapters.
+
+    A checkpoint names weights as the Hub does and a model in memory otherwise; the trainer of `transformers` compares
+    the names as they are, loads none of those that differ, and only warns.
+
+    Returns:
+        Whether this was such a model; another is left as it is.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return False
+    saved = type(model).from_pretrained(folder, config=model.config, dtype="auto")
+    model.load_state_dict(saved.state_dict())
+    return True
 
 
 def _state(objective: Any) -> dict[str, Any]:

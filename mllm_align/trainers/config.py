@@ -10,6 +10,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
+from mllm_align.vision.regions import BOX_WEIGHTS
+
 OVERFLOW = ("error", "drop", "truncate")
 PACKING = ("auto", "off")
 MOST_WORKERS = 4
@@ -35,6 +37,13 @@ class AlignConfig(TrainingArguments):
             all its responses is never split: such a pack runs alone, however long it is.
         max_tokens_per_batch: Fill batches up to this many tokens (prompts that are shared count once, padding
             counted) with rows of similar length, in place of `per_device_train_batch_size` rows; None for off.
+        batch_column: Column whose value the rows of a batch (of all processes) have in common as far as possible, such
+            as a cluster's number: rows that are alike are then each other's negatives. None for any rows.
+        region_pooling: How a box pools image tokens: "coverage", by how much of each it covers, or "roi_align", from
+            evenly spread points in it.
+        gather_negatives: Show the objective the rows of all processes at once, as one batch, so that what it compares
+            within a batch it compares across all of them; gradients are those of one process with that batch. None
+            for on where the objective reads features. Evaluation keeps to each process's own rows.
         cache_gradients: Measure first, then run each group of sequences again, one at a time, with the gradients of
             the objective with respect to what was measured: any batch fits, for one more forward pass.
         recompute_without_image: Keep no activations of sequences without an image; they are run again in the backward
@@ -42,6 +51,8 @@ class AlignConfig(TrainingArguments):
         precompute_ref_log_probs: Score the data under the reference once, before training, and keep the result on
             disk for every later epoch and run.
         precompute_ref_batch_size: Rows scored at one time then; None for the evaluation batch size.
+        precompute_teachers: Run the teachers of an objective over the data once, before training, and keep what they
+            say on disk; else they stay in memory and run as rows are collated, in the process that trains.
         cache_image_features: Keep on disk what the frozen vision tower makes of each image.
         cache_pixels: Keep on disk what the processor makes of each image.
         cache_dir: Where all of that is kept; None for `~/.cache/mllm_align`, or `$MLLM_ALIGN_CACHE`.
@@ -98,10 +109,16 @@ class AlignConfig(TrainingArguments):
         },
     )
     max_tokens_per_batch: int | None = field(default=None, metadata={"help": "Fill batches by tokens, not by rows."})
+    batch_column: str | None = field(default=None, metadata={"help": "Fill a batch with rows of one value of this."})
+    region_pooling: str = field(default="coverage", metadata={"help": "coverage or roi_align."})
+    gather_negatives: bool | None = field(
+        default=None, metadata={"help": "The objective sees the rows of all processes; on where it reads features."}
+    )
     cache_gradients: bool = field(default=False, metadata={"help": "Gradients group by group, for any batch size."})
     recompute_without_image: bool = field(default=False, metadata={"help": "Run views without image twice."})
     precompute_ref_log_probs: bool = field(default=False, metadata={"help": "Score the reference once, on disk."})
     precompute_ref_batch_size: int | None = field(default=None, metadata={"help": "Rows scored at one time then."})
+    precompute_teachers: bool = field(default=True, metadata={"help": "Run teachers once, before training."})
     cache_image_features: bool = field(default=False, metadata={"help": "Keep the frozen tower's output on disk."})
     cache_pixels: bool = field(default=False, metadata={"help": "Keep processed images on disk."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where caches are kept."})
@@ -180,6 +197,8 @@ class AlignConfig(TrainingArguments):
             raise ValueError(f"on_overflow {self.on_overflow!r} is none of {', '.join(OVERFLOW)}")
         if self.packing not in PACKING:
             raise ValueError(f"packing {self.packing!r} is none of {', '.join(PACKING)}")
+        if self.region_pooling not in BOX_WEIGHTS:
+            raise ValueError(f"region_pooling {self.region_pooling!r} is none of {', '.join(BOX_WEIGHTS)}")
         budget = self.memory_budget
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0):
             raise ValueError(f"memory_budget is a number of gigabytes above 0, not {budget!r}")

@@ -1,4 +1,4 @@
-"""The draws of made contrast images in a run: its seed, and once for all epochs where something is kept."""
+"""The draws of made images in a run: its seed, and once for all epochs where something is kept."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import logging
 from typing import Any
 
 from mllm_align.contract import Objective, View, needs_for
+from mllm_align.data import mosaic
 from mllm_align.data.corrupt import Mirror
 from mllm_align.data.corrupt.dataset import Draws, draws_by_source, seeded, with_draws
+from mllm_align.data.mosaic import Mosaics
 from mllm_align.data.schema import DEFAULT_SOURCE
 from mllm_align.trainers.config import AlignConfig
 
@@ -31,7 +33,7 @@ def settle_draws(args: AlignConfig, objective: Objective, train: Any, evaluation
     seed = args.data_seed if args.data_seed is not None else args.seed
     for source, draws in draws_by_source(train).items():
         _warn_of_matching(objective, source, draws)
-        reasons = _reasons_for_once(args, draws) if draws.by_epoch else []
+        reasons = _reasons_for_once(args, objective, draws) if draws.by_epoch else []
         if reasons:
             logger.warning(
                 "contrast images%s by %r are drawn once, not anew in every epoch: %s. Set redraw to false to say so "
@@ -40,7 +42,8 @@ def settle_draws(args: AlignConfig, objective: Objective, train: Any, evaluation
                 draws.corruption,
                 "; ".join(reasons),
             )
-    train = with_draws(train, lambda draws: seeded(draws, seed, once=bool(_reasons_for_once(args, draws))))
+    train = with_draws(train, lambda draws: seeded(draws, seed, once=bool(_reasons_for_once(args, objective, draws))))
+    train = _with_mosaics(args, objective, train, seed)
     if isinstance(evaluation, dict):
         return train, {name: _once(dataset, seed) for name, dataset in evaluation.items()}
     return train, _once(evaluation, seed)
@@ -60,15 +63,36 @@ def _warn_of_matching(objective: Objective, source: str, draws: Draws) -> None:
         )
 
 
+def _with_mosaics(args: AlignConfig, objective: Objective, train: Any, seed: int) -> Any:
+    kept = [name for name in ("cache_pixels", "cache_image_features") if getattr(args, name)]
+    if args.precompute_teachers and any(feature.source == "teacher" for feature in objective.needs.features):
+        kept.append("precompute_teachers")
+
+    def change(options: Mosaics) -> Mosaics:
+        if kept and options.redraw:
+            logger.warning(
+                "which images are one mosaic is drawn once, not anew in every epoch: %s would keep all of them. Set "
+                "redraw to false to say so yourself, or leave that setting out",
+                " and ".join(kept),
+            )
+        return mosaic.seeded(options, seed, once=bool(kept))
+
+    return mosaic.with_mosaics(train, change)
+
+
 def _once(dataset: Any, seed: int) -> Any:
-    return with_draws(dataset, lambda draws: seeded(draws, seed, once=True))
+    drawn = with_draws(dataset, lambda draws: seeded(draws, seed, once=True))
+    return mosaic.with_mosaics(drawn, lambda options: mosaic.seeded(options, seed, once=True))
 
 
-def _reasons_for_once(args: AlignConfig, draws: Draws) -> list[str]:
+def _reasons_for_once(args: AlignConfig, objective: Objective, draws: Draws) -> list[str]:
     """The settings under which what is made of a row must stay as it is."""
     reasons = []
     if args.precompute_ref_log_probs:
         reasons.append("precompute_ref_log_probs scores them before training")
+    taught = [feature for feature in objective.needs.features if feature.source == "teacher"]
+    if args.precompute_teachers and any(feature.column == "contrast_image" for feature in taught):
+        reasons.append("precompute_teachers shows them to a teacher before training")
     for name in ("cache_pixels", "cache_image_features"):
         if getattr(args, name):
             reasons.append(f"{name} would keep all of them, and grow with every epoch")

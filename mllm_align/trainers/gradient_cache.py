@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from mllm_align.contract import Batch
 from mllm_align.signals import Replay
+from mllm_align.trainers.averaged import with_averaged
 from mllm_align.trainers.guard import check_gradients
+from mllm_align.trainers.heads import kept_parameters, outcome_of
+from mllm_align.trainers.plain_step import wanted_of
 from mllm_align.trainers.redirect import inside_forward, touch
+from mllm_align.trainers.window import zero_signals
 
 if TYPE_CHECKING:
     from mllm_align.trainers.trainer import AlignTrainer
@@ -30,7 +34,16 @@ def cached_step(trainer: AlignTrainer, model: nn.Module, batch: Batch) -> Tensor
     Returns:
         0-d, this batch's share of the window's loss, without a graph.
     """
-    loss = torch.zeros((), device=trainer.args.device) if batch.is_idle else _passes(trainer, model, batch)
+    device = trainer.args.device
+    if not batch.is_idle:
+        loss = _passes(trainer, model, batch)
+    elif trainer.together:  # the others' rows still move the objective's own parameters
+        nothing = zero_signals(batch, device=device)
+        loss = trainer.share_of(outcome_of(trainer.objective, nothing, None, device))
+        if loss.requires_grad:
+            trainer.accelerator.backward(loss)
+    else:
+        loss = torch.zeros((), device=device)
     if trainer.args.world_size > 1:
         # The one pass that is synchronised: it adds nothing, and all that was kept back goes with it.
         inside_forward(model, lambda: touch(p for p in trainer.model.parameters() if p.requires_grad)).backward()
@@ -38,11 +51,12 @@ def cached_step(trainer: AlignTrainer, model: nn.Module, batch: Batch) -> Tensor
 
 
 def _passes(trainer: AlignTrainer, model: nn.Module, batch: Batch) -> Tensor:
-    needs = trainer.objective.needs
     with trainer.accelerator.autocast():
-        replay = Replay(trainer.model, batch, reference=trainer.reference, **trainer.wanted)
-    outcome = trainer.objective(replay.policy, replay.reference if needs.reference else None)
-    check_gradients(outcome, replay.leaves, trainer.checked_terms)
+        replay = Replay(trainer.model, batch, reference=trainer.reference, **wanted_of(trainer))
+    together = trainer.args.device if trainer.together else None
+    policy = with_averaged(trainer, batch, replay.policy)
+    outcome = outcome_of(trainer.objective, policy, replay.reference, together)
+    check_gradients(outcome, [*replay.leaves, *kept_parameters(trainer.objective)], trainer.checked_terms)
     trainer.count(outcome, replay.policy, len(batch))
     loss = trainer.share_of(outcome)
     if not loss.requires_grad:

@@ -1,4 +1,4 @@
-"""Before the first step: does every term move the model at all?"""
+"""Before the first step: does every term move the model, or something else that stays, at all?"""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def check_gradients(outcome: Outcome, ends: Iterable[Tensor], checked: set[str])
 
     Args:
         outcome: Of a training batch, with its graph.
-        ends: Where gradients must arrive: the policy's trained parameters, or what was measured of it.
+        ends: Where gradients must arrive: the policy's trained parameters, or what was measured of it; and what the
+            objective keeps after training.
         checked: Names of terms already found in order; updated.
 
     Raises:

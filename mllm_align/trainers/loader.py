@@ -20,6 +20,7 @@ from mllm_align.data.schema import DataError, row_name
 from mllm_align.families import family_of, unwrap
 from mllm_align.signals import EngineOptions
 from mllm_align.signals.limits import can_share_prefixes
+from mllm_align.trainers.clusters import ClusterSampler
 from mllm_align.trainers.config import AlignConfig
 from mllm_align.trainers.sampler import EpochBatches, PaddedTokens, TokenBudgetSampler
 
@@ -42,8 +43,8 @@ KEPT = (
 )
 
 
-class TokenBudgetLoader(DataLoader[Any]):
-    """A loader of the batches of a `TokenBudgetSampler`; it is sharded already."""
+class BatchLoader(DataLoader[Any]):
+    """A loader of batches that a sampler of ours draws; it is sharded already."""
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch comes next."""
@@ -124,7 +125,9 @@ def _refuse_long_rows(tokens: PaddedTokens, rows: list[int], budget: int, datase
         )
 
 
-def train_loader(trainer: AlignTrainer, sampler: TokenBudgetSampler | None, default: Callable[[], Any]) -> Any:
+def train_loader(
+    trainer: AlignTrainer, sampler: TokenBudgetSampler | ClusterSampler | None, default: Callable[[], Any]
+) -> Any:
     """The training loader: the sampler's batches, or what `transformers` makes where there is none.
 
     Args:
@@ -133,11 +136,12 @@ def train_loader(trainer: AlignTrainer, sampler: TokenBudgetSampler | None, defa
         default: Makes the loader of `transformers`.
     """
     args: Any = trainer.args
+    trainer.teachers.compute(trainer.train_dataset, "train_dataset")
     by_epoch = getattr(trainer.train_dataset, "by_epoch", False)
     with _workers_for(args, trainer.train_dataset):
         if sampler is None:
             return _seeded(_with_epochs(default(), by_epoch), args.seed)
-        made = TokenBudgetLoader(
+        made = BatchLoader(
             trainer.train_dataset,  # type: ignore[arg-type]
             batch_sampler=EpochBatches(sampler, by_epoch),
             collate_fn=trainer.data_collator,
@@ -154,6 +158,10 @@ def train_loader(trainer: AlignTrainer, sampler: TokenBudgetSampler | None, defa
 
 def eval_loader(trainer: AlignTrainer, dataset: Any, default: Callable[[], Any]) -> Any:
     """A loader that shows every row once: ranks may get unequal numbers of batches, none is filled up."""
+    evaluation: Any = trainer.eval_dataset
+    named = evaluation[dataset] if isinstance(dataset, str) else dataset
+    for part in named.values() if isinstance(named, dict) else (named,):
+        trainer.teachers.compute(part, "eval_dataset")
     accelerator = trainer.accelerator
     even = accelerator.even_batches
     accelerator.even_batches = False

@@ -1,16 +1,20 @@
-"""What lies beside the saved weights: the objective's state, the base's identity, the recipe, the model card."""
+"""What lies beside the saved weights: the objective's state, what it keeps, the base's identity, recipe, card."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mllm_align.families import unwrap
 from mllm_align.models.identity import save_base_identity
 from mllm_align.trainers.card import CardFacts, model_card
 from mllm_align.trainers.checkpoint import save_objective
+from mllm_align.trainers.heads import kept_experts
+from mllm_align.trainers.teachers import Teachers
+from mllm_align.vision.object_expert import ExpertFacts, write_expert
 
 if TYPE_CHECKING:
     from mllm_align.trainers.trainer import AlignTrainer
@@ -19,11 +23,29 @@ RECIPE_FILE = "recipe.yaml"
 CARD_FILE = "README.md"
 
 
+def facts_of_experts(objective: Any, teachers: Teachers) -> list[ExpertFacts]:
+    """What is saved of each expert that an objective keeps, beside its adapter; while its teacher is in memory.
+
+    Raises:
+        ValueError: If it is no vision model, or there are two.
+    """
+    kept = kept_experts(objective)
+    if len(kept) > 1:
+        raise ValueError(
+            f"parts of the objective keep {len(kept)} vision experts, one can be saved beside the model: leave one"
+        )
+    return [ExpertFacts.of(teachers.loaded(each.teacher), type(objective).__name__) for each in kept]
+
+
 def save_beside_model(trainer: AlignTrainer, folder: str) -> None:
     """Everything but the weights, the processor and the trainer's state."""
     save_objective(trainer.objective, folder)
+    for kept, facts in zip(kept_experts(trainer.objective), trainer.experts, strict=True):
+        write_expert(folder, kept.adapter, facts, pool_first=True)
     if isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel):
         save_base_identity(trainer.base_probe, trainer.base_name, folder)
+    if trainer.averaged is not None and Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):
+        trainer.averaged.save(folder)  # for a run that is resumed; what is exported has no use for it
     if trainer.recipe:
         (Path(folder) / RECIPE_FILE).write_text(trainer.recipe, encoding="utf-8")
     write_card(trainer, folder)

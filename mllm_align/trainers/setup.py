@@ -18,6 +18,7 @@ from mllm_align.models import ModelArguments, load_model, load_processor
 from mllm_align.models.adapters import adapter_parameters, is_quantized
 from mllm_align.signals import AdaptersOff, FrozenCopy, NamedAdapter, Reference
 from mllm_align.signals.limits import can_share_prefixes
+from mllm_align.trainers.config import AlignConfig
 from mllm_align.vision import RegionWeights
 
 logger = logging.getLogger(__name__)
@@ -106,9 +107,9 @@ def check_attention(model: Any, device: Any) -> None:
         )
 
 
-def region_weights(model: Any, processor: Any) -> RegionWeights:
+def region_weights(model: Any, processor: Any, pooling: str) -> RegionWeights:
     """How the collator weighs the objects of a row over image tokens."""
-    return RegionWeights(family_of(model), processor.image_processor, unwrap(model).config)
+    return RegionWeights(family_of(model), processor.image_processor, unwrap(model).config, pooling)
 
 
 def apply_peft(model: Any, peft_config: PeftConfig | None) -> Any:
@@ -208,6 +209,12 @@ def _check_fixed(model: Any, adapter: str | None, once: bool) -> None:
                 f"{name} trains but is part of the reference too, which would move with it: put its module in "
                 "modules_to_save, freeze it, or pass another ref_model"
             )
+
+
+def sees_all_ranks(args: AlignConfig, objective: Objective) -> bool:
+    """Whether an objective is shown the rows of all processes: as set, else where it reads features."""
+    wanted = bool(objective.needs.features) if args.gather_negatives is None else args.gather_negatives
+    return wanted and args.world_size > 1
 
 
 def frozen(model: nn.Module) -> FrozenCopy:

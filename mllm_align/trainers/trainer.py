@@ -20,10 +20,12 @@ from mllm_align.data.collator import AlignCollator
 from mllm_align.families import family_of, unwrap
 from mllm_align.models.adapters import disable_dropout
 from mllm_align.models.identity import base_probe
-from mllm_align.signals import EngineOptions, Reference, measure
+from mllm_align.signals import EngineOptions, Reference
 from mllm_align.signals.cached_reference import CachedReference
-from mllm_align.signals.features import check_features, scored_views
+from mllm_align.signals.features import check_features
 from mllm_align.trainers import caches, checkpoint, heads, loader, setup
+from mllm_align.trainers.averaged import averaged_weights
+from mllm_align.trainers.clusters import cluster_sampler
 from mllm_align.trainers.compile import compile_layers, not_the_whole
 from mllm_align.trainers.config import AlignConfig
 from mllm_align.trainers.data import join_sources, label_sources, named_datasets, refuse_bad_data, rows_per_source
@@ -32,12 +34,14 @@ from mllm_align.trainers.gradient_cache import cached_step
 from mllm_align.trainers.guard import check_gradients, check_trainable
 from mllm_align.trainers.metrics import Averages, means, weighted_loss
 from mllm_align.trainers.optimizer import learning_rates_by_part, learning_rates_of
+from mllm_align.trainers.plain_step import measured
 from mllm_align.trainers.planner import plan_memory
 from mllm_align.trainers.precompute import ReferenceScorer
-from mllm_align.trainers.redirect import inside_forward, touch
-from mllm_align.trainers.save import save_beside_model, write_card
+from mllm_align.trainers.redirect import inside_forward
+from mllm_align.trainers.save import facts_of_experts, save_beside_model, write_card
+from mllm_align.trainers.teachers import Teachers
 from mllm_align.trainers.throughput import TokenRate
-from mllm_align.trainers.window import Window, plan_window, zero_signals
+from mllm_align.trainers.window import Window, plan_window
 
 logger = logging.getLogger(__name__)
 
@@ -113,9 +117,10 @@ class AlignTrainer(Trainer):
         if args.disable_dropout:
             disable_dropout(policy)
         self.objective = objective
-        module = heads.as_module(objective)
-        if module is not None:
-            module.to(args.device)
+        self.teachers = Teachers(args, objective)
+        self.experts = facts_of_experts(
+            heads.make_ready(objective, policy, self.teachers.widths, args.device), self.teachers
+        )
         self.reference: Reference | CachedReference | None = setup.resolve_reference(
             policy, objective, ref_model, once=args.precompute_ref_log_probs
         )
@@ -133,7 +138,8 @@ class AlignTrainer(Trainer):
             min_pixels=args.min_pixels,
             max_pixels=args.max_pixels,
             pixel_cache=caches.pixel_folder(args),
-            region_weights=setup.region_weights(policy, processor),
+            region_weights=setup.region_weights(policy, processor, args.region_pooling),
+            ask_teacher=self.teachers if self.teachers.features else None,
         )
         train, evaluation = settle_draws(args, objective, join_sources(train_dataset), label_sources(eval_dataset))
         recorder = loader.length_recorder(args, collator, train)
@@ -158,8 +164,11 @@ class AlignTrainer(Trainer):
             recompute_without_image=args.recompute_without_image,
             feature_cache=caches.feature_cache(args, policy),
         )
-        self._sampler = loader.budget_sampler(args, recorder, train, policy, self.options)
+        self._sampler = cluster_sampler(args, train) or loader.budget_sampler(
+            args, recorder, train, policy, self.options
+        )
         self._window = Window()
+        self.together = setup.sees_all_ranks(args, objective)
         self._averages, self._eval_averages = Averages(), Averages()
         self._weights: dict[str, float] = {}
         self.checked_terms: set[str] = set()
@@ -175,6 +184,9 @@ class AlignTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.averaged = averaged_weights(policy, objective.needs.features)
+        if self.averaged is not None:
+            self.add_callback(self.averaged)
         if args.torch_compile:
             frozen = self.reference.model if isinstance(self.reference, setup.FrozenCopy) else None
             for part in filter(None, (policy, frozen)):
@@ -187,7 +199,7 @@ class AlignTrainer(Trainer):
         return not_the_whole(super()._build_accelerator_args(**kwargs))
 
     def get_train_dataloader(self) -> Any:
-        """Batches by tokens where `max_tokens_per_batch` asks for it, else as `transformers` makes them."""
+        """Batches by tokens or clusters where settings ask for it, else as `transformers` makes them."""
         return loader.train_loader(self, self._sampler, super().get_train_dataloader)
 
     # -- the loss ----------------------------------------------------------------------------------------------
@@ -204,7 +216,8 @@ class AlignTrainer(Trainer):
             except StopIteration:
                 break
         width = unwrap(self.model).config.get_text_config().hidden_size
-        self._window = plan_window(self.objective, [sample["batch"] for sample in samples], width)
+        batches = [sample["batch"] for sample in samples]
+        self._window = plan_window(self.objective, batches, width, together=self.together)
         self.state.num_input_tokens_seen += self._window.tokens
         for parameter in heads.trained_parameters(self.objective):
             parameter.grad = None
@@ -234,9 +247,9 @@ class AlignTrainer(Trainer):
     ) -> Any:
         """This batch's share of the loss of the whole window, times the number of ranks, over which DDP averages."""
         batch: Batch = inputs["batch"]
-        outcome, policy, zero = inside_forward(model, lambda: self._measure(batch))
-        if zero is not None:
-            check_gradients(outcome, self.model.parameters(), self.checked_terms)
+        outcome, policy, zero = inside_forward(model, lambda: measured(self, batch))
+        if zero is not None and not batch.is_idle:
+            check_gradients(outcome, heads.ends_of(self.model, self.objective), self.checked_terms)
         self.count(outcome, policy, len(batch))
         loss = self.share_of(outcome)
         # Every rank must use every trained parameter, whatever its rows hold: DDP waits for all of them.
@@ -252,24 +265,6 @@ class AlignTrainer(Trainer):
     def share_of(self, outcome: Outcome) -> Tensor:
         """0-d: a batch's part of the loss of the window, times the number of ranks, over which DDP averages."""
         return self._window.loss(outcome) * self.args.world_size
-
-    @property
-    def wanted(self) -> dict[str, Any]:
-        """What is measured of a batch, and how."""
-        needs = self.objective.needs
-        scored = scored_views(needs)
-        return {"tokens": needs.tokens, "features": needs.features, "scored": scored, "options": self.options}
-
-    def _measure(self, batch: Batch) -> tuple[Outcome, Signals, Tensor | None]:
-        """Everything of a step that touches the model or the objective; and, in training, a zero on all parameters."""
-        zero = touch(p for p in self.model.parameters() if p.requires_grad) if torch.is_grad_enabled() else None
-        if batch.is_idle:
-            nothing = zero_signals(batch, device=self.args.device)
-            return Outcome(()), nothing, zero
-        needs = self.objective.needs
-        with self.accelerator.autocast():
-            policy, reference = measure(self.model, batch, reference=self.reference, **self.wanted)
-        return heads.outcome_of(self.objective, policy, reference if needs.reference else None), policy, zero
 
     # -- the optimiser -----------------------------------------------------------------------------------------
 
@@ -333,12 +328,18 @@ class AlignTrainer(Trainer):
         self._scorer.score(dataset, name)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if sharded or not checkpoint.load_whole_model(model or self.model, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.averaged is not None:
+            self.averaged.load(resume_from_checkpoint)
         checkpoint.load_objective(self.objective, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if self.state.best_model_checkpoint is not None:
+            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                checkpoint.load_whole_model(self.model, self.state.best_model_checkpoint)
             checkpoint.load_objective(self.objective, self.state.best_model_checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -380,7 +381,7 @@ class AlignTrainer(Trainer):
         """Measures one batch; the numbers are added up over the whole dataset, not averaged over batches."""
         batch: Batch = self._prepare_inputs(inputs)["batch"]
         with torch.no_grad(), heads.mode(self.objective, training=False):
-            outcome, policy, _ = self._measure(batch)
+            outcome, policy, _ = measured(self, batch)
         self._eval_averages.add_outcome(outcome, len(batch))
         self._eval_averages.add_logps(policy, outcome)
         self._weights.update({term.name: term.weight for term in outcome.terms})

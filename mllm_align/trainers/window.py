@@ -6,7 +6,6 @@ before anything is measured.
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,9 @@ from torch import Tensor
 
 from mllm_align.contract import Batch, Feature, Objective, Outcome, Ragged, Signals, View
 from mllm_align.families.base import to_device
-from mllm_align.signals.features import image_feature_rows, scored_views, text_view
+from mllm_align.signals.features import image_feature_rows, scored_views, text_feature_rows, text_view
 from mllm_align.signals.packing import send
+from mllm_align.trainers.gather import gather_on_host, over_ranks
 from mllm_align.trainers.heads import as_module, mode
 
 
@@ -58,18 +58,19 @@ class Window:
         return torch.stack(shares).sum() if shares else torch.zeros(())
 
 
-def plan_window(objective: Objective, batches: Iterable[Batch], width: int = 1) -> Window:
+def plan_window(objective: Objective, batches: Iterable[Batch], width: int = 1, *, together: bool = False) -> Window:
     """The normalisers of some micro-batches, summed over all ranks (a collective: every rank must call it).
 
     Args:
         objective: Its terms.
         batches: The micro-batches of this rank.
         width: Of features.
+        together: Whether each rank asks the objective about the rows of all ranks; every rank then counts all.
     """
     counts: dict[str, Any] = defaultdict(float)
     tokens = rows = 0
     for batch in batches:
-        for name, count in term_counts(objective, batch, width).items():
+        for name, count in term_counts(objective, batch, width, together=together).items():
             counts[name] = counts[name] + count
         tokens += count_tokens(batch)
         rows += len(batch)
@@ -99,22 +100,9 @@ def _parameters(objective: Objective) -> Iterator[Tensor]:
     return iter(()) if module is None else module.parameters()
 
 
-def gather_on_host(entry: Any) -> list[Any]:
-    """Every rank's entry (a collective); no rank waits for its device."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [entry]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, entry, group=_host_group(dist.group.WORLD))
-    return found
-
-
-@functools.lru_cache(maxsize=1)
-def _host_group(world: Any) -> Any:
-    """All ranks, over a back end that sends from host memory: NCCL sends objects through the GPU."""
-    return world if "gloo" in str(dist.get_backend_config(world)) else dist.new_group(backend="gloo")
-
-
-def term_counts(objective: Objective, batch: Batch, width: int = 1) -> dict[str, float | Tensor]:
+def term_counts(
+    objective: Objective, batch: Batch, width: int = 1, *, together: bool = False
+) -> dict[str, float | Tensor]:
     """Per term name its count on one batch, by asking the objective with zeros in place of every measured value.
 
     An objective that is a module is asked in evaluation mode, so that a queue it keeps is not filled with zeros. One
@@ -123,13 +111,15 @@ def term_counts(objective: Objective, batch: Batch, width: int = 1) -> dict[str,
     Raises:
         ValueError: If two terms have the same name.
     """
-    if batch.is_idle:
+    if batch.is_idle and not together:
         return {}
     module = as_module(objective)
     own = next(_parameters(objective), None)
     device = own.device if own is not None else "cpu"
     needs = objective.needs
     zeros = zero_signals(batch, needs.tokens, device, needs.features, width, scored_views(needs))
+    if together:
+        zeros = over_ranks(zeros, device, zeros=True)
     with torch.no_grad(), torch.random.fork_rng(enabled=module is not None), mode(objective, training=False):
         outcome = objective(zeros, zeros if needs.reference else None)
     counts: dict[str, float | Tensor] = {}
@@ -174,6 +164,7 @@ def zero_signals(
         token_logps=ragged,
         features={name: ragged for name, (ragged, _) in found.items()},
         sources=batch.sources,
+        row_ids=batch.row_ids,
         regions=batch.regions,
         host_num_tokens=host_num_tokens,
         host_feature_rows={name: tuple(rows) for name, (_, rows) in found.items()},
@@ -187,17 +178,16 @@ def _zero_features(
     found = {}
     for feature in features:
         view = text_view(feature)
-        if view is not None:
-            rows = [branch.row for branch in batch.branches if branch.view == view]
-        else:
-            rows = image_feature_rows(batch, feature)
+        rows = image_feature_rows(batch, feature) if view is None else text_feature_rows(batch, feature, view)
         if rows:
-            values = torch.zeros(len(rows), width, device=device)
+            taught = batch.teacher_features.get(feature.name)
+            values = torch.zeros(len(rows), width if taught is None else taught.shape[1], device=device)
             found[feature.name] = Ragged(values, send(np.array(rows), device)), rows
     return found
 
 
 def count_tokens(batch: Batch) -> int:
-    """Prompt tokens (image tokens included, shared prompts once) and response tokens of a batch."""
+    """Prompt tokens (image tokens included, shared prompts once) and response tokens of a batch, texts of regions
+    included."""
     prompts = sum(prefix.input_ids.numel() for prefix in batch.prefixes)
-    return prompts + sum(branch.token_ids.numel() for branch in batch.branches)
+    return prompts + sum(each.token_ids.numel() for each in (*batch.branches, *batch.phrases))

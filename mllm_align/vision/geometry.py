@@ -8,6 +8,7 @@ in each view: a view with small cells has more of them, and so more say in the m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -44,6 +45,37 @@ def box_weights(boxes: Tensor, grids: Sequence[Grid], num_tokens: int) -> Tensor
         return down[:, :, None] * across[:, None, :]
 
     return _on_tokens(covered, len(boxes), grids, num_tokens)
+
+
+def roi_align_weights(boxes: Tensor, grids: Sequence[Grid], num_tokens: int) -> Tensor:
+    """Weights of RoIAlign to one cell (He et al., 2017, https://arxiv.org/abs/1703.06870) on the grid of tokens.
+
+    A box is sampled at evenly spread points, one per token that it is wide and high, rounded up; each is interpolated
+    between the four tokens around it. So tokens beside a small box have a say, which coverage does not give them.
+    Where an image is shown several times, a view counts by how many of its cells the box covers.
+
+    Args:
+        boxes: As of `box_weights`.
+        grids: As of `box_weights`.
+        num_tokens: As of `box_weights`.
+
+    Returns:
+        (R, T) float32; a region has weight where and only where `box_weights` gives it some.
+
+    Raises:
+        ValueError: As `box_weights`.
+    """
+    checked = box_weights(boxes, grids, num_tokens)  # raises for what is no box
+    sides = boxes.to(torch.float64).clamp(0, 1)
+
+    def sampled(grid: Grid) -> Tensor:
+        left, top, right, bottom = grid.area
+        across = _samples(sides[:, 0], sides[:, 2], left, right, grid.columns)
+        down = _samples(sides[:, 1], sides[:, 3], top, bottom, grid.rows)
+        return down[:, :, None] * across[:, None, :]
+
+    found = _on_tokens(sampled, len(boxes), grids, num_tokens)
+    return torch.where(checked.any(dim=1, keepdim=True), found, 0)
 
 
 def mask_weights(masks: Tensor, grids: Sequence[Grid], num_tokens: int) -> Tensor:
@@ -93,6 +125,25 @@ def _overlaps(low: Tensor, high: Tensor, start: float, stop: float, cells: int) 
     # In cells: where the interval begins and ends.
     low, high = ((side - start) / (stop - start) * cells for side in (low, high))
     return (torch.minimum(high[:, None], edges[1:]) - torch.maximum(low[:, None], edges[:-1])).clamp(min=0)
+
+
+def _samples(low: Tensor, high: Tensor, start: float, stop: float, cells: int) -> Tensor:
+    """(R, cells) weights of cells in the mean of evenly spread points between low and high (R,), times its length."""
+    low, high = (((side - start) / (stop - start) * cells).clamp(0, cells) for side in (low, high))
+    weights = torch.zeros(len(low), cells, dtype=torch.float64)
+    for number, (begin, end) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        if end <= begin:
+            continue
+        count = max(1, math.ceil(end - begin))
+        points = begin + (torch.arange(count, dtype=torch.float64) + 0.5) * (end - begin) / count
+        # Cells are known at their centres.
+        places = (points - 0.5).clamp(0, cells - 1)
+        lower = places.floor().long().clamp(max=max(cells - 2, 0))
+        share = places - lower
+        weights[number].index_add_(0, lower, 1 - share)
+        weights[number].index_add_(0, (lower + 1).clamp(max=cells - 1), share)
+        weights[number] *= (end - begin) / count
+    return weights
 
 
 def _pixel_overlaps(pixels: int, start: float, stop: float, cells: int) -> Tensor:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from mllm_align.families import Family
-from mllm_align.vision.geometry import box_weights, mask_weights
+from mllm_align.vision.geometry import box_weights, mask_weights, roi_align_weights
+
+BOX_WEIGHTS = {"coverage": box_weights, "roi_align": roi_align_weights}
 
 
 class Encoded(Protocol):
@@ -50,17 +52,20 @@ class RegionWeights:
         family: Of the model.
         image_processor: The one that processes the images.
         config: The model's.
+        pooling: "coverage", or "roi_align" for boxes; a mask is always weighted by what it covers.
     """
 
     family: Family
     image_processor: Any
     config: Any
+    pooling: str = "coverage"
 
     def __call__(self, image: Encoded, objects: Sequence[Located]) -> Tensor:
-        """(objects, T) float32: how much of each of the image's first T tokens each covers; the others it does not."""
+        """(objects, T) float32: the weight of each of the image's first T tokens in each; the others have none."""
         grids = self.family.token_grids(image.tensors, image.size, self.image_processor, self.config)
         num_tokens = max(grid.stop for grid in grids)
-        found = box_weights(torch.tensor([each.box for each in objects], dtype=torch.float64), grids, num_tokens)
+        weigh = BOX_WEIGHTS[self.pooling]
+        found = weigh(torch.tensor([each.box for each in objects], dtype=torch.float64), grids, num_tokens)
         for number, each in enumerate(objects):
             if each.mask is not None:
                 found[number] = mask_weights(torch.from_numpy(np.asarray(each.mask))[None], grids, num_tokens)[0]

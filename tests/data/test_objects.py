@@ -100,3 +100,17 @@ def test_run_lengths(seed: int) -> None:
     np.testing.assert_array_equal(run_length_mask({"size": size, "counts": runs}, WHERE), mask)
     np.testing.assert_array_equal(run_length_mask({"size": size, "counts": text}, WHERE), mask)
     np.testing.assert_array_equal(run_length_mask({"size": size, "counts": text.encode()}, WHERE), mask)
+
+
+def test_negatives_are_texts_that_are_false() -> None:
+    given = {"box": [0, 0, 1, 1], "text": "a red cup", "negatives": ["a blue cup", "a red dog"]}
+    (each,) = read_objects([given], 1, "row")
+    assert each.negatives == ("a blue cup", "a red dog")
+    for wrong, message in (
+        ("a blue cup", "row, object 0: negatives must be a list of texts, got 'a blue cup'"),
+        ([3], "negatives must be a list of texts"),
+        ([" "], "negatives must be a list of texts"),
+        (["A red cup"], "its text 'a red cup' is among its negatives; take it out"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_objects([given | {"negatives": wrong}], 1, "row")

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,6 +81,25 @@ def test_an_adapter_that_does_nothing_is_refused(pictures):
         )
 
 
+def descriptions(pictures):
+    return [replace(each, choices=(), answer="", prompt="Describe it.") for each in questions(pictures)]
+
+
+def test_an_adapter_that_does_nothing_is_refused_where_all_is_described(pictures):
+    base, processor = tiny("llava")
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=TARGETS)).eval()
+    arms, settings = [Arm("base"), Arm("mine", "default")], {"images": ("right",), "show_progress": False}
+    with pytest.raises(ValueError, match="adapter 'default' changes nothing"):
+        answer_arms(model, processor, descriptions(pictures), arms, **settings)
+    # One that moves no word of the greedy texts is still an adapter.
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(1e-5)
+    found = answer_arms(model, processor, descriptions(pictures), arms, **settings)
+    base_texts, texts = ([a.text for a in found[arm.name]["generate", "right"]] for arm in arms)
+    assert texts == base_texts
+
+
 def test_arms_share_a_cache_without_mixing(adapted, pictures, tmp_path):
     model, processor = adapted
     arms = [Arm("base"), Arm("aligned", "aligned")]
@@ -103,7 +123,8 @@ def test_errors_of_all_arms_are_counted(adapted, pictures):
         raise OSError("gone")
 
     asked = [*questions(pictures), item("bad", load=missing)]
-    with pytest.raises(AnswerErrors, match="2 of 10 items"):
+    # Both methods of two arms.
+    with pytest.raises(AnswerErrors, match="4 of 20 items"):
         answer_arms(
             model, processor, asked, [Arm("base"), Arm("a", "aligned")], images=("right",), show_progress=False
         )

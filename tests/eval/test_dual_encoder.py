@@ -187,7 +187,7 @@ def test_score_command(folder, naive, pictures, tmp_path, capsys):
     assert scores["flickr30k/image_to_text/r1"]["value"] == (naive.argmax(axis=1) == range(4)).mean()
     assert scores["flickr30k/text_to_image/r1"]["value"] == (naive.argmax(axis=0) == range(4)).mean()
     assert main(command) == 2
-    assert "--images is missing: flickr30k needs the folder" in capsys.readouterr().err
+    assert "--images is missing: flickr30k needs its pictures" in capsys.readouterr().err
     assert main([*command, "--images", str(tmp_path), "--format", "lmms-eval"]) == 2
     assert "leave it out beside --dual-encoder" in capsys.readouterr().err
 

@@ -44,7 +44,7 @@ def test_one_run() -> None:
 
 
 def test_what_is_not_clear_is_said_to_be_so() -> None:
-    assert str(headline(run(0.52, p=0.4))).endswith(", no clear change.")
+    assert headline(run(0.52, p=0.4)).effect.endswith(", no clear change.")
     alone = run(0.7)
     del alone["arms"]["mine"]
     assert "does not compare" in str(headline(alone))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mllm_align.cli import main
 from mllm_align.data.schema import DataError
 from mllm_align.data.world import pair_rows
 from mllm_align_eval.benchmarks.files import PictureFolder
@@ -16,6 +17,7 @@ from mllm_align_eval.benchmarks.mmvp import MMVP
 from mllm_align_eval.benchmarks.pope import POPE
 from mllm_align_eval.mined_pairs import write_mined_pairs
 from mllm_align_eval.polling import REGIMES, TEMPLATE, PollImage, poll_questions, read_objects, worded, write_polls
+from mllm_align_eval.run import benchmark_items
 
 # The more often the earlier in the alphabet; "a" and "b" always come together, "e" and "f" too.
 IMAGES = [
@@ -100,8 +102,34 @@ def test_what_is_no_annotation(tmp_path: Path) -> None:
         read_objects(tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match="no regime 'hard'"):
         poll_questions(IMAGES, "hard")
-    with pytest.raises(ValueError, match="6 of 7 images have 3 objects or more; wanted are 500"):
+    with pytest.raises(ValueError, match=r"6 of 7 images have 3 .* wanted are 500: .*\(--num-images 6\).*--per-image"):
         poll_questions(IMAGES, "random")
+    with pytest.raises(ValueError, match="0 of 7 images have 9 objects or more; wanted are 500: ask about fewer"):
+        poll_questions(IMAGES, "random", per_image=9)
+    with pytest.raises(ValueError, match="must be at least 1, not 0 and 500"):
+        poll_questions(IMAGES, "random", per_image=0)
+
+
+def test_the_command_says_how_many_it_asks_and_what_to_do_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["eval", "poll", "--help"])
+    assert "as many with no (default: 3, as POPE)" in " ".join(capsys.readouterr().out.split())
+    lines = [json.dumps({"image": image.image, "objects": list(image.objects)}) for image in IMAGES[:6]]
+    (tmp_path / "objects.jsonl").write_text("\n".join(lines))
+    poll = ("eval", "poll", str(tmp_path / "objects.jsonl"), "--per-image", "2", "--output", str(tmp_path / "mine"))
+    assert main(poll) == 2
+    assert "6 of 6 images have 2 objects or more; wanted are 500: ask about at most 6 (--num-images 6)" in (
+        capsys.readouterr().err
+    )
+    assert main([*poll, "--num-images", "4"]) == 0
+    *files, following = capsys.readouterr().out.splitlines()
+    assert len(files) == 3
+    assert following.startswith(
+        f"next: mllm-align eval run MODEL --benchmark pope --data {tmp_path / 'mine'} --images"
+    )
+    assert len(benchmark_items("pope", str(tmp_path / "mine"))) == 3 * 4 * 4
 
 
 def test_mined_pairs_become_questions_that_a_constant_answer_never_gets(tmp_path: Path) -> None:

@@ -18,10 +18,14 @@ from mllm_align_eval.benchmarks.captions import caption_item
 from mllm_align_eval.benchmarks.files import PictureFolder
 from mllm_align_eval.benchmarks.objects import Vocabulary
 from mllm_align_eval.benchmarks.pope import POPE
+from mllm_align_eval.benchmarks.sugarcrepe import SUBSETS
 from mllm_align_eval.comparing import mcnemar_tests, paired
 from mllm_align_eval.items import Answer, Picture
 from mllm_align_eval.metrics import Measure
 from mllm_align_eval.published import length_matched, published_measures
+from mllm_align_eval.report import headline
+from mllm_align_eval.report.labels import metric_label
+from mllm_align_eval.report.leading import primary
 from mllm_align_eval.statistics import ClusterBootstrap, Estimate, equivalence, holm, mean_metric
 from mllm_align_eval.summary import summarise
 
@@ -115,6 +119,48 @@ def test_captions_are_scored_in_three_ways() -> None:
     assert value["sugarcrepe_captions/add_att/acc_per_byte"] == 0.5
     assert value["sugarcrepe_captions/add_att/acc_pmi"] == 0.5
     assert value["sugarcrepe_captions/add_att/acc_no_image"] == 0
+
+
+def test_captions_are_judged_by_what_the_image_adds() -> None:
+    true, wrong = "a red cup on a table", "a cat"
+    captions = [
+        caption_item(
+            f"sugarcrepe_captions/{subset}/{n}",
+            subset,
+            subset,
+            f"{n}.jpg",
+            Picture(f"{n}.jpg", lambda: picture(1)),
+            (true, wrong),
+            0,
+        )
+        for subset in SUBSETS
+        for n in range(8)
+    ]
+    blind = [said(one, wrong, scores=(-20.0, -3.0)) for one in captions]
+    # The image adds more to the wrong one for the base, to the true one for the adapter; in sums the short one leads.
+    before = [said(one, wrong, scores=(-18.6, -1.5)) for one in captions]
+    after = [said(one, wrong, scores=(-15.0, -1.5)) for one in captions]
+    answers: Any = {
+        "base": {("logprob", "right"): before, ("logprob", "none"): blind},
+        "aligned": {("logprob", "right"): after, ("logprob", "none"): blind},
+    }
+    named = {"sugarcrepe_captions": BENCHMARKS["sugarcrepe_captions"]}
+    results = summarise(captions, answers, benchmarks=named, num_resamples=200)
+    judged = "sugarcrepe_captions/acc_mean7_pmi"
+    assert results["benchmarks"]["sugarcrepe_captions"]["primary"] == [judged]
+    assert list(results["primary"]["aligned-base"]) == [judged]
+    assert [results["arms"][arm][judged]["value"] for arm in answers] == [0, 1]
+    assert [results["arms"][arm]["sugarcrepe_captions/acc_mean7"]["value"] for arm in answers] == [0, 0]
+    assert metric_label(judged).endswith("by what the image adds (PMI)")
+    assert "what the image adds" in str(headline(results))
+    # Of one subset alone there is no mean: its own accuracy leads, by the same scoring.
+    part = summarise(
+        captions[:8],
+        {arm: {k: v[:8] for k, v in given.items()} for arm, given in answers.items()},
+        benchmarks=named,
+        num_resamples=200,
+    )
+    assert primary(part, "sugarcrepe_captions") == ["sugarcrepe_captions/add_att/acc_pmi"]
 
 
 def test_descriptions_are_compared_at_equal_lengths() -> None:

@@ -12,7 +12,13 @@ from eval_items import item
 from mllm_align_eval.benchmarks import BENCHMARKS
 from mllm_align_eval.changes import changed_answers
 from mllm_align_eval.items import Answer, Picture
-from mllm_align_eval.report import GalleryEntry, headline, markdown_comparison, markdown_report, write_report
+from mllm_align_eval.report import (
+    GalleryEntry,
+    headline,
+    markdown_comparison,
+    markdown_report,
+    write_report,
+)
 from mllm_align_eval.report.evidence import evidence, harm
 from mllm_align_eval.report.figures import figures
 from mllm_align_eval.report.findings import cautions, key_figures
@@ -20,7 +26,7 @@ from mllm_align_eval.report.gallery import side_by_side
 from mllm_align_eval.report.labels import is_rate, metric_label, number, ordered_metrics
 from mllm_align_eval.report.markdown import comparison_cells, comparison_notes
 from mllm_align_eval.report.metric_names import better, generic_label, parse_key
-from mllm_align_eval.report.reading import reading_of, warnings
+from mllm_align_eval.report.reading import reading_of, warning_head, warnings
 from mllm_align_eval.report.reliability import calibration_texts, diagrams
 from report_results import Page
 
@@ -99,8 +105,11 @@ def test_every_benchmark_has_a_name_and_what_it_is_judged_by_too(name: str) -> N
 def test_the_page_of_a_benchmark_speaks_of_it_and_not_of_the_world(name: str, tmp_path: Path) -> None:
     results = run({BENCHMARKS[name].primary: (0.5, 0.7)})
     text = Page(write_report(results, [], tmp_path / "r.html", title="t")).text
+    rest = text
+    for own in (BENCHMARKS[name].title, name, name.replace("_", " ")):
+        rest = rest.replace(own, "")
     for word in ("scene", "world", "World ", "existence polling", "pairs themselves", "Aligned"):
-        assert word not in text.replace(BENCHMARKS[name].title, "").replace("realworldqa", "")
+        assert word not in rest
     assert metric_label(BENCHMARKS[name].primary) in text
     assert BENCHMARKS[name].title in text
     assert "300 questions in 1 split." in text
@@ -117,7 +126,7 @@ def test_keys_are_taken_apart() -> None:
         True,
     )
     assert metric_label("amber/attribute/state_f1") == "AMBER attribute: F1 (state)"
-    assert metric_label("winoground/group_pmi") == "Winoground: group score, PMI"
+    assert metric_label("winoground/group_pmi") == "Winoground: group score, by what the image adds (PMI)"
     assert metric_label("pope/adversarial/no_image_acc_generated") == "POPE adversarial: accuracy, no image, generated"
     assert metric_label("chair/recall_generated") == "CHAIR: recall"
     assert metric_label("pope/adversarial/novel") == "pope/adversarial/novel"
@@ -253,12 +262,16 @@ def test_lost_and_cut_answers_are_warned_of_loudly(tmp_path: Path) -> None:
     assert "POPE, mine: 4.0 % of the written answers could not be read and count as wrong" in found[0]
     assert "50.0 % of the written answers were cut" in found[1]
     page = Page(write_report(results, [], tmp_path / "r.html", title="t"))
-    assert "Warning: more than 2 % of the answers were lost or cut" in page.text
+    assert "Warning: more than 2 % of the answers were lost: unread and cut" in page.text
+    assert "> **Warning: more than 2 % of the answers were lost: unread and cut**" in markdown_report(results, "t")
+    assert "another --parser may read them" in found[0]
+    assert "more room with --max-new-tokens" in found[1]
     assert "4.0 unreadable, 50.0 cut" in page.text, "beside the score too"
     assert "> - POPE, mine: 4.0 %" in markdown_report(results, "t")
     assert (reading_of(results, "mine", "pope/f1_mean3_generated") or {})["unreadable"] == 0.04
     assert reading_of(results, "mine", "pope/adversarial/acc") is None
     assert warnings(run(POPE)) == []
+    assert warning_head(run(POPE)) == ""
 
 
 def test_cut_descriptions_and_models_that_failed() -> None:
@@ -268,6 +281,13 @@ def test_cut_descriptions_and_models_that_failed() -> None:
     }
     failed, cut = warnings(results)
     assert "the model failed on 1.0 % of the questions" in failed
+    assert "give the same command" in failed
+    assert warning_head(results) == "Warning: more than 2 % of the answers were lost: missing and cut"
+    results["reading"]["mine"]["chair/captions"] |= {"truncated": 0.0}
+    assert warning_head(results) == "Warning: answers are missing"
+    results["reading"]["mine"]["chair/captions"] |= {"errors": 0.0, "unreadable": 0.5, "empty": 0.5}
+    (empty,) = warnings(results)
+    assert "50.0 % of the written answers are empty" in empty
     assert "has less to be wrong about" in cut
 
 

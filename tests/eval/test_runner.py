@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from eval_items import StubEngine, item, picture
 from mllm_align_eval.arms import Arm
@@ -119,6 +120,18 @@ def test_a_missing_picture_is_an_error_of_its_item():
 
     asked = [*items(3), item("bad", load=missing)]
     with pytest.raises(AnswerErrors, match="no such picture"):
+        ask(asked, lambda r: "yes")
+
+
+@pytest.mark.parametrize("kind", [OSError, ValueError, SyntaxError, Image.DecompressionBombError])
+def test_broken_pictures_are_all_named_however_many_there_are(kind):
+    def broken():
+        raise kind("broken")
+
+    asked = [*items(3), *(item(f"bad{n}", load=broken) for n in range(30))]
+    with pytest.raises(
+        AnswerErrors, match=r"30 of 33 .* 30 pictures cannot be read \(bad0: broken; .*; and 25 more\)"
+    ):
         ask(asked, lambda r: "yes")
 
 

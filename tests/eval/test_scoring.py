@@ -12,10 +12,11 @@ import pytest
 from mllm_align.cli import main
 from mllm_align.cli.scoring import NAMES, PARSERS
 from mllm_align_eval import benchmark
+from mllm_align_eval.answer_file import read_answers
 from mllm_align_eval.benchmarks import BENCHMARKS
 from mllm_align_eval.benchmarks.files import PictureFolder
 from mllm_align_eval.benchmarks.pope import POPE
-from mllm_align_eval.scoring import answers_of, measures_of, questions_of, read_answers
+from mllm_align_eval.scoring import answers_of, measures_of, questions_of
 
 ROWS = [
     {"question_id": n, "image": f"{n // 2}.jpg", "text": f"Is there a {thing} in the image?", "label": label}
@@ -72,28 +73,68 @@ def test_answers_that_do_not_fit(data: Path, texts: dict[str, str], message: str
 
 
 @pytest.mark.parametrize(
-    "bad",
+    ("bad", "cause"),
     [
-        "{",
-        "3",
-        '{"id": "a"}',
-        '{"id": "b", "text": null}',
-        '{"id": "a", "text": "again"}',
-        '{"id": "b", "text": "yes", "scores": [1, 2]}',
-        '{"id": "b", "scores": []}',
-        '{"id": "b", "scores": [1, "2"]}',
-        '{"id": "b", "scores": [1, NaN]}',
-        '{"id": "b", "scores": [1, true]}',
-        '{"id": "b", "scores": 1}',
+        (b"{", r"not JSON \(Expecting property name .* at character 2\)"),
+        (b'{"id": "\xff"}', "not UTF-8"),
+        (b"3", "not an object but the number 3"),
+        (b'{"text": "yes"}', "no id, only text"),
+        (b'{"id": null, "text": "yes"}', "the id is no text but null"),
+        (b'{"id": "b"}', "no text and no scores for 'b'"),
+        (b'{"id": "b", "text": null}', "the text of 'b' is not a string but null; a model that says nothing has .*"),
+        (b'{"id": "b", "text": 4}', "the text of 'b' is not a string but the number 4"),
+        (b'{"id": "b", "text": ["yes"]}', r"the text of 'b' is not a string but a list \[\"yes\"\]"),
+        (b'{"id": "b", "text": "a", "truncated": 1}', "truncated of 'b' is not true or false but the number 1"),
+        (b'{"id": "b", "text": "yes", "scores": [1, 2]}', "both a text and scores for 'b'"),
+        (b'{"id": "b", "scores": []}', "the scores of 'b' are an empty list"),
+        (b'{"id": "b", "scores": [1, "2"]}', "score 1 of 'b' is not a number but a text \"2\""),
+        (b'{"id": "b", "scores": [1, NaN]}', "score 1 of 'b' is NaN"),
+        (b'{"id": "b", "scores": [1, true]}', "score 1 of 'b' is not a number but true"),
+        (b'{"id": "b", "scores": 1}', "the scores of 'b' are not a list but the number 1"),
     ],
 )
-def test_lines_that_are_no_answers(tmp_path: Path, bad: str) -> None:
+def test_lines_that_are_no_answers(tmp_path: Path, bad: bytes, cause: str) -> None:
     path = tmp_path / "answers.jsonl"
-    path.write_text('{"id": "a", "text": ""}\n\n' + bad + "\n")
-    with pytest.raises(ValueError, match=r"line 3: (not an answer|a second answer to 'a')"):
+    path.write_bytes(b'{"id": "a", "text": ""}\n\n' + bad + b"\n")
+    with pytest.raises(
+        ValueError, match=rf'answers.jsonl, line 3: {cause}; an answer is {{"id": ..., "text": "..."}}'
+    ):
+        read_answers(path)
+
+
+def test_a_second_answer_and_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"id": "b", "text": ""}\n{"id": "a", "text": ""}\n{"id": "a", "text": "again"}\n')
+    with pytest.raises(ValueError, match="line 3: a second answer to 'a'; the first is in line 2"):
         read_answers(path)
     with pytest.raises(FileNotFoundError, match="no file of answers"):
         read_answers(tmp_path / "none.jsonl")
+
+
+def test_lost_answers_are_warned_of_and_can_fail_the_command(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": f"pope/adversarial/{n}", "text": text} for n, text in enumerate(("Yes.", "hm", "", "No, because"))]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    score = ("eval", "score", "pope", "--data", str(data), "--answers", str(path))
+    assert main(score) == 0
+    said = capsys.readouterr().out
+    assert "WARNING  POPE, answers.jsonl: 50.0 % of the written answers could not be read" in said
+    assert "(25.0 % were empty)" in said
+    assert "were cut at the limit" not in said
+    assert "the official ones" in said
+    with pytest.raises(SystemExit, match="3"):
+        main([*score, "--fail-on-lost"])
+    path.write_text("\n".join(json.dumps(row | {"text": "Yes", "truncated": True}) for row in rows))
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="3"):
+        main([*score, "--fail-on-lost"])
+    said = capsys.readouterr().out
+    assert "WARNING  POPE, answers.jsonl: 100.0 % of the written answers were cut at the limit" in said
+    path.write_text("\n".join(json.dumps(row | {"text": "Yes"}) for row in rows))
+    assert main([*score, "--fail-on-lost"]) == 0
+    assert "WARNING" not in capsys.readouterr().out
 
 
 def test_rows_of_scores_in_place_of_texts(data: Path, tmp_path: Path) -> None:
@@ -129,10 +170,22 @@ def test_commands_name_what_is_not_there(
         return capsys.readouterr().err
 
     assert f"no benchmark is called 'poppe'; there are {', '.join(BENCHMARKS)}" in refused("questions", "poppe")
-    assert "put the annotations of mmvp there" in refused("questions", "mmvp", "--data", str(data))
+    assert "Put the annotations of mmvp there" in refused("questions", "mmvp", "--data", str(data))
     monkeypatch.delenv("MLLM_ALIGN_DATA", raising=False)
     assert "with --data or MLLM_ALIGN_DATA" in refused("questions", "pope")
-    assert "--images is missing" in refused("run", "demo-base", "--benchmark", "pope", "--output", "out")
+    ask = ("run", "demo-base", "--benchmark", "pope", "--output", "out")
+    said = refused(*ask)
+    assert "--images is missing: pope needs its pictures. Get them (COCO val2014, http" in said
+    assert "name it with --images FOLDER" in said
+    said = refused(*ask, "--data", str(data), "--images", str(data / "val2014"))
+    assert f"no folder {data / 'val2014'}: put the images there (0.jpg and so on), from COCO val2014" in said
+    (data / "val2014").mkdir()
+    said = refused(*ask, "--data", str(data), "--images", str(data / "val2014"))
+    assert "2 of 2 images are not in" in said
+    assert "get them from COCO val2014, http://images.cocodataset.org/zips/val2014.zip and put them there" in said
+    (data / "val2014" / "0.jpg").touch()
+    said = refused(*ask, "--data", str(data), "--images", str(data))
+    assert f"name {data / 'val2014'} with --images" in said
 
 
 def test_what_the_help_says() -> None:

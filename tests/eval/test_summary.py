@@ -253,13 +253,14 @@ def test_description_changes_with_the_questions(items):
 def test_answers_that_were_lost_by_split(items):
     given = told(items, {}, "generate")
     for place in range(6):
-        text = "hm" if place else "I cannot tell"
+        text = ("hm" if place < 5 else " ") if place else "I cannot tell"
         state = "invalid" if place else "abstained"
         given[place] = Answer(items[place].id, text, None, False, state=state, truncated=place < 3)
     found = summarise(items, {"base": {("generate", "right"): given}})["reading"]["base"]
     cell = found["world/adversarial"]
     assert (cell["n"], cell["open"]) == (24, False)
     assert cell["unreadable"] == pytest.approx(5 / 24)
+    assert cell["empty"] == pytest.approx(1 / 24)
     assert cell["abstained"] == pytest.approx(1 / 24)
     assert cell["truncated"] == pytest.approx(3 / 24)
     assert cell["truncated_unreadable"] == pytest.approx(2 / 24)

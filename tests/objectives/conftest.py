@@ -11,19 +11,22 @@ from mllm_align.contract import Needs, Ragged, Regions, Signals
 
 # Of each row: the image and the id of each region. One thing is in one image alone, one has no id.
 THINGS = ((0, "a"), (0, "b"), (0, ""), (1, "b"), (1, "a"), (1, "c"))
+# Per pooling how many entries a row has, where it is not one.
+ENTRIES = {"regions": len(THINGS), "negatives": 2 * len(THINGS), "tokens": 3}
 ALL_SOURCES = ("pairs", "instructions")
 
 
-def regions_of(rows: int) -> Regions:
-    """The same regions on the two images of every row, side by side."""
+def regions_of(rows: int, one_image: bool = False) -> Regions:
+    """The same regions on the two images of every row, or on one, side by side."""
     boxes = tuple((n / 6, 0.0, (n + 1) / 6, 0.5) for n in range(len(THINGS)))
     return Regions(
         row=tuple(row for row in range(rows) for _ in THINGS),
-        image=tuple(image for image, _ in THINGS) * rows,
+        image=tuple(0 if one_image else image for image, _ in THINGS) * rows,
         boxes=boxes * rows,
         object_ids=tuple(name for _, name in THINGS) * rows,
-        texts=("",) * rows * len(THINGS),
+        texts=tuple(f"thing {n} of row {row}" for row in range(rows) for n in range(len(THINGS))),
         kinds=("",) * rows * len(THINGS),
+        negatives=tuple((f"no {n} of row {row}", f"not {n}") for row in range(rows) for n in range(len(THINGS))),
     )
 
 
@@ -45,6 +48,8 @@ def make_signals() -> Callable[..., Signals]:
         sources: Sequence[str] | None = None,
     ) -> Signals:
         views = needs.views + needs.optional
+        # Nobody says of which of a row's images a token is.
+        one_image = any(feature.pooling == "tokens" for feature in needs.features)
         counting = torch.Generator().manual_seed(counts_seed)
         told = {
             text: torch.randint(1, 9, (rows,), generator=counting) for text in dict.fromkeys(v.response for v in views)
@@ -70,11 +75,11 @@ def make_signals() -> Callable[..., Signals]:
             if needs.tokens
             else {},
             features={
-                feature.name: Ragged(torch.randn(len(row), 8, generator=drawing).to(dtype), row)
+                feature.name: Ragged(torch.randn(len(row), 8, generator=drawing).to(dtype).requires_grad_(), row)
                 for feature in needs.features
-                for row in (torch.arange(rows).repeat_interleave(len(THINGS) if feature.pooling == "regions" else 1),)
+                for row in (torch.arange(rows).repeat_interleave(ENTRIES.get(feature.pooling, 1)),)
             },
-            regions={f.column: regions_of(rows) for f in needs.features if f.pooling == "regions"},
+            regions={f.column: regions_of(rows, one_image) for f in needs.features if f.pooling == "regions"},
             sources=tuple(sources or (ALL_SOURCES[index % 2] for index in range(rows))),
             host_token_ids={
                 view: tuple(

@@ -138,3 +138,33 @@ def test_metrics_have_an_entry_per_pair() -> None:
 def test_features_without_a_number_of_rows() -> None:
     with pytest.raises(ValueError, match="give sources, one per row"):
         InfoNCE()(signals(torch.eye(2), torch.eye(2), [0, 1], [0, 1], 0), None)
+
+
+def test_earlier_images_and_texts_are_negatives() -> None:
+    """Against loops over lists; a row that comes again does not meet itself."""
+    objective = InfoNCE(temperature=0.5, memory=4)
+    objective.set_widths({feature.name: 5 for feature in objective.needs.features})
+    objective.double()
+    before: list[tuple[torch.Tensor, torch.Tensor, str]] = []
+    for ids in (("a", "b", "c"), ("d", "a", "e"), ("b", "f", "a")):
+        values = [torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+        given = dataclasses.replace(signals(*values, [0, 1, 2], [0, 1, 2], 3), row_ids=ids)
+        images, texts = ([v / math.sqrt(float(v @ v)) for v in side.detach()] for side in values)
+        expected = 0.0
+        for k, name in enumerate(ids):
+            for own, others, side in ((images, texts, 1), (texts, images, 0)):
+                terms = [math.exp(float(own[k] @ other) / 0.5) for other in others]
+                below = sum(terms)
+                below += sum(math.exp(float(own[k] @ old[side]) / 0.5) for old in before[-4:] if old[2] != name)
+                expected += 0.5 * math.log(below / terms[k])
+        outcome = objective(given, None)
+        assert outcome.terms[0].sum.item() == pytest.approx(expected, rel=1e-9)
+        outcome.loss.backward()
+        before += zip(images, texts, ids, strict=True)
+
+
+def test_memory_without_room_or_meaning() -> None:
+    with pytest.raises(ValueError, match="InfoNCE: memory must be a number of keys from 0 up, got True"):
+        InfoNCE(memory=True)
+    with pytest.raises(ValueError, match="set_widths"):
+        InfoNCE(memory=4)(signals(torch.eye(2), torch.eye(2), [0, 1], [0, 1], 2), None)

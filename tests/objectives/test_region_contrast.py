@@ -11,7 +11,7 @@ import torch
 
 from mllm_align.contract import Ragged, Regions, Signals
 from mllm_align.objectives import RegionContrast
-from mllm_align.objectives.region_contrast import region_info_nce
+from mllm_align.objectives.contrast_kernels import softmax_contrast
 
 BOX = (0.0, 0.0, 0.2, 0.2)
 # Row, image, id, text, box.
@@ -109,7 +109,7 @@ def test_colva_s_own_form() -> None:
     similarities = torch.tensor([[0.0, 2.0, -1.0], [2.0, 0.0, 0.5], [-1.0, 0.5, 0.0]], dtype=torch.float64)
     positive = torch.tensor([[0, 1, 0], [0, 0, 0], [0, 1, 0]], dtype=torch.bool)
     negative = torch.tensor([[0, 0, 1], [1, 0, 1], [0, 0, 0]], dtype=torch.bool)
-    losses = region_info_nce(similarities, positive, negative)
+    losses = softmax_contrast(similarities, positive, negative)
     assert losses.tolist() == pytest.approx([math.log(1 + math.exp(-1.0 - 2.0)), 0, 0])
 
 

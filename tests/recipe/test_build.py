@@ -125,6 +125,31 @@ def test_contrast_images_that_cannot_be_made(tmp_path):
         load_source("pairs", DataSource(path, corrupt={"kind": "x"}))
 
 
+def test_mosaics_of_a_source(tmp_path):
+    path = write_rows(tmp_path)
+    rows = {
+        "path": str(path),
+        "columns": {"caption": "chosen"},
+        "mosaic": {"sizes": [2], "text": "caption", "side": 56},
+    }
+    (made,) = list(load_source("rows", DataSource(**rows, num_rows=4)))
+    assert made["image"].side == 56
+    assert len(made["objects"]) == 4
+    with pytest.raises(RecipeError, match=r"data\.rows\.mosaic: a mosaic has no option 'size'.*did you mean 'sizes'"):
+        parse_data(rows | {"mosaic": {"size": 2}})
+    with pytest.raises(
+        RecipeError, match=r"data\.rows: a mosaic has no contrast image: keep one of corrupt and mosaic"
+    ):
+        parse_data(rows | {"corrupt": {"kind": "crop"}})
+    with pytest.raises(RecipeError, match=r"data\.rows: a mosaic is made of rows from anywhere: leave streaming out"):
+        parse_data(rows | {"streaming": True})
+
+
+def parse_data(source):
+    sections = {"model": {"model_name_or_path": "x"}, "objective": ["region_text"], "train": {"output_dir": "y"}}
+    return parse_recipe({**sections, "data": {"rows": source}})
+
+
 def test_output_folder_is_looked_at_before_anything_loads(tmp_path):
     path = write_recipe(tmp_path, "no/such/model")
     (tmp_path / "run").mkdir()

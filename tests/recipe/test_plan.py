@@ -5,23 +5,38 @@ import pytest
 
 from mllm_align.objectives import CHIP, DPO, MDPO, RDPO, SVCO, NextToken, Weighted
 from mllm_align.recipe import build_trainer, load_recipe, packaged_recipes, plan_of
+from mllm_align.trainers.heads import trained_parameters
 from mllm_align.trainers.memory import GIB
 from mllm_align.trainers.planner import gigabytes
 from runs import ANSWERS, Headed, make_trainer, pair_rows, picture
 from tiny import save_tiny
+from tiny_teachers import save_teacher
 
 FAMILIES = {
     "chip_llava16_7b": "llava_next",
+    "clim": "qwen2_5_vl",
+    "cloc_like": "llava_next",
     "demo_svco": "llava",
+    "colva_like": "qwen2_5_vl",
+    "doco_like": "llava_next",
     "dpo_llava15_7b": "llava",
+    "filip": "llava",
     "mdpo_llava15_7b": "llava",
     "rdpo_llava16_7b": "llava_next",
     "svco_llava15_7b": "llava",
     "svco_qwen25vl_7b": "qwen2_5_vl",
 }
+OWN = ["chosen|image"]
 SVCO_VIEWS = [str(view) for view in SVCO().needs.views]
 # Recipes of pairs alone: their objective, and the file below that has rows of their format.
 PAIRS = {"chip": (CHIP(), "rlhf"), "dpo": (DPO(), "rlhf"), "mdpo": (MDPO(), "rlhf"), "rdpo": (RDPO(), "re_align")}
+# Recipes that contrast regions or tokens: the file below of each source, and its views.
+TEXTS = {
+    "clim": {"mosaics": ("instructions", []), "instructions": ("instructions", OWN)},
+    "cloc_like": {"phrases": ("grit", OWN)},
+    "colva_like": {"matches": ("mmvm", OWN)},
+    "filip": {"captions": ("instructions", OWN)},
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +70,32 @@ def folder(tmp_path_factory):
             for words in (answer, other)
         ]
         re_align.append({"image": names[0], "retrieved_image": names[1], "chosen": both[0], "rejected": both[1]})
-    files = {"mvc": mvc, "instructions": instructions, "rlhf": rlhf, "re_align": re_align}
+    save_teacher("layoutlmv3", folder / "layoutlmv3")
+    words = [{"box": [0.1, 0.1 * n, 0.9, 0.1 * n + 0.3], "text": f"word {n}"} for n in range(4)]
+    pages = [{"image": f"{n}_own.png", "prompt": "Read.", "chosen": "words", "objects": words} for n in range(6)]
+    chunks = [[0, 5, 0.1, 0.2, 0.6, 0.9, 0.9], [9, 13, 0.5, 0.1, 0.9, 0.4, 0.8]]
+    grit = [
+        {"key": str(n), "image": f"{n}_own.png", "caption": f"A dog, {n} cats", "noun_chunks": chunks}
+        for n in range(6)
+    ]
+    masks = [{"size": [56, 56], "counts": [start, 560, 56 * 56 - 560 - start]} for start in (100, 1000, 2000)]
+    mmvm = [
+        {
+            "file_names": [f"{n}_own.png", f"{n}_other.png"],
+            "pos_annotations": [[masks[0]], [masks[1]]],
+            "neg_annotations": [[], [masks[2]]],
+        }
+        for n in range(6)
+    ]
+    files = {
+        "grit": grit,
+        "mmvm": mmvm,
+        "mvc": mvc,
+        "instructions": instructions,
+        "rlhf": rlhf,
+        "re_align": re_align,
+        "pages": pages,
+    }
     for name, rows in files.items():
         (folder / f"{name}.json").write_text(json.dumps(rows))
     return folder
@@ -67,6 +107,17 @@ def overrides(name, folder):
     if name == "demo_svco":
         return [*found, "data.pairs.num_rows=6", "data.instructions.num_rows=6"]
     method = name.split("_")[0]
+    if name == "doco_like":
+        cache = f"train.cache_dir={folder / 'cache'}"
+        return [
+            *found,
+            cache,
+            f"data.pages.path={folder}/pages.json",
+            f"objective.0.teacher={folder}/layoutlmv3",
+        ]
+    if name in TEXTS:
+        found += [f"data.{source}.path={folder / file}.json" for source, (file, _) in TEXTS[name].items()]
+        return [*found, *(f"data.{source}.image_folder={folder}" for source in TEXTS[name])]
     files = {"pairs": PAIRS[method][1]} if method in PAIRS else {"pairs": "mvc", "instructions": "instructions"}
     for source, file in files.items():
         found += [f"data.{source}.path={folder / file}.json", f"data.{source}.image_folder={folder}"]
@@ -85,14 +136,23 @@ def test_every_packaged_recipe_builds_and_has_a_plan(name, folder):
         assert plan.views == {"pairs": [str(view) for view in PAIRS[method][0].needs.views]}
         assert plan.reference == {"pairs": True}
         assert list(plan.contrast) == (["pairs"] if recipe.data["pairs"].corrupt else [])
+    elif name == "doco_like":
+        assert plan.views == {"pages": ["chosen|image"]}
+        assert plan.reference == {"pages": False}
+        assert trainer.teachers.widths.keys() == {trainer.objective.parts[0].objective.read.name}
+    elif name in TEXTS:
+        found = {source: [view for view in views if view in OWN] for source, views in plan.views.items()}
+        assert found == {source: views for source, (_, views) in TEXTS[name].items()}
+        assert not any(plan.reference.values())
     else:
         assert plan.views == {"pairs": SVCO_VIEWS, "instructions": plan.views["instructions"]}
         assert plan.views["instructions"][0] == "chosen|image"
         assert plan.reference == {"pairs": True, "instructions": False}
-    assert {part.split()[0] for part in plan.trainable} == (
-        {"language", "projector"} if recipe.model.train_projector else {"language"}
-    )
-    assert sum(plan.trainable.values()) == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    trained = {*recipe.model.lora_scope, *(["projector"] if recipe.model.train_projector else [])}
+    heads = trained_parameters(trainer.objective)
+    assert {part.split()[0] for part in plan.trainable} == trained | ({"objective"} if heads else set())
+    parameters = [*heads, *(p for p in trainer.model.parameters() if p.requires_grad)]
+    assert sum(plan.trainable.values()) == sum(p.numel() for p in parameters)
     assert "shared by" in plan.packing
     assert all(view in str(plan) for views in plan.views.values() for view in views)
 

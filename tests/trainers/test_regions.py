@@ -11,30 +11,8 @@ import torch
 
 from mllm_align.data.schema import DataError
 from mllm_align.objectives import NextToken, RegionContrast, Weighted
-from runs import gradients, make_trainer, picture
-
-BOXES = ([0.05, 0.05, 0.45, 0.5], [0.5, 0.4, 0.95, 0.9])
-
-
-def rows() -> list[dict[str, Any]]:
-    """Two pictures a row, the same two things in both, in other places."""
-    found = []
-    for number in range(4):
-        objects = [
-            {"box": BOXES[(thing + image) % 2], "object_id": f"{thing}", "image": image}
-            for image in range(2)
-            for thing in range(2)
-        ]
-        found.append(
-            {
-                "id": str(number),
-                "images": [picture(number), picture(50 + number)],
-                "prompt": "What is the same?",
-                "chosen": "A disc.",
-                "objects": objects if number != 2 else [],
-            }
-        )
-    return found
+from runs import gradients, make_trainer
+from two_pictures import rows_of_two_pictures
 
 
 def both() -> Weighted:
@@ -44,7 +22,7 @@ def both() -> Weighted:
 @pytest.mark.parametrize("cached", [False, True])
 def test_contrast_and_next_token_train_together(tmp_path: Path, cached: bool) -> None:
     trainer = make_trainer(
-        tmp_path, both(), rows(), adapter=None, max_steps=6, learning_rate=1e-3, cache_gradients=cached
+        tmp_path, both(), rows_of_two_pictures(), adapter=None, max_steps=6, learning_rate=1e-3, cache_gradients=cached
     )
     before = trainer.model.get_submodule("model.multi_modal_projector.linear_1").weight.detach().clone()
     trainer.train()
@@ -57,21 +35,23 @@ def test_contrast_and_next_token_train_together(tmp_path: Path, cached: bool) ->
 
 def test_accumulated_and_cached_gradients_are_those_of_the_big_batch(tmp_path: Path) -> None:
     once: dict[str, Any] = {"adapter": None, "max_steps": 1, "train_sampling_strategy": "sequential"}
-    whole = gradients(make_trainer(tmp_path / "big", both(), rows(), per_device_train_batch_size=4, **once))
+    whole = gradients(
+        make_trainer(tmp_path / "big", both(), rows_of_two_pictures(), per_device_train_batch_size=4, **once)
+    )
     ways: list[dict[str, Any]] = [
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
         {"per_device_train_batch_size": 4, "cache_gradients": True},
     ]
     for number, way in enumerate(ways):
         # Within a pair the negatives are the row's own, so that no batch size changes them.
-        other = gradients(make_trainer(tmp_path / str(number), both(), rows(), **way, **once))
+        other = gradients(make_trainer(tmp_path / str(number), both(), rows_of_two_pictures(), **way, **once))
         assert other.keys() == whole.keys()
         for name, gradient in whole.items():
             torch.testing.assert_close(other[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_rows_without_objects_are_refused_before_training(tmp_path: Path) -> None:
-    bad = rows()
+    bad = rows_of_two_pictures()
     del bad[1]["objects"]
     with pytest.raises(DataError, match=r"row 1.*no column 'objects', whose regions feature"):
         make_trainer(tmp_path, both(), bad, check_data=True)
@@ -79,6 +59,6 @@ def test_rows_without_objects_are_refused_before_training(tmp_path: Path) -> Non
 
 def test_a_frozen_projector_is_told(tmp_path: Path) -> None:
     """LoRA on the language model alone: no region's tokens could change."""
-    trainer = make_trainer(tmp_path, both(), rows())
+    trainer = make_trainer(tmp_path, both(), rows_of_two_pictures())
     with pytest.raises(ValueError, match="region_contrast"):
         trainer.train()

@@ -122,6 +122,33 @@ def test_resuming_is_bit_identical(tmp_path: Path, quantized: bool, accumulation
     assert logged(resumed, "num_tokens") == logged(whole, "num_tokens")
 
 
+def test_a_model_without_adapters_is_resumed(tmp_path: Path) -> None:
+    """Weights have other names in a checkpoint than in memory."""
+
+    def run(folder: str, **changes: Any) -> Any:
+        settings = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3, "adapter": None}
+        return make_trainer(tmp_path / folder, NextToken(matched=False), pair_rows(6), **(settings | changes))
+
+    whole, first = run("whole", max_steps=4), run("parts", max_steps=2)
+    whole.train()
+    first.train()
+    resumed = run("parts", max_steps=4)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(trained(resumed), trained(whole))
+
+
+def test_the_best_model_without_adapters_comes_back(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    settings |= {"load_best_model_at_end": True, "greater_is_better": True, "max_steps": 3, "learning_rate": 1e-2}
+    trainer = make_trainer(
+        tmp_path, NextToken(matched=False), pair_rows(6), adapter=None, eval_dataset=pair_rows(2), **settings
+    )
+    trainer.train()
+    assert not trainer.state.best_model_checkpoint.endswith("checkpoint-3")
+    best = type(trainer.model).from_pretrained(trainer.state.best_model_checkpoint)
+    assert_same(dict(trainer.model.named_parameters()), dict(best.named_parameters()))
+
+
 def test_an_objective_with_parameters_is_trained_and_saved(tmp_path: Path) -> None:
     objective = Headed()
     before = {name: p.detach().clone() for name, p in objective.named_parameters()}

@@ -16,8 +16,7 @@ from mllm_align.objectives.svco import SVCO
 from mllm_align.objectives.weighted import Weighted
 from mllm_align.signals import measure
 from mllm_align.signals.features import scored_views
-from mllm_align.trainers import window
-from mllm_align.trainers.window import Window, count_tokens, gather_on_host, plan_window, term_counts, zero_signals
+from mllm_align.trainers.window import Window, count_tokens, plan_window, term_counts, zero_signals
 from runs import OWN, Headed, pair_rows
 from tiny import tiny
 
@@ -126,19 +125,6 @@ def test_an_empty_batch_counts_nothing() -> None:
     assert term_counts(NextToken(), empty) == {}
     assert count_tokens(empty) == 0
     assert Window().loss(Outcome(())) == 0
-
-
-def test_what_ranks_tell_each_other_stays_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCCL would send it through the GPU, so a group over gloo is made, once."""
-    assert gather_on_host({"rows": 3}) == [{"rows": 3}]
-    made: list[str] = []
-    monkeypatch.setattr(window.dist, "get_backend_config", lambda world: world)
-    monkeypatch.setattr(window.dist, "new_group", lambda backend: made.append(backend) or "hosts")
-    window._host_group.cache_clear()
-    assert window._host_group("cpu:gloo,cuda:nccl") == "cpu:gloo,cuda:nccl"
-    assert [window._host_group("cuda:nccl") for _ in range(2)] == ["hosts", "hosts"]
-    assert made == ["gloo"]
-    window._host_group.cache_clear()
 
 
 def test_an_objective_of_tokens_is_counted_before_it_is_measured() -> None:

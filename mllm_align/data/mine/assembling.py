@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,7 +28,7 @@ from mllm_align.data.mine.selection import (
     without_duplicates,
 )
 from mllm_align.data.mine.speaking import Speaker
-from mllm_align.data.mine.splitting import split_by_image
+from mllm_align.data.mine.splitting import groups_of, split_by_image
 from mllm_align.data.output import RowFile, write_together
 from mllm_align.data.processes import processes
 
@@ -98,6 +99,7 @@ def make_counterfactual(
     batch_size: int = 16,
     block_size: int = 256,
     progress: bool = True,
+    made_of: str = "",
 ) -> dict[str, Any]:
     """Writes the training file, `<stem>_validation` beside it where wanted, and `<output>.report.json`.
 
@@ -116,6 +118,7 @@ def make_counterfactual(
         batch_size: Pairs whose images are in memory at one time.
         block_size: Rows of a block: what a kill costs at the most.
         progress: Whether to show bars.
+        made_of: What the rows are called, for messages.
 
     Returns:
         The report.
@@ -134,7 +137,7 @@ def make_counterfactual(
     refuse_unknown_category(undecoded(rows), options.category)
     work = file.work_folder
     sizes = {"batch_size": batch_size, "block_size": block_size, "strict": strict, "progress": progress}
-    job = measure_pairs(rows, look_alike, meaning, work / "similarities", **sizes)
+    job = measure_pairs(rows, look_alike, meaning, work / "similarities", made_of=made_of, **sizes)
     candidates, problems = read_candidates(rows, job, category=options.category, strict=strict)
     chosen = select(candidates, options)
     rewriting = None
@@ -168,10 +171,10 @@ def select(candidates: Sequence[Candidate], options: CounterfactualOptions) -> S
     passed = by_category(kept)
     flips: list[Candidate] = []
     if options.flips:
-        made, unsure = flips_of(candidates, options.flip_categories)
+        made, impossible = flips_of(candidates, options.flip_categories)
         made = without_duplicates(made)
         flips = flips_in_proportion(made, kept, original, options.seed)
-        counts["flips"] = {"possible": len(made), "kept": len(flips), "side words unclear": unsure}
+        counts["flips"] = {"possible": len(made), "kept": len(flips), "impossible": dict(impossible)}
     unique = without_duplicates([*kept, *flips])
     counts["duplicates"] = len(kept) + len(flips) - len(unique)
     if options.balance:
@@ -180,6 +183,9 @@ def select(candidates: Sequence[Candidate], options: CounterfactualOptions) -> S
         unique = sampled
     training, validation = split_by_image(unique, options.num_validation, options.seed)
     counts |= {"training": len(training), "validation": len(validation), "validation asked": options.num_validation}
+    if len(validation) != options.num_validation:
+        sizes = Counter(groups_of(unique))
+        counts["groups"] = {"number": len(sizes), "largest": max(sizes.values(), default=0)}
     named = {*options.unfiltered, *options.flip_categories}
     counts["categories not found"] = sorted(named - set(original))
     counts["similarities"] = _similarities(candidates, options)

@@ -8,7 +8,7 @@ cosine below 0.5). The cosines are measured once; thresholds are applied afterwa
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,6 +61,7 @@ def measure_pairs(
     block_size: int = 256,
     strict: bool = False,
     progress: bool = True,
+    made_of: str = "",
 ) -> BlockJob:
     """Cosines of both encoders for every row, resumable. A collective: every process must call it.
 
@@ -73,6 +74,7 @@ def measure_pairs(
         block_size: Rows of a block.
         strict: Whether the first row that cannot be used is an error.
         progress: Whether to show a bar.
+        made_of: What the rows are called, for messages.
 
     Returns:
         The finished job, for `read_candidates`. Its records hold `similarity_visual` (look_alike) and
@@ -87,10 +89,10 @@ def measure_pairs(
     settings = {
         "look_alike": look_alike.identity,
         "meaning": meaning.identity,
-        "input": input_digest(_each(rows)),
+        "input": input_digest(rows),
         "columns": _SCHEMA.names,
     }
-    job = BlockJob(folder, settings, len(rows), _SCHEMA, block_size)
+    job = BlockJob(folder, settings, len(rows), _SCHEMA, block_size, made_of=made_of)
     measure = _PairMeter(rows, look_alike, meaning, batch_size, strict)
     job.run(measure, "comparing images", progress=progress)
     return job
@@ -201,7 +203,3 @@ def read_candidates(
             raise DataError(record[PROBLEM])
         problems.add(record[PROBLEM])
     return found, problems
-
-
-def _each(rows: Any) -> Iterable[Mapping[str, Any]]:
-    return (rows[number] for number in range(len(rows)))

@@ -52,6 +52,7 @@ def embed_images(
     workers: int = 4,
     strict: bool = False,
     progress: bool = True,
+    made_of: str = "",
 ) -> Embeddings:
     """Embeds every image of a folder, or of a column of rows. A collective: every process must call it.
 
@@ -74,6 +75,7 @@ def embed_images(
         workers: Threads that read and prepare images ahead of the model.
         strict: Whether an image that cannot be used is an error.
         progress: Whether to show a bar.
+        made_of: What the rows are called, for messages; a folder's own path by default.
 
     Raises:
         DataError: If there is nothing to embed; under `strict`, if an image cannot be used.
@@ -91,7 +93,9 @@ def embed_images(
         "group": group,
         "precision": precision,
     }
-    job = BlockJob(folder, settings, len(listing), embedding_schema(embedder.dim, precision), block_size)
+    schema = embedding_schema(embedder.dim, precision)
+    made_of = made_of or (os.fspath(images) if isinstance(images, str | os.PathLike) else "")
+    job = BlockJob(folder, settings, len(listing), schema, block_size, made_of=made_of)
     number = np.float16 if precision == "float16" else np.float32
     work = _Work(listing, embedder, number, max(1, workers), strict, job.folder, block_size)
     replaced = _Replaced(listing)

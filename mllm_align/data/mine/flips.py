@@ -60,7 +60,15 @@ def names_sides_evenly(text: str) -> bool:
     return count["left"] == count["right"]
 
 
-def flips_of(candidates: Iterable[Candidate], categories: Collection[str] = ()) -> tuple[list[Candidate], int]:
+# Why a pair gives no flip.
+OTHER_CATEGORY, NO_SIDE = "of another category", "text names no side"
+UNCLEAR_SIDE = "left or right may mean something else"
+ASYMMETRIC_PROMPT, SYMMETRIC_PICTURE = "prompt names one side", "picture is its own mirror image"
+
+
+def flips_of(
+    candidates: Iterable[Candidate], categories: Collection[str] = ()
+) -> tuple[list[Candidate], Counter[str]]:
     """An image and its mirror image for every pair whose chosen text names sides; the filter is not asked.
 
     Args:
@@ -68,20 +76,23 @@ def flips_of(candidates: Iterable[Candidate], categories: Collection[str] = ()) 
         categories: Only pairs of these; all where there are none.
 
     Returns:
-        The flips, one for each (image, prompt, text); and how many pairs name a side, but not so that the rule could
-        exchange it.
+        The flips, one for each (image, prompt, text); and how many pairs give none, by the reason.
     """
     found: list[Candidate] = []
-    unsure = 0
+    impossible: Counter[str] = Counter()
     for candidate in candidates:
-        if categories and candidate.category not in categories:
-            continue
-        if not _WORD.search(candidate.chosen):
-            continue
         exchanged = exchange_sides(candidate.chosen)
-        even = all(names_sides_evenly(text) for _, text in candidate.turns)
-        if exchanged is None or not even or candidate.images[0] == candidate.mirror:
-            unsure += 1
+        if categories and candidate.category not in categories:
+            impossible[OTHER_CATEGORY] += 1
+            continue
+        if exchanged is None:
+            impossible[UNCLEAR_SIDE if _WORD.search(candidate.chosen) else NO_SIDE] += 1
+            continue
+        if not all(names_sides_evenly(text) for _, text in candidate.turns):
+            impossible[ASYMMETRIC_PROMPT] += 1
+            continue
+        if candidate.images[0] == candidate.mirror:
+            impossible[SYMMETRIC_PICTURE] += 1
             continue
         found.append(
             replace(
@@ -96,7 +107,7 @@ def flips_of(candidates: Iterable[Candidate], categories: Collection[str] = ()) 
                 texts_by=MIRROR_RULE,
             )
         )
-    return found, unsure
+    return found, impossible
 
 
 def flips_in_proportion(

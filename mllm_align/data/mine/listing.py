@@ -14,6 +14,7 @@ import datasets
 from mllm_align.data.blocks import SETTINGS
 from mllm_align.data.errors import DataError
 from mllm_align.data.loading import undecoded
+from mllm_align.data.mine.moved import common_folder, name_below
 from mllm_align.data.schema import missing_column
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -73,9 +74,10 @@ class Listing:
 
     @property
     def digest(self) -> str:
-        """Of what is listed, not of what the images hold; of a folder's files wherever it lies."""
+        """Of what is listed, not of what the images hold; files by their names below the folder that holds all."""
         digest = hashlib.blake2b(digest_size=16)
-        keys = self.ids if self.rows is None else self.keys
+        folder = common_folder(key for key in self.keys if key)
+        keys = self.ids if self.rows is None else [name_below(key, folder) if key else "" for key in self.keys]
         for entry in zip(keys, self.ids, self.groups, strict=True):
             digest.update(repr(entry).encode())
         return digest.hexdigest()

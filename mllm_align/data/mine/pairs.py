@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -15,10 +16,12 @@ from mllm_align.data.errors import DataError
 from mllm_align.data.images import image_key
 from mllm_align.data.loading import IMAGE_COLUMNS
 from mllm_align.data.messages import PLACEHOLDER
+from mllm_align.data.mine.moved import common_folder, name_below
 from mllm_align.data.mine.problems import RowProblem, image_path, read_picture
 from mllm_align.data.schema import RESPONSES, Row, missing_column, parse_row, row_name
 
 CATEGORY_COLUMNS = ("category", "kind")
+NUM_READ = 32  # image files whose content is looked at to tell inputs apart
 
 Turn = tuple[str, str]
 
@@ -151,13 +154,38 @@ def pixel_digest(image: Image.Image) -> str:
     return hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).hexdigest()
 
 
-def input_digest(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Equal for equal rows: their values, and of image files name and size, which are read for nothing else."""
-    total = hashlib.blake2b(digest_size=16)
-    for row in rows:
-        described = {key: _described(value, key in IMAGE_COLUMNS) for key, value in row.items() if value is not None}
+def input_digest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Equal for equal rows: their values, and of image files name and size.
+
+    Names are those below the folder that holds all of the images, so that one that moved gives the same; the content
+    of 32 files, evenly spread over the rows, tells two folders with the same names apart.
+    """
+    folder, num_files = None, 0
+    for number in range(len(rows)):
+        files = _image_files(rows[number])
+        folder, num_files = common_folder(files, folder), num_files + len(files)
+    every = max(1, num_files // NUM_READ)
+    total, seen = hashlib.blake2b(digest_size=16), 0
+    for number in range(len(rows)):
+        row = rows[number]
+        described = {
+            key: _described(value, key in IMAGE_COLUMNS, folder) for key, value in row.items() if value is not None
+        }
         total.update(json.dumps(described, sort_keys=True, default=str).encode())
+        for path in _image_files(row):
+            if seen % every == 0 and path.is_file():
+                total.update(path.read_bytes())
+            seen += 1
     return total.hexdigest()
+
+
+def _image_files(row: Mapping[str, Any]) -> list[Path]:
+    found = []
+    for column in IMAGE_COLUMNS:
+        value = row.get(column)
+        values = value if isinstance(value, list | tuple) else [value]
+        found += [path for each in values if each is not None and (path := image_path(each)) is not None]
+    return found
 
 
 def image_name(value: Any) -> str:
@@ -166,16 +194,16 @@ def image_name(value: Any) -> str:
     return os.path.abspath(path) if path is not None else image_key(value)
 
 
-def _described(value: Any, image: bool) -> Any:
+def _described(value: Any, image: bool, folder: str | None) -> Any:
     if value is None or (_is_scalar(value) and not image):
         return value
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_described(entry, image) for entry in value]
+        return [_described(entry, image, folder) for entry in value]
     path = image_path(value) if image or isinstance(value, os.PathLike) else None
     if path is not None:
-        return [os.path.abspath(path), path.stat().st_size if path.is_file() else None]
+        return [name_below(path, folder), path.stat().st_size if path.is_file() else None]
     if isinstance(value, Mapping) and value.get("bytes") is None:
-        return {key: _described(entry, image) for key, entry in value.items()}
+        return {key: _described(entry, image, folder) for key, entry in value.items()}
     try:
         return image_key(value)
     except DataError:

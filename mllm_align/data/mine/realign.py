@@ -96,6 +96,7 @@ def make_realigned(
     overwrite: bool = False,
     block_size: int = 64,
     progress: bool = True,
+    made_of: str = "",
 ) -> dict[str, Any]:
     """Writes the rows that got a rejected response and a contrast image, and `<output>.report.json`.
 
@@ -116,6 +117,7 @@ def make_realigned(
         overwrite: Whether an output file with another content may be replaced.
         block_size: Rows of a block: what a kill costs at the most.
         progress: Whether to show a bar.
+        made_of: What the rows are called, for messages.
 
     Returns:
         The report: rows in, kept, dropped by reason, how many were accepted at which neighbour.
@@ -136,8 +138,8 @@ def make_realigned(
         "options": asdict(options),
         "retrieval": dict(retrieval),
     }
-    settings = made | {"input": input_digest(rows[number] for number in range(len(rows)))}
-    job = BlockJob(file.work_folder / "completed", settings, len(rows), _SCHEMA, block_size)
+    settings = made | {"input": input_digest(rows)}
+    job = BlockJob(file.work_folder / "completed", settings, len(rows), _SCHEMA, block_size, made_of=made_of)
     work = _Completing(rows, pictures, neighbours, speaker, options, similarity, segmenter, strict)
     job.run(work, "completing", progress=progress)
     tally = Tally(strict)

@@ -76,6 +76,7 @@ def make_rejected(
     overwrite: bool = False,
     block_size: int = 64,
     progress: bool = True,
+    made_of: str = "",
 ) -> dict[str, Any]:
     """Writes the rows that got a rejected response, and `<output>.report.json`.
 
@@ -92,6 +93,7 @@ def make_rejected(
         overwrite: Whether an output file with another content may be replaced.
         block_size: Rows of a block: what a kill costs at the most.
         progress: Whether to show a bar.
+        made_of: What the rows are called, for messages.
 
     Returns:
         The report: rows in, kept, and how many were dropped, by problem and by filter.
@@ -110,9 +112,9 @@ def make_rejected(
         "shown": repr(options.shown),
         "seed": options.seed,
         "max_new_tokens": options.max_new_tokens,
-        "input": input_digest(rows[number] for number in range(len(rows))),
+        "input": input_digest(rows),
     }
-    job = BlockJob(file.work_folder / "answers", settings, len(rows), _SCHEMA, block_size)
+    job = BlockJob(file.work_folder / "answers", settings, len(rows), _SCHEMA, block_size, made_of=made_of)
     job.run(_Answering(rows, speaker, options, strict), "answering", progress=progress)
     tally = Tally(strict)
     kept = list(_kept(rows, job, options, similarity, tally))

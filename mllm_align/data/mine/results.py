@@ -11,6 +11,7 @@ from mllm_align.data.errors import DataError
 from mllm_align.data.files import write_whole
 from mllm_align.data.mine.instructions import Instruction
 from mllm_align.data.mine.problems import Problems, RowProblem
+from mllm_align.data.mine.reasons import REASONS
 from mllm_align.data.output import RowFile
 from mllm_align.data.processes import processes
 
@@ -81,9 +82,11 @@ def write_results(file: RowFile, rows: Iterable[Mapping[str, Any]], report: Mapp
 
 
 def summary_lines(report: Mapping[str, Any], file: str) -> list[str]:
-    """For a terminal: how many rows are kept, and why the others are not."""
+    """For a terminal: how many rows are kept, and why the others are not, each name of a filter in words too."""
     lines = [f"{report['rows']:,} rows, {report['kept']:,} kept, in {file}"]
-    lines += [f"  dropped for {name}: {count:,}" for name, count in sorted(report["filters"].items())]
+    for name, count in sorted(report["filters"].items()):
+        reason = f" ({REASONS[name]})" if name in REASONS else ""
+        lines.append(f"  dropped for {name}: {count:,}{reason}")
     lines += [
         f"  {kind}: {entry['rows']:,}, such as {entry['examples'][0]}" for kind, entry in report["problems"].items()
     ]

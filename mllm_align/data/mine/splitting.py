@@ -65,11 +65,7 @@ def split_by_image(
     Returns:
         (training, validation), each in the order given.
     """
-    same = UnionFind()
-    looks = list(dict.fromkeys(look for candidate in candidates for look in candidate.looks))
-    for first, second in alike(looks):
-        same.join(looks[first], looks[second])
-    numbers = components((*item.images, *map(same.find, item.looks)) for item in candidates)
+    numbers = groups_of(candidates)
     sizes = Counter(numbers)
     names: dict[int, tuple[str, ...]] = {}
     for number, candidate in zip(numbers, candidates, strict=True):
@@ -80,6 +76,15 @@ def split_by_image(
     for number, candidate in zip(numbers, candidates, strict=True):
         parts[number in chosen].append(candidate)
     return parts
+
+
+def groups_of(candidates: Sequence[Candidate]) -> list[int]:
+    """For each pair the number of its group: pairs that share an image, directly or through others."""
+    same = UnionFind()
+    looks = list(dict.fromkeys(look for candidate in candidates for look in candidate.looks))
+    for first, second in alike(looks):
+        same.join(looks[first], looks[second])
+    return components((*item.images, *map(same.find, item.looks)) for item in candidates)
 
 
 def _fitting(order: Sequence[int], sizes: Mapping[int, int], wanted: int) -> set[int]:

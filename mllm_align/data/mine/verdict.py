@@ -124,6 +124,9 @@ def _low(one: Share) -> float:
 
 
 def _how(one: Share, probe: str) -> str:
+    if math.isnan(one.low) or (_low(one) <= 0.5 and one.high >= TELLING):
+        within = f"interval {100 * one.low:.0f}-{100 * one.high:.0f} %" if one.clusters > 1 else "all share an image"
+        return f": whether it tells more than a coin cannot be told from {one.rows:,} rows ({within})"
     if _low(one) <= 0.5:
         return ": no more than a coin would"
     if one.value < TELLING:

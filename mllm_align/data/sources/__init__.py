@@ -1,12 +1,16 @@
-"""Public row formats: one file each, with `convert(row)` that gives a canonical row."""
+"""Public row formats: one file each, with `convert(row)` that gives a canonical row.
+
+Those whose files are no tables of rows have `rows_of(path)`, which reads such rows out of them.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mllm_align.data.errors import DataError, quoted
@@ -25,6 +29,16 @@ def converter(name: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise DataError(f"unknown row format {name!r}; there is {', '.join(FORMATS)}{hint}")
     return partial(_converted, name, importlib.import_module(f"mllm_align.data.sources.{name}").convert)
+
+
+def reader(name: str) -> Callable[[Path], Iterator[dict[str, Any]]] | None:
+    """What reads the rows out of a format's own files, where these are no tables of rows; else None.
+
+    Raises:
+        DataError: If there is no such format.
+    """
+    converter(name)
+    return getattr(importlib.import_module(f"mllm_align.data.sources.{name}"), "rows_of", None)
 
 
 def _converted(

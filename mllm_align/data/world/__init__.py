@@ -2,10 +2,15 @@
 
     scenes (data, hashed) -> render (pixels) and facts (answers) -> questions, pairs -> rows
 
+Beside them, in folders of their own: `correspondence`, two pictures of the same things among look-alikes, and
+`documents`, pages of words.
+
 Everything is deterministic from a seed and needs Pillow and numpy alone. Splits are disjoint by what scenes show.
 """
 
 from mllm_align.data.world.catalogue import SMALL, World
+from mllm_align.data.world.correspondence import correspondence_rows
+from mllm_align.data.world.documents import document_rows
 from mllm_align.data.world.facts import CLOSED_KINDS, KINDS, Fact, facts
 from mllm_align.data.world.language import caption, mentioned
 from mllm_align.data.world.pairs import PAIR_KINDS, MinimalPair, iter_pairs, pair_questions
@@ -37,6 +42,8 @@ __all__ = [
     "annotate",
     "boxes",
     "caption",
+    "correspondence_rows",
+    "document_rows",
     "existence_questions",
     "facts",
     "instruction_rows",

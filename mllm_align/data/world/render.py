@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mllm_align.data.world.catalogue import COLOURS, SIGN, SIZES
 from mllm_align.data.world.scenes import Item, Scene
 
-_SUPERSAMPLING = 8
+SUPERSAMPLING = 8
 
 
 def render(scene: Scene) -> Image.Image:
@@ -23,7 +23,7 @@ def render(scene: Scene) -> Image.Image:
         if item.shape == SIGN:
             image.paste(_sign(item.text, cell), corner)
         else:
-            image.paste(COLOURS[item.colour], corner, _sprite(item.shape, item.size, cell))
+            image.paste(COLOURS[item.colour], corner, silhouette(item.shape, SIZES[item.size], cell))
     return image
 
 
@@ -46,7 +46,7 @@ def masks(scene: Scene) -> np.ndarray:
             mask[top : top + cell, left : left + 2 * cell] = True
         else:
             canvas = Image.new("L", (scene.image_size, scene.image_size))
-            canvas.paste(_sprite(item.shape, item.size, cell), (left, top))
+            canvas.paste(silhouette(item.shape, SIZES[item.size], cell), (left, top))
             mask[:] = np.asarray(canvas) >= 128
     return result
 
@@ -56,11 +56,11 @@ def _corner(item: Item, cell: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=512)
-def _sprite(shape: str, size: str, cell: int) -> Image.Image:
-    """The coverage of a shape in its cell, 0 to 255; drawn large and averaged down."""
-    side = cell * _SUPERSAMPLING
+def silhouette(shape: str, radius: float, cell: int) -> Image.Image:
+    """The coverage of a shape in its cell, 0 to 255; drawn large and averaged down. Its radius is in cells."""
+    side = cell * SUPERSAMPLING
     canvas = Image.new("L", (side, side))
-    _DRAWERS[shape](ImageDraw.Draw(canvas), side / 2, SIZES[size] * side)
+    _DRAWERS[shape](ImageDraw.Draw(canvas), side / 2, radius * side)
     return canvas.resize((cell, cell), Image.Resampling.BOX)
 
 

@@ -86,7 +86,7 @@ def test_flips_validation_and_paths(tmp_path: Path) -> None:
     rows = sided_rows(tmp_path / "Bilder")
     output = tmp_path / "paare ß.jsonl"
     report = made(rows, output, flips=True, num_validation=2, semantic_below=-0.999, unfiltered=("colour",))
-    assert report["flips"] == {"possible": 3, "kept": 1, "side words unclear": 0}
+    assert report["flips"] == {"possible": 3, "kept": 1, "impossible": {"text names no side": len(rows) - 3}}
     assert (report["training"], report["validation"]) == (2, 2)
     both: Any = [*load_rows(output), *load_rows(tmp_path / "paare ß_validation.jsonl")]
     (flip,) = [row for row in both if row["made_by"] == "flip"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -12,7 +13,9 @@ import pytest
 
 from mllm_align.data.mine.balance import text_balance
 from mllm_align.data.mine.blind import clusters_of, folds_of
-from mllm_align.data.mine.verdict import Balance
+from mllm_align.data.mine.intervals import Share
+from mllm_align.data.mine.problems import Problems
+from mllm_align.data.mine.verdict import OVERALL, Balance
 from mllm_align.data.world import PAIR_KINDS, iter_pairs
 from mllm_align.data.world.facts import fact
 
@@ -164,3 +167,16 @@ def test_it_prints_and_is_json(balanced: Balance, tmp_path: Path) -> None:
     assert "colour:" in text
     assert text.endswith(balanced.verdict()[-1])
     assert json.loads(json.dumps(balanced.as_dict()))["verdict"] == balanced.verdict()
+
+
+def test_few_rows_show_nothing_either_way() -> None:
+    def verdict(*values: float) -> str:
+        return Balance(0, Problems(), "", {"a model": {OVERALL: Share(*values)}}, {}).verdict()[0]
+
+    # An interval that holds a half and what is worth a warning.
+    assert verdict(0.62, 0.41, 0.79, 21, 21).endswith(
+        "of the pairs: whether it tells more than a coin cannot be told from 21 rows (interval 41-79 %)"
+    )
+    assert verdict(0.51, 0.47, 0.55, 900, 900).endswith("of the pairs: no more than a coin would")
+    assert verdict(0.9, math.nan, math.nan, 1000, 1).endswith("from 1,000 rows (all share an image)")
+    assert verdict(0.55, 0.52, 0.58, 900, 900).endswith("hardly more than a coin would")

@@ -113,8 +113,10 @@ def test_an_embedder_that_gives_something_else_is_refused(tmp_path: Path, shape:
 def test_other_rows_or_encoders_in_the_same_folder_are_refused(tmp_path: Path) -> None:
     rows = [row(number) for number in range(3)]
     measured(rows, tmp_path)
-    with pytest.raises(ValueError, match="input"):
+    with pytest.raises(ValueError, match="was made from 3 rows, which hold something else now"):
         measured([*rows[:2], row(2, chosen="A bird.")], tmp_path)
+    with pytest.raises(ValueError, match="was made from 3 rows, this one has 2 rows: remove the folder"):
+        measured(rows[:2], tmp_path)
     other = ColourEmbedder()
     other.identity = "other"
     with pytest.raises(ValueError, match="meaning"):

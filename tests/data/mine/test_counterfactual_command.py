@@ -54,6 +54,28 @@ def test_files_summary_and_report(source: Path, tmp_path: Path, capsys: pytest.C
     assert run(source, "--output", output, "--validation", 5, "--flips", "--balance", "equal") == 0
 
 
+def test_why_there_are_no_flips_and_too_few_for_validation(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    for row in rows:
+        row["chosen"], row["rejected"] = "It is red.", "It is blue."
+        row["image"] = "0 image.png"  # of all pairs: one group
+    rows[0]["chosen"] = "He left the room."
+    other = source.with_name("other.jsonl")
+    other.write_text("\n".join(map(json.dumps, rows)))
+    assert run(other, "--output", tmp_path / "out.jsonl", "--validation", 5, "--flips") == 0
+    said = capsys.readouterr().out
+    assert "0 of 0 possible left-right flips" in said
+    assert "no flip of 1 pairs: left or right may mean something else" in said
+    assert "no flip of 15 pairs: text names no side" in said
+    assert "leave --flips out, or give rows with such texts" in said
+    assert "5 were asked for; pairs that share an image stay together, in 1 groups of at most" in said
+    assert "nothing can be split off" in said
+    assert run(source, "--output", tmp_path / "all.jsonl", "--validation", 40) == 0
+    assert "and there are 15 pairs in all: ask for fewer, or keep more (--above, --below)" in capsys.readouterr().out
+
+
 def test_refusals_name_what_to_do(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*argv: Any) -> str:
         assert run(*argv) == 2

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -317,8 +318,28 @@ def test_other_settings_are_refused(images: Path, embedder: ImageEmbedder, model
     run(moved, embedder, tmp_path / "out")
     assert digests(tmp_path / "out") == before
     (moved / "notes.txt").rename(moved / "notes.png")
-    with pytest.raises(ValueError, match="images"):
+    with pytest.raises(
+        ValueError, match=f"rows of {re.escape(str(images))}, this one has .* rows of .*/moved: remove"
+    ):
         run(moved, embedder, tmp_path / "out")
+
+
+def test_rows_whose_pictures_moved_are_the_same(embedder: ImageEmbedder, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / "here" / "a").mkdir(parents=True, exist_ok=True)
+        picture(number).save(tmp_path / "here" / "a" / f"{number}.png")
+
+    def rows(folder: str) -> list[dict[str, str]]:
+        return [{"image": str(tmp_path / folder / "a" / f"{number}.png")} for number in range(3)]
+
+    run(rows("here"), embedder, tmp_path / "out")
+    (tmp_path / "here").rename(tmp_path / "there")
+    before = digests(tmp_path / "out")
+    assert len(run(rows("there"), embedder, tmp_path / "out")) == 3
+    assert digests(tmp_path / "out") == before
+    (tmp_path / "there" / "a" / "2.png").rename(tmp_path / "there" / "a" / "3.png")
+    with pytest.raises(ValueError, match="which hold something else now"):
+        run([*rows("there")[:2], {"image": str(tmp_path / "there" / "a" / "3.png")}], embedder, tmp_path / "out")
 
 
 def test_embeddings_that_are_not_there_are_not_read(images: Path, embedder: ImageEmbedder, tmp_path: Path) -> None:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from candidates import candidate, of_categories
-from mllm_align.data.mine.flips import exchange_sides, flips_in_proportion, flips_of, names_sides_evenly
+from mllm_align.data.mine.flips import (
+    ASYMMETRIC_PROMPT,
+    NO_SIDE,
+    OTHER_CATEGORY,
+    SYMMETRIC_PICTURE,
+    UNCLEAR_SIDE,
+    exchange_sides,
+    flips_in_proportion,
+    flips_of,
+    names_sides_evenly,
+)
 from mllm_align.data.mine.selection import by_category
 
 
@@ -77,15 +87,15 @@ def test_flips_show_the_mirror_image_and_say_how_they_were_made() -> None:
         candidate(3, chosen="It is on the right.", turns=(("user", "Is it on the right?"),)),
         candidate(4, chosen="It is on the left.", images=("same", "x"), mirror="same"),
     ]
-    flips, unsure = flips_of(items)
-    assert unsure == 3
+    flips, impossible = flips_of(items)
+    assert impossible == dict.fromkeys((NO_SIDE, UNCLEAR_SIDE, ASYMMETRIC_PROMPT, SYMMETRIC_PICTURE), 1)
     (flip,) = flips
     assert flip.id == "row-0/flip"
     assert flip.images == ("image 0", "mirror 0")
     assert (flip.chosen, flip.rejected) == ("It is on the left.", "It is on the right.")
     assert (flip.made_by, flip.texts_by) == ("flip", "left and right exchanged")
     assert flip.similarity_visual is flip.similarity_semantic is None
-    assert flips_of(items, ["colour"]) == ([], 0)
+    assert flips_of(items, ["colour"]) == ([], {OTHER_CATEGORY: len(items)})
     assert flips_of(items, ["side"])[0] == flips
 
 

@@ -75,3 +75,22 @@ def test_names_of_images() -> None:
 def test_plain_texts() -> None:
     assert plain(" A  Cat.\n") == plain("a cat")
     assert plain("a cat?") != plain("a cat")
+
+
+def test_a_folder_that_moved_is_the_same_input_and_one_with_other_pictures_is_not(tmp_path: Path) -> None:
+    def rows(folder: str) -> list[dict[str, Any]]:
+        files = [str(tmp_path / folder / name) for name in ("left/a.bmp", "right/b.bmp")]
+        return [
+            ROW | {"image": files[0], "contrast_image": files[1]},
+            ROW | {"images": files, "image": None, "contrast_image": None},
+        ]
+
+    for folder, colour in (("one", "red"), ("two", "red"), ("three", "blue")):
+        for side, name in (("left", "a.bmp"), ("right", "b.bmp")):
+            (tmp_path / folder / side).mkdir(parents=True)
+            Image.new("RGB", (4, 4), colour).save(tmp_path / folder / side / name)
+    one, two, three = (input_digest(rows(folder)) for folder in ("one", "two", "three"))
+    assert one == two
+    assert one != three, "files of the same names and sizes"
+    exchanged = [ROW | {"image": rows("one")[0]["contrast_image"], "contrast_image": rows("one")[0]["image"]}]
+    assert input_digest(exchanged) != input_digest(rows("one")[:1])

@@ -207,8 +207,14 @@ def test_other_filters_ask_nothing_again(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="seed 0, this one has 1"):
         make(rows, output, options=RejectOptions(seed=1), overwrite=True)
     rows[0]["chosen"] = "pink"
-    with pytest.raises(ValueError, match="input"):
+    with pytest.raises(
+        ValueError, match=r"out.jsonl.work/answers was made from 10 rows, which hold something else now"
+    ):
         make(rows, output, overwrite=True)
+    with pytest.raises(
+        ValueError, match=r"made from 10 rows, this one has 9 rows: remove the folder .*, or name another"
+    ):
+        make(rows[:9], output, overwrite=True)
 
 
 class Lengths:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mllm_align.data.mine.speaking import Ask
-from mllm_align_eval.benchmarks.files import PictureFolder, data_folder
+from mllm_align_eval.benchmarks.files import PictureFolder
+from mllm_align_eval.benchmarks.locating import data_folder
 from mllm_align_eval.benchmarks.mmhal import IMAGES, MMHAL, mmhal_items, read_rating
 from mllm_align_eval.judge import Judge
 from mllm_align_eval.scoring import estimates, measures_of
@@ -56,6 +57,7 @@ def test_the_real_file(items):
 def test_a_folder_of_its_own_comes_first(tmp_path, data_dir):
     assert data_folder(data_dir, MMHAL) == data_dir
     (tmp_path / "mmhal").mkdir()
+    (tmp_path / "mmhal" / "response_template.json").write_text("[]")
     (tmp_path / "mmhal_answer_template.json").write_text("[]")
     assert data_folder(tmp_path, MMHAL) == tmp_path / "mmhal"
 

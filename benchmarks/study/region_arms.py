@@ -1,0 +1,101 @@
+"""The arms of the regions study: the same rows, steps and replay, with and without contrast between regions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from mllm_align.data.world import correspondence_rows, document_rows
+
+Spec = dict[str, Any]
+Row = dict[str, Any]
+CONTROL, HEAVY, CONTRAST, DOCO = "next_token", "next_token_3x", "region_contrast", "doco"
+SEEDS = (0, 1, 2)
+LEARNING_RATES = (4e-3, 1e-3)
+STEPS, NUM_ROWS = 300, 2000
+ROWS_PER_STEP, REPLAY_PER_STEP = 11, 21
+
+
+class Run(NamedTuple):
+    """What decides a run's result."""
+
+    task: str
+    level: str
+    arm: str
+    learning_rate: float
+    seed: int
+    steps: int
+    num_rows: int
+
+
+def base_run(task: str, level: str) -> Run:
+    """The base, untrained, as a run of no steps."""
+    return Run(task, level, "base", 0.0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on and asked.
+
+    Attributes:
+        text: What it is, for readers.
+        rows: Rows of a level: `(num_rows, seed, split, level)`.
+        level: The usual one.
+        columns: Image columns whose regions are compared when retrieval is measured.
+        arms: Per arm the objective's parts beside next-token on the rows; the first two are controls.
+    """
+
+    text: str
+    rows: Callable[[int, int, str, str], list[Row]]
+    level: str
+    columns: tuple[str, ...]
+    arms: Mapping[str, tuple[Spec, ...]]
+
+
+# Things of other rows may look the same, so that only those of the row itself are told apart.
+REGIONS: Spec = {"name": "region_contrast", "columns": ["image"], "negatives": "row"}
+TASKS: Mapping[str, Task] = {
+    "correspondence": Task(
+        "two pictures of the same things, among look-alikes",
+        correspondence_rows,
+        "medium",
+        ("image",),
+        {CONTROL: (), HEAVY: (), CONTRAST: (REGIONS,)},
+    ),
+    "documents": Task(
+        "pages of words",
+        document_rows,
+        "small",
+        ("image", "contrast_image"),
+        {CONTROL: (), HEAVY: (), DOCO: ({"name": "doco_like"},)},
+    ),
+}
+# Beside these, an arm needs a document model, which is not trained here.
+NEEDS_TEACHER = (DOCO,)
+
+
+def objective_of(task: str, arm: str, teacher: str | None = None) -> list[Spec]:
+    """The parts of an arm's objective.
+
+    Every arm trains next-token on both views of a row; the second control gives it three times the weight, because an
+    arm with a term more gives the rows more weight against the replay.
+
+    Args:
+        task: One of `TASKS`.
+        arm: One of its arms.
+        teacher: Folder or Hub id of the document model, for arms that need one.
+
+    Raises:
+        ValueError: If it needs one and none is named.
+    """
+    further = [dict(spec) for spec in TASKS[task].arms[arm]]
+    if arm in NEEDS_TEACHER:
+        if teacher is None:
+            raise ValueError(f"arm {arm!r} needs a document model: name it with --teacher")
+        further = [{**spec, "teacher": teacher} for spec in further]
+    return [
+        {"name": "next_token", "weight": 3.0 if arm == HEAVY else 1.0, "sources": "pairs"},
+        *({"weight": 1.0, **spec, "sources": "pairs"} for spec in further),
+        {"name": "next_token", "weight": 1.0, "sources": "replay"},
+    ]

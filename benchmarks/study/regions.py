@@ -1,0 +1,109 @@
+"""Does contrast between regions help beside next-token training on the same rows? One command, resumable.
+
+    python benchmarks/study/regions.py                                  # correspondence, everything that is missing
+    python benchmarks/study/regions.py --device cuda --workers 12       # runs side by side on one GPU
+    python benchmarks/study/regions.py --task documents --teacher DIR   # with DoCo, of a document model in DIR
+
+Every arm sees the same rows (both views of each), replay and steps under NF4, with LoRA on language model and tower
+and a trained projector. For each arm every learning rate is tried with seed 0, the best on validation is kept, and
+then all seeds run with it; no choice looks at the test. Each finished run is a line of the records' file; a run that
+is killed is done again, a finished one never. What is asked: the task's questions, R@1 of regions by their features
+alone, and the world's questions, of which nothing should be lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from records import Records
+from region_arms import LEARNING_RATES, NEEDS_TEACHER, NUM_ROWS, SEEDS, STEPS, TASKS, Run, base_run
+from region_page import table
+
+HERE = Path(__file__).resolve().parent
+
+
+def chosen_rate(records: Records, task: str, level: str, arm: str, *size: int) -> float | None:
+    """The learning rate with the best validation score, or None while one has not been tried; `size` as in `Run`."""
+    tried = {rate: records.get(Run(task, level, arm, rate, SEEDS[0], *size)) for rate in LEARNING_RATES}
+    if any(record is None for record in tried.values()):
+        return None
+    return max(LEARNING_RATES, key=lambda rate: tried[rate]["validation"])  # type: ignore[index]
+
+
+def next_runs(records: Records, task: str, level: str, arms: Sequence[str], *size: int) -> Iterator[Run]:
+    """What is to be done next: of each arm all rates first, then the other seeds at the best."""
+    for arm in arms:
+        rate = chosen_rate(records, task, level, arm, *size)
+        if rate is None:
+            wanted = [Run(task, level, arm, tried, SEEDS[0], *size) for tried in LEARNING_RATES]
+        else:
+            wanted = [Run(task, level, arm, rate, seed, *size) for seed in SEEDS]
+        yield from (run for run in wanted if records.get(run) is None)
+
+
+def work_off(records: Records, arguments: argparse.Namespace, level: str, arms: Sequence[str]) -> None:
+    """Runs what is missing until it is done or the time is up."""
+    from region_run import base_record, carry_out
+
+    until = time.monotonic() + 60 * arguments.minutes
+    base, size = base_run(arguments.task, level), (arguments.steps, arguments.rows)
+    with ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn")) as pool:
+        running: dict[Future[Any], Run] = {}
+        if records.get(base) is None:
+            running[pool.submit(base_record, arguments.task, level, arguments.device)] = base
+        while True:
+            if time.monotonic() < until:
+                for run in next_runs(records, arguments.task, level, arms, *size):
+                    if len(running) >= arguments.workers:
+                        break
+                    if run not in running.values():
+                        settings = (arguments.cache, arguments.device, arguments.teacher)
+                        running[pool.submit(carry_out, run, *settings)] = run
+            if not running:
+                return
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                run = running.pop(future)
+                records.add(future.result())
+                score = records.found[run]["validation"]
+                print(f"{time.strftime('%H:%M:%S')} {run}: validation {score:.3f}", flush=True)
+
+
+def main() -> None:
+    """Runs what is missing and prints the table of what is finished."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=list(TASKS), default="correspondence")
+    parser.add_argument("--level", help="difficulty, or paper (default: medium, small)")
+    parser.add_argument("--arms", nargs="+", help="default: all of the task that need no teacher, or there is one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--rows", type=int, default=NUM_ROWS, help="of the task, to train on (default: %(default)s)")
+    parser.add_argument("--teacher", help="folder or Hub id of a document model, for DoCo")
+    parser.add_argument("--runs", type=Path, default=HERE / "region_runs.jsonl")
+    parser.add_argument("--cache", type=Path, default=Path("runs/study_cache"))
+    parser.add_argument("--workers", type=int, default=max(1, os.cpu_count() or 2))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after that")
+    arguments = parser.parse_args()
+    own = TASKS[arguments.task].arms
+    arms = arguments.arms or [arm for arm in own if arguments.teacher or arm not in NEEDS_TEACHER]
+    unknown = [arm for arm in arms if arm not in own]
+    if unknown:
+        parser.error(f"no arm {unknown[0]!r} of {arguments.task}; there are {', '.join(own)}")
+    if not arguments.teacher and any(arm in NEEDS_TEACHER for arm in arms):
+        parser.error("doco needs a document model: name it with --teacher")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    level = arguments.level or TASKS[arguments.task].level
+    records = Records(arguments.runs, Run)
+    work_off(records, arguments, level, arms)
+    print(table(records, arguments.task, level, arguments.steps, arguments.rows))
+
+
+if __name__ == "__main__":
+    main()

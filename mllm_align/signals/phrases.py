@@ -1,0 +1,55 @@
+"""What regions are called, as features: each distinct text of a batch is read once, in a pass without an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mllm_align.contract import Batch, Feature, Ragged
+from mllm_align.signals.features import PHRASES, image_feature_rows
+from mllm_align.signals.packing import send
+from mllm_align.signals.plan import Group
+from mllm_align.signals.scoring import Measured
+
+
+def phrase_features(
+    model: Any, batch: Batch, groups: Sequence[Group], measured: Sequence[Measured], features: Sequence[Feature]
+) -> dict[str, tuple[Ragged, list[int]]]:
+    """Of each region on the images of a column the last state of its text, or of those that are false of it, and the
+    rows once more on the host.
+
+    Args:
+        model: The unwrapped Hugging Face model; asked for its width.
+        batch: With `phrases`, and `region_phrases` or `region_negatives`.
+        groups: As planned for `features`.
+        measured: What each of them gave.
+        features: Those of texts of regions are looked at.
+
+    Returns:
+        Per feature (R, d) float32, zero where a region has no text; or of negatives one entry for each. A column
+        without any has no entry.
+    """
+    wanted = [feature for feature in features if feature.of_phrases and feature.column in batch.regions]
+    if not wanted:
+        return {}
+    pools = [(pool, each) for group, each in zip(groups, measured, strict=True) for pool in group.pools]
+    own = [(pool.rows, each.pooled[pool.name]) for pool, each in pools if pool.name == PHRASES.name]
+    width = model.config.get_text_config().hidden_size
+    nothing = torch.zeros(1, width, device=model.device)
+    joined = torch.cat([nothing, *(values for _, values in own)])
+    # Where each phrase came to lie; behind them, for regions without a text, the zeros.
+    place = np.zeros(len(batch.phrases) + 1, dtype=np.int64)
+    for number, phrase in enumerate(phrase for rows, _ in own for phrase in rows):
+        place[phrase] = number + 1
+    found = {}
+    for feature in wanted:
+        rows = image_feature_rows(batch, feature)
+        told = batch.region_phrases if feature.pooling == "regions" else batch.region_negatives
+        index = place[np.array(told[feature.column], dtype=np.int64)]
+        if rows:
+            values = joined[send(index, joined.device)]
+            found[feature.name] = Ragged(values, send(np.array(rows), values.device)), rows
+    return found

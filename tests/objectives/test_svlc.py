@@ -1,0 +1,122 @@
+"""SVLC against loops in float64: further columns for everyone, and a softmax among a region's own texts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from mllm_align.contract import Ragged, Regions, Signals
+from mllm_align.objectives import SVLC, RegionText
+
+# Row, text, negatives: one region has none, one no text, one negative is another region's own text.
+TOLD: tuple[tuple[int, str, tuple[str, ...]], ...] = (
+    (0, "a red cup", ("a blue cup", "a red dog")),
+    (0, "", ("a man",)),
+    (1, "a blue cup", ("A Red Cup",)),
+    (1, "a tree", ()),
+)
+NEGATIVES = [(n, text) for n, (_, _, own) in enumerate(TOLD) for text in own]
+NAMED = [n for n, (_, text, _) in enumerate(TOLD) if text]
+WIDTH = 3
+
+
+def drawn() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(8)
+    sizes = {"regions": len(TOLD), "region_texts": len(TOLD), "region_negatives": len(NEGATIVES)}
+    return {
+        f"{name}:image": torch.randn(size, WIDTH, generator=generator, dtype=torch.float64)
+        for name, size in sizes.items()
+    }
+
+
+def signals(values: dict[str, torch.Tensor], told: Any = TOLD) -> Signals:
+    rows, texts, negatives = zip(*told, strict=True)
+    owners = [row for row, _, own in told for _ in own]
+    features = {
+        name: Ragged(value, torch.tensor(owners if "negatives" in name else rows)) for name, value in values.items()
+    }
+    none, boxes = ("",) * len(told), tuple((0.2 * n, 0.0, 0.2 * n + 0.1, 0.1) for n in range(len(told)))
+    regions = Regions(rows, (0,) * len(told), boxes, none, texts, none, (), negatives)
+    return Signals({}, {}, features=features, sources=("x",) * 2, regions={"image": regions})
+
+
+def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(one @ other) / math.sqrt(float(one @ one)) / math.sqrt(float(other @ other))
+
+
+@pytest.mark.parametrize("sides", ["both", "region_to_text"])
+def test_the_terms_are_those_of_loops(sides: str) -> None:
+    values = drawn()
+    regions, texts, false = values.values()
+    outcome = SVLC(0.5, 2.0, sides=sides, temperature=0.5, dim=None)(signals(values), None)
+    towards, back, own, right = [], [], [], []
+    for n in NAMED:
+        positive = math.exp(2 * cosine(regions[n], texts[n]))
+        others = [math.exp(2 * cosine(regions[n], texts[m])) for m in NAMED if m != n]
+        said = TOLD[n][1].lower()
+        further = {
+            k: math.exp(2 * cosine(regions[n], false[k])) for k, (_, t) in enumerate(NEGATIVES) if t.lower() != said
+        }
+        towards.append(-math.log(positive / (positive + sum(others) + sum(further.values()))))
+        reverse = [math.exp(2 * cosine(regions[m], texts[n])) for m in NAMED if m != n]
+        back.append(-math.log(positive / (positive + sum(reverse))))
+        mine = [value for k, value in further.items() if NEGATIVES[k][0] == n]
+        if mine:
+            own.append(-math.log(positive / (positive + sum(mine))))
+            right.append(float(positive > max(mine)))
+    plain, among_own = outcome.terms
+    expected = sum(towards) if sides == "region_to_text" else (sum(towards) + sum(back)) / 2
+    assert (plain.name, plain.weight, int(plain.count)) == ("region_text", 0.5, 3)
+    assert plain.sum.item() == pytest.approx(expected, abs=1e-6)
+    assert (among_own.name, among_own.weight, int(among_own.count)) == ("own_negatives", 2.0, 2)
+    assert among_own.sum.item() == pytest.approx(sum(own), abs=1e-6)
+    assert outcome.metrics["own_accuracy"].tolist() == right
+
+
+def test_without_negatives_it_is_region_text() -> None:
+    values = {name: value for name, value in drawn().items() if "negatives" not in name}
+    told = [(row, text, ()) for row, text, _ in TOLD]
+    plain, among_own = SVLC(dim=None)(signals(values, told), None).terms
+    (expected,) = RegionText(dim=None)(signals(values, told), None).terms
+    torch.testing.assert_close(plain.sum, expected.sum)
+    assert (among_own.sum.item(), among_own.count.item()) == (0, 0)
+    nothing = SVLC(dim=None)(Signals({}, {}, sources=("x",)), None)
+    assert [int(term.count) for term in nothing.terms] == [0, 0]
+    nothing.loss.backward()
+
+
+def test_a_lone_region_is_told_from_its_negatives() -> None:
+    values = {name: value[:1] for name, value in drawn().items()}
+    outcome = SVLC(dim=None)(signals(values, [(0, "a red cup", ("a blue cup",))]), None)
+    assert [int(term.count) for term in outcome.terms] == [1, 1]
+    assert outcome.terms[1].sum.item() > 0
+
+
+def test_gradients_and_heads() -> None:
+    torch.manual_seed(0)
+    objective, values = SVLC(dim=2, temperature=0.5), drawn()
+    objective.set_widths({feature.name: WIDTH for feature in objective.needs.features})
+    objective.double()
+    leaves = [value.requires_grad_(True) for value in values.values()]
+    assert torch.autograd.gradcheck(
+        lambda *given: objective(signals(dict(zip(values, given, strict=True))), None).loss, leaves
+    )
+    objective(signals(values), None).loss.backward()
+    assert all(parameter.grad is not None for parameter in objective.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "sigmoid"}, "leave loss and sides as they are"),
+        ({"sides": "text_to_region"}, "leave loss and sides as they are"),
+        ({"contrast_weight": 0, "negative_weight": 0}, "nothing is left to train"),
+        ({"temperature": 0.001}, "RegionText: temperature must be at least 0.01"),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SVLC(**options)
