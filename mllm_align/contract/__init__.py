@@ -9,7 +9,7 @@ runs in any trainer.
 """
 
 from mllm_align.contract.batch import Batch, Branch, Phrase, Prefix
-from mllm_align.contract.expert import KeptExpert, ObjectAdapter
+from mllm_align.contract.expert import OBJECT_TOKEN, KeptExpert, ObjectAdapter
 from mllm_align.contract.needs import Feature, Needs, View
 from mllm_align.contract.outcome import Objective, Outcome, Term, needs_for
 from mllm_align.contract.regions import Regions
@@ -17,6 +17,7 @@ from mllm_align.contract.signals import Ragged, Signals
 from mllm_align.contract.teacher import Teacher, teacher_from
 
 __all__ = [
+    "OBJECT_TOKEN",
     "Batch",
     "Branch",
     "Feature",

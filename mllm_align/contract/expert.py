@@ -8,6 +8,9 @@ from torch import nn
 
 from mllm_align.contract.teacher import Teacher
 
+# Stands in a prompt for one object, whose vector is read there.
+OBJECT_TOKEN = "<object>"
+
 
 class ObjectAdapter(nn.Sequential):
     """From the expert's tokens (..., d) to the language model's width, as in CoLVA (2025),

@@ -62,12 +62,12 @@ def matching_row(
         others = [each for each in order if each != answer]
         kept = {*others[: MOST_OPTIONS - (answer is not None)], answer}
         order = [each for each in order if each in kept]
-    options = "\n".join(f"{number}. {_written(read[each])}" for number, each in enumerate(order, start=1))
+    options = "\n".join(f"{number}. {box_in_words(read[each])}" for number, each in enumerate(order, start=1))
     last = len(order) + 1
     return {
         "id": name,
         "images": list(images),
-        "prompt": QUESTION.format(query=_written(read[query]), options=options, last=last, none=NONE),
+        "prompt": QUESTION.format(query=box_in_words(read[query]), options=options, last=last, none=NONE),
         "chosen": str(last if answer is None else order.index(answer) + 1),
         "objects": [dict(each) for each in objects],
     }
@@ -117,5 +117,6 @@ def matching_rows(
             yield matching_row(name, images, objects, places[0][thing], candidates, answer, seed)
 
 
-def _written(each: ImageObject) -> str:
+def box_in_words(each: ImageObject) -> str:
+    """Left, top, right and bottom in thousandths, as questions write them."""
     return "[" + ", ".join(str(min(max(round(1000 * side), 0), 1000)) for side in each.box) + "]"

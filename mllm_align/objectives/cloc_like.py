@@ -18,14 +18,15 @@ from mllm_align.objectives.region_masks import sent
 from mllm_align.objectives.region_text import RegionText
 
 TOKENS = "image_tokens:image"
-HEADS, WIDTH = 8, 256
+WIDTH = 256
 
 
 class ClocLike(nn.Module):
     """Region-text contrast and boxes of phrases, after CLOC (Chen et al., 2024), https://arxiv.org/abs/2410.02746
 
-    Beside `RegionText`, a small head looks for each phrase among the image's tokens, and says where it is: L1 between
-    centre, width and height as DETR has it, and generalised IoU. The tokens must then hold what is where.
+    Beside `RegionText`, each phrase looks by the cosines of that contrast for its tokens in the image, and a small
+    head says from what it finds where it is: L1 between centre, width and height as DETR has it, and generalised IoU.
+    The tokens must then hold what is where.
 
     Args:
         contrast_weight: Of the contrast.
@@ -59,9 +60,10 @@ class ClocLike(nn.Module):
 
     Deviations:
         There is no public code of CLOC, and what could not be verified is chosen here: the weights (DETR's 5 and 2
-        beside 1), the head (one layer of cosine attention of width 256 with 8 heads; CLOC's Prompter also turns boxes
-        into region vectors, which are here means of tokens), all regions of a row instead of a few drawn ones, equal
-        texts instead of near ones as no negatives. CLOC trains a CLIP from scratch beside its image-text loss.
+        beside 1), the head (one attention by the contrast's cosines, width 256; CLOC's Prompter is a layer of its own
+        that also turns boxes into region vectors, which are here means of tokens), all regions of a row instead of a
+        few drawn ones, equal texts instead of near ones as no negatives. CLOC trains a CLIP from scratch beside its
+        image-text loss.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class ClocLike(nn.Module):
         """
         self.contrast.set_widths(widths)
         if self.prompter is None:
-            self.prompter = Prompter(widths["region_texts:image"], widths[TOKENS], WIDTH, HEADS)
+            self.prompter = Prompter(widths["region_texts:image"], widths[TOKENS], WIDTH)
 
     @property
     def needs(self) -> Needs:
@@ -116,8 +118,7 @@ class ClocLike(nn.Module):
         )
         return Outcome(terms, {**contrast.metrics, **metrics})
 
-    @staticmethod
-    def _boxes(prompter: Prompter, policy: Signals, told: Regions, named: list[int]) -> tuple[Tensor, Tensor]:
+    def _boxes(self, prompter: Prompter, policy: Signals, told: Regions, named: list[int]) -> tuple[Tensor, Tensor]:
         """(N, 4) twice: the boxes found as centre and size, and the corners of the true ones."""
         phrases, tokens = policy.features["region_texts:image"].values, policy.features[TOKENS].values
         rows = sorted({told.row[place] for place in named})
@@ -126,7 +127,8 @@ class ClocLike(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             asked, is_asked = padded(_upcast(phrases), [[named[number] for number in own] for own in groups])
             known, there = padded(_upcast(tokens), places_by_row(rows_of_entries(policy, TOKENS), rows))
-            found = prompter(asked, known, there)
+            sides = (self.contrast.unit("texts", asked), self.contrast.unit("regions", known))
+            found = prompter(asked, known, sides[0] @ sides[1].transpose(1, 2), there)
         boxes = torch.tensor([told.boxes[place] for place in order], dtype=found.dtype).clamp(0, 1)
         # Picked by place: a mask would make the host wait to learn how many it has.
         width = is_asked.shape[1]

@@ -211,9 +211,9 @@ class RegionText(nn.Module):
             return torch.where(anchors, make(found, scale, cosines, negative), 0.0), anchors
 
     def unit(self, side: str, values: Tensor) -> Tensor:
-        """(N, d) unit vectors of regions or texts in the common space, float32 at least."""
+        """(..., d) unit vectors of regions or texts in the common space, float32 at least."""
         found = self.projection(side, values)
-        return F.normalize(found.to(torch.promote_types(found.dtype, torch.float32)), dim=1)
+        return F.normalize(found.to(torch.promote_types(found.dtype, torch.float32)), dim=-1)
 
     @staticmethod
     def _joined(policy: Signals, kind: str, names: Sequence[str]) -> Tensor:

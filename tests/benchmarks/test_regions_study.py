@@ -18,7 +18,19 @@ from mllm_align.models import load_model
 from mllm_align.objectives.load import objective_from
 from mllm_align.vision import box_weights
 from records import Records
-from region_arms import CONTRAST, CONTROL, DOCO, HEAVY, LEARNING_RATES, SEEDS, TASKS, Run, objective_of
+from region_arms import (
+    CONTRAST,
+    CONTROL,
+    HEAVY,
+    LEARNING_RATES,
+    NEEDS_TEACHER,
+    NUM_ROWS,
+    SEEDS,
+    STEPS,
+    TASKS,
+    Run,
+    objective_of,
+)
 from region_evaluation import region_retrieval, task_parts
 from region_page import finished, table
 from regions import chosen_rate, next_runs
@@ -72,7 +84,7 @@ def test_the_table_has_means_and_differences_to_both_controls(tmp_path: Path) ->
 def test_every_arm_is_an_objective_and_all_see_both_views() -> None:
     for task, rows in (("correspondence", correspondence_rows(1)), ("documents", document_rows(1))):
         for arm in TASKS[task].arms:
-            if arm == DOCO:
+            if arm in NEEDS_TEACHER:
                 with pytest.raises(ValueError, match="needs a document model: name it with --teacher"):
                     objective_of(task, arm)
                 continue
@@ -82,7 +94,7 @@ def test_every_arm_is_an_objective_and_all_see_both_views() -> None:
                 "rejected|contrast_image",
             }
             assert {"contrast_image", "chosen", "rejected", "objects"} <= set(rows[0])
-            assert bool(needs.features) == (arm == CONTRAST)
+            assert bool(needs.features) == arm.startswith(CONTRAST)
     heavy = [part["weight"] for part in map(dict, objective_of("correspondence", HEAVY)) if part.get("weight")]
     assert heavy[0] == 3.0
 
@@ -161,3 +173,11 @@ def test_documents_are_asked_by_what_is_written(monkeypatch: pytest.MonkeyPatch)
     assert set(parts) == {"anls", "exact"}
     assert len(parts["anls"].values) == len(parts["anls"].clusters) == 4
     evaluation.test_items.cache_clear()
+
+
+def test_the_page_has_the_tables_of_the_records() -> None:
+    folder = Path(region_evaluation.__file__).parent
+    records, page = Records(folder / "region_runs.jsonl", Run), (folder / "regions.md").read_text(encoding="utf-8")
+    for task, level in (("correspondence", "medium"), ("documents", "small")):
+        assert table(records, task, level, STEPS, NUM_ROWS) in page
+        assert set(finished(records, task, level, STEPS, NUM_ROWS)) == {"base", *TASKS[task].arms}

@@ -58,7 +58,8 @@ def test_boxes_are_those_of_a_loop() -> None:
         phrase = values["region_texts:image"][place]
         with torch.no_grad():
             there = torch.ones(1, len(tokens), dtype=torch.bool)
-            x, y, w, h = objective.prompter(phrase[None, None], tokens[None], there)[0, 0].tolist()
+            cosines = torch.stack([phrase @ token / phrase.norm() / token.norm() for token in tokens])[None, None]
+            x, y, w, h = objective.prompter(phrase[None, None], tokens[None], cosines, there)[0, 0].tolist()
         left, top, right, bottom = (min(side, 1.0) for side in box)
         true = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
         l1 += sum(abs(one - other) for one, other in zip((x, y, w, h), true, strict=True))
