@@ -27,6 +27,7 @@ from mllm_align_eval.judge import Judge
 from mllm_align_eval.report import markdown_report, write_report, write_results
 from mllm_align_eval.report.results_file import write_new
 from mllm_align_eval.runner import AnswerErrors, Answers, answer_arms, is_askable
+from mllm_align_eval.suites import first_units, suite_items
 from mllm_align_eval.summary import summarise
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,11 @@ DEFAULT_LENGTH = 16  # tokens of an answer about the world
 
 
 def benchmark_items(
-    benchmark: str, data: str | None = None, images: str | None = None, limit: int | None = None
+    benchmark: str,
+    data: str | None = None,
+    images: str | None = None,
+    limit: int | None = None,
+    suite: str = "full",
 ) -> list[Item]:
     """The questions of a benchmark.
 
@@ -45,23 +50,26 @@ def benchmark_items(
             `MLLM_ALIGN_DATA` by default; or "hub" for the copy on the Hub, pictures included.
         images: Folder of the pictures; without one, questions can be read but not shown.
         limit: Questions (of pairs, pairs) per split at the most; for the world the number of scenes, pairs and polls.
+        suite: How much of it, in place of `limit`: one of `suites.SUITES`.
 
     Raises:
-        ValueError: If files are missing; the message says which and where they come from.
+        ValueError: If files are missing; the message says which and where they come from. If both `limit` and a
+            smaller suite are given.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit must be at least 1, not {limit}; leave it out to ask everything")
+    if limit is not None and suite != "full":
+        raise ValueError(f"--limit {limit} and --suite {suite} both say how many questions are asked: give one of them")
     if benchmark == "world":
-        return world_items(limit, limit, limit) if limit else world_items()
+        return world_items(limit, limit, limit) if limit else suite_items(world_items(), suite)
     found = BENCHMARKS[benchmark]
     if found.is_rendered:
         items = found.read(Path(), PictureFolder(None, ""))
-        return items if limit is None else _first(items, limit)
-    if data == HUB:
+    elif data == HUB:
         items = _from_hub(found)
-        return items if limit is None else _first(items, limit)
-    items = read_benchmark(data, found, PictureFolder(images, found.image_origin))
-    return items if limit is None else _first(items, limit)
+    else:
+        items = read_benchmark(data, found, PictureFolder(images, found.image_origin))
+    return suite_items(items, suite) if limit is None else first_units(items, limit)
 
 
 def _from_hub(benchmark: Benchmark) -> list[Item]:
@@ -77,18 +85,6 @@ def _from_hub(benchmark: Benchmark) -> list[Item]:
     return items
 
 
-def _first(items: Sequence[Item], limit: int) -> list[Item]:
-    """The first units of each split, pairs whole."""
-    units: dict[str, set[str]] = {}
-    kept = []
-    for item in items:
-        known, unit = units.setdefault(item.split, set()), item.pair or item.id
-        if unit in known or len(known) < limit:
-            known.add(unit)
-            kept.append(item)
-    return kept
-
-
 def evaluate(
     arguments: ModelArguments,
     adapters: Mapping[str, str],
@@ -101,6 +97,7 @@ def evaluate(
     overwrite: bool = False,
     title: str = "Evaluation",
     max_new_tokens: int | None = None,
+    suite: str = "",
 ) -> dict[str, Any]:
     """Asks a base and its adapters the same questions on one load, and writes results and report.
 
@@ -119,6 +116,7 @@ def evaluate(
         overwrite: Replace results and report that are there.
         title: Of the report.
         max_new_tokens: Of a generated answer; by default each benchmark's own limit.
+        suite: What part of their benchmarks the questions are (`suites.suite_label`), for the run card.
 
     Raises:
         FileExistsError: If there are results and `overwrite` is False.
@@ -160,6 +158,8 @@ def evaluate(
             parser=parser,
             model=_model_card(arguments, adapters, model, arms, batch_size),
         )
+        if suite:
+            results["suite"] = suite
         if judge is not None:
             results["judge"] = judge.card()
         write_results(results, folder / "results.json", overwrite=overwrite)

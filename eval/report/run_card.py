@@ -23,6 +23,8 @@ PARTS = {
 def run_card(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Headed lists of names and values; what a run does not know is left out."""
     run = [("Seed", str(results["seed"]))] if results.get("seed") is not None else []
+    if results.get("suite"):
+        run.append(("Questions", str(results["suite"])))
     if finite(results.get("seconds")):
         run.append(("Whole run", _duration(results["seconds"])))
     stages = [(name, _duration(value)) for name, value in results.get("stages", {}).items() if finite(value)]

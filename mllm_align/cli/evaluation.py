@@ -19,6 +19,7 @@ from mllm_align.cli.scoring import (
     known,
 )
 
+SUITES = ("smoke", "quick", "full")  # written out, as NAMES
 UNANSWERED = 1  # exit status where a picture or the model failed
 
 
@@ -44,7 +45,10 @@ def _add_eval(commands: Any) -> None:
         "--images", default=[], nargs="+", metavar="[BENCH=]FOLDER", help="folder of the images; of each benchmark"
     )
     run.add_argument("--parser", default="strict", choices=PARSERS, help="whose rules read an answer (%(default)s)")
-    run.add_argument("--limit", type=int, help="questions (world: scenes) per split")
+    amount = run.add_mutually_exclusive_group()
+    text = "how much: smoke (8 questions per split, does it work), quick (300 per split), full (default: %(default)s)"
+    amount.add_argument("--suite", default="full", choices=SUITES, help=text)
+    amount.add_argument("--limit", type=int, help="in place of --suite: the first questions (world: scenes) per split")
     run.add_argument("--load-in-4bit", action="store_true", help="NF4 with double quantisation")
     run.add_argument("--batch-size", type=int, default=32)
     run.add_argument("--max-new-tokens", type=int, help="of a written answer (default: the benchmark's own limit)")
@@ -63,6 +67,7 @@ def _eval_run(arguments: argparse.Namespace) -> None:
     from mllm_align_eval.report.reading import warnings
     from mllm_align_eval.run import benchmark_items, evaluate
     from mllm_align_eval.runner import AnswerErrors
+    from mllm_align_eval.suites import suite_label
 
     folders = dict(_images(given) for given in arguments.images)
     items: list[Any] = []
@@ -71,7 +76,7 @@ def _eval_run(arguments: argparse.Namespace) -> None:
         drawn = known(name, "world") == "world" or BENCHMARKS[name].is_rendered
         if not drawn and images is None and arguments.data != "hub":
             raise ValueError(images_missing(name))
-        items += benchmark_items(name, arguments.data, images, arguments.limit)
+        items += benchmark_items(name, arguments.data, images, arguments.limit, arguments.suite)
     model = ModelArguments(model_name_or_path=arguments.model, load_in_4bit=arguments.load_in_4bit)
     adapters = _adapters(arguments.adapter)
     settings: dict[str, Any] = {
@@ -80,6 +85,7 @@ def _eval_run(arguments: argparse.Namespace) -> None:
         "parser": arguments.parser,
         "judge": judge_of(arguments, str(Path(arguments.output) / "judge.jsonl")),
         "overwrite": arguments.overwrite,
+        "suite": suite_label(arguments.suite, arguments.limit),
         "title": f"{', '.join(dict.fromkeys(arguments.benchmark))} with {arguments.model}",
     }
     try:
