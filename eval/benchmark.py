@@ -99,6 +99,7 @@ class Benchmark:
         judged_primary: In place of `primary`, with a judge.
         describes: Whether its open questions ask for descriptions, which two models are also compared by at equal
             lengths: longer ones name more, right and wrong.
+        pictures_beside: Whether its pictures lie in its file or beside it, where no folder of them is named.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Benchmark:
     needs_judge: bool = False
     judged_primary: str = ""
     describes: bool = False
+    pictures_beside: bool = False
 
     @property
     def is_rendered(self) -> bool:

@@ -22,6 +22,7 @@ from mllm_align_eval.benchmarks.files import PictureFolder
 from mllm_align_eval.benchmarks.locating import read_benchmark
 from mllm_align_eval.cache import AnswerCache
 from mllm_align_eval.changes import changed_answers
+from mllm_align_eval.estimate import say_how_long
 from mllm_align_eval.items import METHODS, Answer, Item
 from mllm_align_eval.judge import Judge
 from mllm_align_eval.report import markdown_report, write_report, write_results
@@ -59,7 +60,7 @@ def benchmark_items(
     if limit is not None and limit < 1:
         raise ValueError(f"--limit must be at least 1, not {limit}; leave it out to ask everything")
     if limit is not None and suite != "full":
-        raise ValueError(f"--limit {limit} and --suite {suite} both say how many questions are asked: give one of them")
+        raise ValueError(f"--limit {limit} and --suite {suite} both say how much is asked: give one of them")
     if benchmark == "world":
         return world_items(limit, limit, limit) if limit else suite_items(world_items(), suite)
     found = BENCHMARKS[benchmark]
@@ -227,6 +228,8 @@ def _answers(
 ) -> dict[str, Answers]:
     """Of all benchmarks, each with its own limit on the length of an answer."""
     cache = AnswerCache(path, processes().process_index)
+    amount = {"batch_size": batch_size, "default_length": default_length}
+    say_how_long(model, processor, items, arms, cache, lengths, **amount)
     readings = {name: found.reading(parser) for name, found in BENCHMARKS.items() if parser in found.parsers}
     answers: dict[str, Answers] = {arm.name: {} for arm in arms}
     failed: list[Answer] = []

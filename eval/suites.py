@@ -29,7 +29,7 @@ def suite_items(items: Sequence[Item], suite: str) -> list[Item]:
 
     Which ones is decided by a hash of their names. Files are sorted, by kind of question or yes after no, so that
     neither their start nor every tenth line is like the whole; and a smaller suite's questions are among a larger
-    one's, whose answers are reused.
+    one's, which finds their answers in the cache, but for those under another picture.
 
     Args:
         items: All questions of a benchmark.

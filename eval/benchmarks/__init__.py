@@ -13,6 +13,7 @@ from mllm_align_eval.benchmarks.mmvm import MMVM
 from mllm_align_eval.benchmarks.mmvp import MMVP
 from mllm_align_eval.benchmarks.mmvp_vlm import MMVP_VLM
 from mllm_align_eval.benchmarks.objhal import OBJHAL
+from mllm_align_eval.benchmarks.own import OWN
 from mllm_align_eval.benchmarks.pope import POPE
 from mllm_align_eval.benchmarks.popev2 import POPEV2
 from mllm_align_eval.benchmarks.realworldqa import REALWORLDQA
@@ -42,6 +43,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         MMVP,
         MMVP_VLM,
         OBJHAL,
+        OWN,
         POPE,
         POPEV2,
         REALWORLDQA,

@@ -75,6 +75,12 @@ def data_folder(given: str | os.PathLike[str] | None, benchmark: Benchmark) -> P
     )
 
 
+def folder_beside(given: str | os.PathLike[str] | None, benchmark: Benchmark) -> Path:
+    """The folder in which the annotation files of a benchmark lie; the arguments and errors are `data_folder`'s."""
+    root = _root(given, benchmark)
+    return root.parent if root.is_file() else data_folder(root, benchmark)
+
+
 def _root(given: str | os.PathLike[str] | None, benchmark: Benchmark) -> Path:
     name = benchmark.folder or benchmark.name
     root = given if given is not None else os.environ.get(DATA_VARIABLE)

@@ -28,6 +28,7 @@ BENCHMARKS = {
     "mmvp": "MMVP",
     "mmvp_vlm": "MMVP-VLM",
     "objhal": "Object HalBench images",
+    "own": "Your benchmark",
     "pope": "POPE",
     "popev2": "POPEv2",
     "realworldqa": "RealWorldQA",

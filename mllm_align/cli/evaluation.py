@@ -63,6 +63,7 @@ def _eval_run(arguments: argparse.Namespace) -> None:
     from mllm_align.data.processes import processes
     from mllm_align.models import ModelArguments
     from mllm_align_eval.benchmarks import BENCHMARKS
+    from mllm_align_eval.benchmarks.locating import folder_beside
     from mllm_align_eval.report import print_table
     from mllm_align_eval.report.reading import warnings
     from mllm_align_eval.run import benchmark_items, evaluate
@@ -74,6 +75,8 @@ def _eval_run(arguments: argparse.Namespace) -> None:
     for name in dict.fromkeys(arguments.benchmark):
         images = folders.get(name, folders.get(""))
         drawn = known(name, "world") == "world" or BENCHMARKS[name].is_rendered
+        if images is None and not drawn and BENCHMARKS[name].pictures_beside:
+            images = str(folder_beside(arguments.data, BENCHMARKS[name]))
         if not drawn and images is None and arguments.data != "hub":
             raise ValueError(images_missing(name))
         items += benchmark_items(name, arguments.data, images, arguments.limit, arguments.suite)

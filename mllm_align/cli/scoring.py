@@ -13,8 +13,8 @@ from mllm_align.cli.commands import add_command
 # Written out, because to import the benchmarks takes seconds; a test compares.
 NAMES = (
     "amber, aro, chair, coco_retrieval, cvbench, docvqa, flickr30k, hallusion, infovqa, mmhal, mmvm, mmvp, "
-    "mmvp_vlm, objhal, pope, popev2, realworldqa, scienceqa, sugarcrepe, sugarcrepe_captions, sugarcrepe_pp, "
-    "textvqa, winoground, world_correspondence, world_documents"
+    "mmvp_vlm, objhal, own, pope, popev2, realworldqa, scienceqa, sugarcrepe, sugarcrepe_captions, "
+    "sugarcrepe_pp, textvqa, winoground, world_correspondence, world_documents"
 )
 PARSERS = ("strict", "official", "lmms-eval", "vlmevalkit", "cambrian", "s-vco")
 LOST = 3  # exit status with --fail-on-lost

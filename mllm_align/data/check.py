@@ -39,6 +39,10 @@ class DatasetSummary:
         overflow: What becomes of these while training.
         same_responses: Rows whose chosen and rejected response are the same, which no preference can be learnt from.
         repeated_ids: Rows with the id of an earlier row.
+        objects: On images whose regions a feature is taken of.
+        outside: Those without an area within their image.
+        without_id: Those that nobody says which thing they are.
+        without_partner: Those with an id that no other image of their row has.
     """
 
     rows: int = 0
@@ -51,13 +55,29 @@ class DatasetSummary:
     overflow: str = "error"
     same_responses: int = 0
     repeated_ids: int = 0
+    objects: int = 0
+    outside: int = 0
+    without_id: int = 0
+    without_partner: int = 0
 
     def __str__(self) -> str:
         """A few lines for the terminal."""
         lines = [f"{self.rows:,} rows{'' if self.complete else ' (the first of a stream)'}, {self.images:,} images"]
         for source, views in self.views.items():
-            lines.append(f"  {source}: " + ", ".join(f"{view} {count:,}" for view, count in views.items()))
-        lines.append(f"  longest sequence {self.longest:,} tokens ({self.longest_row})")
+            if views:
+                lines.append(f"  {source}: " + ", ".join(f"{view} {count:,}" for view, count in views.items()))
+        if self.longest:
+            lines.append(f"  longest sequence {self.longest:,} tokens ({self.longest_row})")
+        if self.objects:
+            lines.append(f"  {self.objects:,} objects whose regions are compared")
+        if self.outside:
+            lines.append(
+                f"    {self.outside:,} have no area within their image (sides are shares from 0 to 1)"
+            )
+        if self.without_id:
+            lines.append(f"    {self.without_id:,} have no object_id, so no partner in another image")
+        if self.without_partner:
+            lines.append(f"    {self.without_partner:,} have an object_id that no other image of their row has")
         if self.too_long:
             verb = {"drop": "are dropped", "truncate": "have responses cut"}.get(self.overflow, "are refused")
             lines.append(f"  {self.too_long:,} rows are longer than max_length and {verb}")
@@ -133,6 +153,7 @@ def check_dataset(
             row = parse_row(raw, index)
             views = _measured(row, collator, meter)
             _count(summary, row, views, collator)
+            _count_objects(summary, row, sorted(collator.rows.columns_with_regions(row)))
             summary.repeated_ids += row.id in ids
             ids.update([row.id] if row.id is not None else [])
             if observe is not None:
@@ -159,7 +180,6 @@ def _measured(row: Row, collator: AlignCollator, meter: _LengthMeter) -> list[En
     """The views of a row; images that only features look at are read too, that there are objects is seen,
     and what these are called is tokenised."""
     views = list(collator.rows.encode(row, meter.expand))
-    collator.rows.columns_with_regions(row)
     phrases = list(collator.rows.phrases(row).values())
     if collator.on_overflow == "error":
         collator.fit(row, phrases)
@@ -219,6 +239,19 @@ def _count(summary: DatasetSummary, row: Row, views: list[EncodedView], collator
         summary.too_long += 1
         if collator.on_overflow == "truncate":
             collator.fit(row, views)
+
+
+def _count_objects(summary: DatasetSummary, row: Row, columns: Sequence[str]) -> None:
+    """What is on the images of some columns; an objective may compare a thing in one column with it in another."""
+    found = [(column, each) for column in columns for each in row.objects.get(column, ())]
+    places: dict[str, set[tuple[str, int]]] = {}
+    for column, each in found:
+        places.setdefault(each.object_id, set()).add((column, each.image))
+        left, top, right, bottom = (min(max(side, 0.0), 1.0) for side in each.box)
+        summary.outside += right <= left or bottom <= top
+    summary.objects += len(found)
+    summary.without_id += sum(not each.object_id for _, each in found)
+    summary.without_partner += sum(len(places[each.object_id]) == 1 for _, each in found if each.object_id)
 
 
 def _refuse_overflow(summary: DatasetSummary, collator: AlignCollator) -> None:

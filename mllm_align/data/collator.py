@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -182,7 +183,7 @@ class _BatchBuilder:
         self.rows: list[tuple[str, str, bool]] = []
         self.row_images: dict[str, dict[int, tuple[int, ...]]] = {}
         self.regions: dict[str, RegionList] = {}
-        self.taught: dict[str, list[Tensor]] = {}
+        self.taught: dict[Feature, dict[int, Tensor]] = {}
         self.phrases: dict[str, int] = {}
         self.phrase_list: list[Phrase] = []
         self.phrase_columns: set[str] = set()
@@ -201,24 +202,26 @@ class _BatchBuilder:
             self.branches.append(Branch(self._prefix(view), number, view.view, ids))
         with_regions = self.collator.rows.columns_with_regions(row)
         kept: dict[str, list[int]] = {}
+        seen: dict[str, list[str]] = {}
         for column, images in self.collator.rows.images_for_features(row).items():
             where = f"{row.name}, column {column!r}"
             keys = [self.expand(image, where, len(images) > 1)[0] for image in images]
             own = tuple(self.images.setdefault(key, len(self.images)) for key in keys)
+            seen[column] = keys
             self.row_images.setdefault(column, {})[number] = own
             if column in with_regions:
                 found = self.regions.setdefault(column, RegionList())
                 pictures = [self.seen[key] for key in keys]
                 kept[column] = found.add(number, row.objects[column], pictures, self.weigh)
-        self._teach(row, kept)
+        self._teach(number, row, kept)
         for text, view in phrases.items():
             self._add_phrase(text, view)
         self.phrase_columns.update(self.collator.rows.columns_with_phrases(row))
         self.negative_columns.update(self.collator.rows.columns_with_phrases(row, "negatives"))
         reference = self.collator.rows.needs(row).reference
-        self.rows.append((row.source, row.id or _fingerprint(row, views), reference))
+        self.rows.append((row.source, row.id or _fingerprint(row, views, seen), reference))
 
-    def _teach(self, row: Row, kept: Mapping[str, list[int]]) -> None:
+    def _teach(self, number: int, row: Row, kept: Mapping[str, list[int]]) -> None:
         """What teachers make of a row; `kept` are the objects of each column that are regions of the batch."""
         for feature in self.collator.rows.needs(row).features:
             images = row.images_of(feature.column) if feature.source == "teacher" else None
@@ -229,7 +232,15 @@ class _BatchBuilder:
             found = self.collator.ask_teacher(feature, images, row.objects.get(feature.column, ()), row.name)
             found = found[kept[feature.column]] if feature.pooling == "regions" else found
             if len(found):
-                self.taught.setdefault(feature.name, []).append(found)
+                self.taught.setdefault(feature, {})[number] = found
+
+    def _taught(self, feature: Feature, found: Mapping[int, Tensor]) -> Tensor:
+        """(N, d), aligned with the batch's regions or images: zeros for rows whose source asks no teacher."""
+        entries = Counter(self.regions[feature.column].regions.row) if feature.pooling == "regions" else None
+        rows = self.row_images[feature.column]
+        nothing = next(iter(found.values()))[:1] * 0
+        counts = {row: entries[row] if entries is not None else int(bool(images)) for row, images in rows.items()}
+        return torch.cat([found.get(row, nothing.expand(count, -1)) for row, count in sorted(counts.items())])
 
     @property
     def weigh(self) -> WeighRegions:
@@ -288,11 +299,14 @@ class _BatchBuilder:
                 if column in self.negative_columns
             },
             image_sizes=tuple(self.collator.images.num_tokens(self.seen[key]) for key in self.images),
-            teacher_features={name: torch.cat(found) for name, found in self.taught.items()},
+            teacher_features={feature.name: self._taught(feature, own) for feature, own in self.taught.items()},
         )
 
 
-def _fingerprint(row: Row, views: Sequence[EncodedView]) -> str:
+def _fingerprint(row: Row, views: Sequence[EncodedView], images: Mapping[str, Sequence[str]]) -> str:
     """An id made of what the row holds, for rows without one."""
     content = [row.source, *row.messages, *row.responses.items(), *(view.images for view in views)]
+    for column in sorted(images):
+        told = [(each.box, each.text, each.object_id, each.kind) for each in row.objects.get(column, ())]
+        content += [column, *images[column], *told]
     return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()

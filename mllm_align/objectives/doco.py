@@ -127,7 +127,10 @@ class DocoLike(nn.Module):
         large = [n for n in range(len(told)) if not told.coverage or told.coverage[n] >= self.min_tokens]
         seen, read = policy.features.get(self.seen.name), policy.features.get(self.read.name)
         zero = torch.stack([parameter.flatten()[:0].sum() for parameter in self.parameters()]).sum()
+        small = torch.zeros(len(told))
+        small[: len(told) - len(large)] = 1
         metrics = {"temperature": 1 / self.log_scale.detach().exp()}
+        metrics |= {"too_small": sent(small, zero.device)} if told else {}
         if seen is None or read is None or not large:
             nothing = torch.zeros_like(zero).detach()
             return Outcome(tuple(Term(name, weight, zero, nothing) for name, weight in self.weights.items()), metrics)
@@ -141,9 +144,7 @@ class DocoLike(nn.Module):
             losses, anchors, nearest = self._contrast(*compared[name])
             terms.append(Term(name, weight, losses.sum() + zero, anchors.sum()))
             metrics[f"accuracy/{name}"] = nearest[anchors]
-        small = torch.zeros(len(told))
-        small[: len(told) - len(large)] = 1
-        return Outcome(tuple(terms), metrics | {"too_small": sent(small, index.device)})
+        return Outcome(tuple(terms), metrics)
 
     def _contrast(self, sides: Sequence[Tensor], other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N,) each: losses in both directions, who has others to be told from, whether the partner is nearest."""

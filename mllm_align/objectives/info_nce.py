@@ -196,7 +196,7 @@ class InfoNCE(nn.Module):
         if self.training:
             anchors = self._anchors(policy, present)
             for memory, values in ((self.images_before, images), (self.texts_before, texts)):
-                memory.add(values.detach()[anchors], row[anchors], torch.zeros_like(row[anchors]))
+                memory.add(values.detach()[anchors], row[anchors])
         return found[0], found[1]
 
     def _anchors(self, policy: Signals, present: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ class Memory(nn.Module):
     """A first-in first-out store of keys, Cross-Batch Memory (Wang et al., 2020), https://arxiv.org/abs/1912.06798
 
     Keys are as they were when their batch was measured, which holds as long as the model moves slowly; there is no
-    second, averaged model as in MoCo. Each is kept with the number of its row and of its text, so that a row that
+    second, averaged model as in MoCo. Each is kept with the number of its row, text and class, so that a row that
     comes round again does not meet itself as a negative. It is part of the objective's state: a resumed run has it.
 
     Args:
@@ -24,12 +24,14 @@ class Memory(nn.Module):
         keys: (size, width) float32; what has not been filled is zero.
         rows: (size,) int64, `numbers_of` the row ids; 0 for none.
         texts: (size,) int64, of the texts.
+        kinds: (size,) int64, of the classes.
         added: 0-d int64, how many were ever added.
     """
 
     keys: Tensor
     rows: Tensor
     texts: Tensor
+    kinds: Tensor
     added: Tensor
 
     def __init__(self, size: int, width: int) -> None:
@@ -38,6 +40,7 @@ class Memory(nn.Module):
         self.register_buffer("keys", torch.zeros(size, width))
         self.register_buffer("rows", torch.zeros(size, dtype=torch.long))
         self.register_buffer("texts", torch.zeros(size, dtype=torch.long))
+        self.register_buffer("kinds", torch.zeros(size, dtype=torch.long))
         self.register_buffer("added", torch.zeros((), dtype=torch.long))
 
     def filled(self) -> Tensor:
@@ -45,13 +48,14 @@ class Memory(nn.Module):
         return torch.arange(len(self.keys), device=self.keys.device) < self.added
 
     @torch.no_grad()
-    def add(self, keys: Tensor, rows: Tensor, texts: Tensor) -> None:
-        """Puts (N, width) keys in the place of the oldest; of more than fit, the last."""
+    def add(self, keys: Tensor, rows: Tensor, texts: Tensor | None = None, kinds: Tensor | None = None) -> None:
+        """Puts (N, width) keys in the place of the oldest; of more than fit, the last. None is for keys without."""
         size = len(self.keys)
         offset = max(0, len(keys) - size)
         place = (self.added + offset + torch.arange(len(keys) - offset, device=self.keys.device)) % size
-        for store, values in ((self.keys, keys), (self.rows, rows), (self.texts, texts)):
-            store.index_copy_(0, place, values[offset:].to(store.dtype))
+        for store, values in ((self.keys, keys), (self.rows, rows), (self.texts, texts), (self.kinds, kinds)):
+            given = torch.zeros_like(rows) if values is None else values
+            store.index_copy_(0, place, given[offset:].to(store.dtype))
         self.added += len(keys)
 
 

@@ -185,13 +185,16 @@ class RegionContrast(nn.Module):
         own = [row for regions in told.values() for row in regions.row]
         names = [policy.row_ids[row] if policy.row_ids else "" for row in own]
         texts = [text.casefold() for regions in told.values() for text in regions.texts]
-        row, text = (sent(numbers_of(each), vectors.device) for each in (names, texts))
+        kinds = [kind.casefold() for regions in told.values() for kind in regions.kinds]
+        row, text, kind = (sent(numbers_of(each), vectors.device) for each in (names, texts, kinds))
         others = memory.filled() & ~((row[:, None] == memory.rows) & (row[:, None] != 0))
         others = others & ~((text[:, None] == memory.texts) & (text[:, None] != 0))
+        if not self.same_class:
+            others = others & ~((kind[:, None] == memory.kinds) & (kind[:, None] != 0))
         # Its keys are about to be overwritten, while the backward pass still reads them.
         joined = torch.cat([similarities, vectors @ memory.keys.to(vectors.dtype).clone().T], dim=1)
         if self.training:
-            memory.add(vectors.detach(), row, text)
+            memory.add(vectors.detach(), row, text, kind)
         return joined, F.pad(positive, (0, others.shape[1])), torch.cat([negative, others], dim=1)
 
 
@@ -203,6 +206,10 @@ def region_pairs(table: RegionTable, negatives: str, overlap: float, *, same_cla
     across = torch.ones_like(same_row) if negatives == "batch" else same_row
     within = torch.zeros_like(same_row) if negatives == "pair" else contained(table.boxes) <= overlap
     negative = across & ~same_thing & ~same_text & (~same_picture | within)
+    if negatives == "pair":
+        # Those in a picture that shows the anchor too.
+        shown = (positive.to(table.boxes.dtype) @ same_picture.to(table.boxes.dtype)) > 0
+        negative &= shown
     if not same_class:
         negative &= ~(equal(table.kind) & (table.kind != 0))
     return positive, negative

@@ -72,12 +72,24 @@ def rows_with_images(batch: Batch, column: str) -> list[int]:
     return [row for row, images in enumerate(batch.row_images.get(column, ())) if images]
 
 
+def phrases_told(batch: Batch, feature: Feature) -> tuple[int, ...] | None:
+    """Which of the batch's phrases each entry of a feature of regions' texts is; None where no row wants it."""
+    told = batch.region_phrases if feature.pooling == "regions" else batch.region_negatives
+    return told.get(feature.column)
+
+
 def image_feature_rows(batch: Batch, feature: Feature) -> list[int]:
     """The row of each entry of an image feature: rows with images, as often as these have tokens, or of regions.
+
+    None where no row of the batch wants a feature of texts or of a teacher, whatever other features its regions have.
 
     Raises:
         ValueError: If the batch does not say which images are whose, or how many tokens they have.
     """
+    if feature.of_phrases and phrases_told(batch, feature) is None:
+        return []
+    if feature.source == "teacher" and feature.name not in batch.teacher_features:
+        return []
     regions = batch.regions.get(feature.column, Regions())
     if feature.pooling == "regions":
         return list(regions.row)

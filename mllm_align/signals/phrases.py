@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mllm_align.contract import Batch, Feature, Ragged
-from mllm_align.signals.features import PHRASES, image_feature_rows
+from mllm_align.signals.features import PHRASES, image_feature_rows, phrases_told
 from mllm_align.signals.packing import send
 from mllm_align.signals.plan import Group
 from mllm_align.signals.scoring import Measured
@@ -32,7 +32,8 @@ def phrase_features(
         Per feature (R, d) float32, zero where a region has no text; or of negatives one entry for each. A column
         without any has no entry.
     """
-    wanted = [feature for feature in features if feature.of_phrases and feature.column in batch.regions]
+    told = {feature: phrases_told(batch, feature) for feature in features if feature.of_phrases}
+    wanted = {feature: own for feature, own in told.items() if own is not None}
     if not wanted:
         return {}
     pools = [(pool, each) for group, each in zip(groups, measured, strict=True) for pool in group.pools]
@@ -45,10 +46,9 @@ def phrase_features(
     for number, phrase in enumerate(phrase for rows, _ in own for phrase in rows):
         place[phrase] = number + 1
     found = {}
-    for feature in wanted:
+    for feature, own_phrases in wanted.items():
         rows = image_feature_rows(batch, feature)
-        told = batch.region_phrases if feature.pooling == "regions" else batch.region_negatives
-        index = place[np.array(told[feature.column], dtype=np.int64)]
+        index = place[np.array(own_phrases, dtype=np.int64)]
         if rows:
             values = joined[send(index, joined.device)]
             found[feature.name] = Ragged(values, send(np.array(rows), values.device)), rows

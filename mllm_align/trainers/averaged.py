@@ -60,6 +60,11 @@ class AveragedWeights(TrainerCallback):
             for name, parameter in self.trained.items():
                 parameter.data = own[name]
 
+    def share(self) -> None:
+        """Gives every rank the first one's average (a collective), as DDP gives them its weights."""
+        for value in self.values.values():
+            torch.distributed.broadcast(value, src=0)
+
     def save(self, folder: str) -> None:
         """Writes the average beside a checkpoint."""
         save_file({name: value.cpu() for name, value in self.values.items()}, Path(folder) / AVERAGE_FILE)
@@ -81,15 +86,20 @@ class AveragedWeights(TrainerCallback):
             self.values[name].copy_(value)
 
 
-def averaged_weights(model: nn.Module, features: tuple[Feature, ...]) -> AveragedWeights | None:
+def averaged_weights(model: nn.Module, features: tuple[Feature, ...], sharded: bool) -> AveragedWeights | None:
     """The average that some features are measured with; None where none is.
 
     Raises:
-        ValueError: If two of them want it to move at another speed.
+        ValueError: If two of them want it to move at another speed, or ranks hold parts of the model.
     """
     speeds = sorted({feature.momentum for feature in features if feature.momentum is not None})
     if len(speeds) > 1:
         raise ValueError(f"parts of the objective want momentum {speeds[0]} and {speeds[1]}: give them the same")
+    if speeds and sharded:
+        raise ValueError(
+            "momentum keeps a second copy of what trains, which fsdp and deepspeed hold in parts: use one whole model "
+            "per device, or leave momentum out"
+        )
     return AveragedWeights(model, speeds[0]) if speeds else None
 
 

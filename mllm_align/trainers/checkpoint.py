@@ -78,7 +78,13 @@ def load_objective(objective: Any, folder: str) -> None:
     if not state and not file.is_file():
         return
     saved = load_file(file) if file.is_file() else {}
-    if saved.keys() != state.keys() or any(saved[name].shape != state[name].shape for name in state):
+    other = next((name for name in state if name in saved and saved[name].shape != state[name].shape), None)
+    if saved.keys() == state.keys() and other is not None:
+        raise ValueError(
+            f"the checkpoint in {folder!r} was made with other sizes: its {other!r} is {tuple(saved[other].shape)}, "
+            f"this objective's {tuple(state[other].shape)}; give it the options that it had"
+        )
+    if saved.keys() != state.keys():
         raise ValueError(
             f"the checkpoint in {folder!r} was made with another objective: it holds "
             f"{', '.join(sorted(saved)) or 'no parameters'}, this one has {', '.join(sorted(state)) or 'none'}"

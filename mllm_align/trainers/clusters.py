@@ -106,6 +106,13 @@ def cluster_sampler(args: AlignConfig, dataset: Any) -> ClusterSampler | None:
         raise ValueError(
             f"batch_column={args.batch_column!r} needs every row's value beforehand: load without streaming"
         )
+    if args.train_sampling_strategy not in ("random", "sequential"):
+        raise ValueError(
+            f"train_sampling_strategy {args.train_sampling_strategy!r} does not go with batch_column, which says "
+            "itself which rows make a batch: leave it at 'random', or use 'sequential'"
+        )
+    if args.dataloader_drop_last:
+        raise ValueError("dataloader_drop_last does not go with batch_column: a batch of what is left is kept")
     if args.max_tokens_per_batch is not None:
         raise ValueError("batch_column and max_tokens_per_batch both say which rows make a batch: set one of them")
     rows: Any = undecoded(dataset)
@@ -121,9 +128,9 @@ def cluster_sampler(args: AlignConfig, dataset: Any) -> ClusterSampler | None:
 
 def _label(row: Any, number: int, column: str) -> Hashable:
     label = row.get(column)
-    if label is None and column not in row:
+    if label is None:
         raise DataError(
-            f"train_dataset: {row_name(row, number)} has no column {column!r}, which batch_column names: add it (a "
+            f"train_dataset: {row_name(row, number)} has nothing in column {column!r}, which batch_column names: add it (a "
             "cluster's number or name), or leave batch_column out"
         )
     return str(label)

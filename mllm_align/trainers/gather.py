@@ -145,6 +145,8 @@ class _Joined:
         """(sum of sizes, *width); `own` is of this rank's size, or None where it has none."""
         here = torch.zeros(sizes[self.rank], *width, device=self.device) if own is None else own
         here = here.to(self.dtype)
+        if len(here) != sizes[self.rank]:
+            raise ValueError(f"{len(here)} values for {sizes[self.rank]} entries: signals of ranks cannot be joined")
         if self.zeros:
             return here.new_zeros(sum(sizes), *width)
         padded = here.new_zeros(max(sizes), *width)

@@ -42,6 +42,7 @@ def cached_step(trainer: AlignTrainer, model: nn.Module, batch: Batch) -> Tensor
         loss = trainer.share_of(outcome_of(trainer.objective, nothing, None, device))
         if loss.requires_grad:
             trainer.accelerator.backward(loss)
+            loss = loss.detach()
     else:
         loss = torch.zeros((), device=device)
     if trainer.args.world_size > 1:

@@ -70,6 +70,7 @@ def _reason(value: Tensor) -> str:
     if value.grad_fn is None:
         return "its value has no gradient (detached, or computed from the reference alone)"
     return (
-        "it ends in the objective's own parameters or in parts that are frozen; widen the LoRA scope (language, "
-        "projector, vision), train the projector, or drop the term"
+        "it ends in the objective's own parameters or in parts that are frozen; train what it is measured "
+        "of: for images the projector (train_projector) or LoRA on it or the tower (lora_scope: [language, projector, "
+        "vision]), for texts LoRA on the language model; or drop the term"
     )

@@ -116,8 +116,10 @@ def mode(objective: Any, training: bool) -> Iterator[None]:
             module.train(before)
 
 
-def share(objective: Any) -> None:
-    """Gives every rank the first one's parameters and buffers (a collective)."""
+def share(objective: Any, averaged: Any = None) -> None:
+    """Gives every rank the first one's parameters and buffers, and averaged weights (a collective)."""
+    if averaged is not None:
+        averaged.share()
     module = as_module(objective)
     for tensor in module.state_dict().values() if module is not None else ():
         torch.distributed.broadcast(tensor, src=0)

@@ -214,7 +214,17 @@ def _check_fixed(model: Any, adapter: str | None, once: bool) -> None:
 def sees_all_ranks(args: AlignConfig, objective: Objective) -> bool:
     """Whether an objective is shown the rows of all processes: as set, else where it reads features."""
     wanted = bool(objective.needs.features) if args.gather_negatives is None else args.gather_negatives
+    if not wanted and args.world_size > 1 and _keeps_memory(objective):
+        raise ValueError(
+            "gather_negatives=False goes with no memory: each process would keep another one, and a resumed run would "
+            "have that of the first alone; leave it on, or set memory to 0"
+        )
     return wanted and args.world_size > 1
+
+
+def _keeps_memory(objective: Objective) -> bool:
+    """Whether some part of an objective keeps what earlier batches had."""
+    return isinstance(objective, nn.Module) and any(getattr(part, "memory_size", 0) for part in objective.modules())
 
 
 def frozen(model: nn.Module) -> FrozenCopy:

@@ -184,7 +184,7 @@ class AlignTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.averaged = averaged_weights(policy, objective.needs.features)
+        self.averaged = averaged_weights(policy, objective.needs.features, bool(args.fsdp or args.deepspeed))
         if self.averaged is not None:
             self.add_callback(self.averaged)
         if args.torch_compile:
@@ -308,7 +308,7 @@ class AlignTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._owns_output_dir = True
         if self.args.world_size > 1:
-            heads.share(self.objective)
+            heads.share(self.objective, self.averaged)
         for name, dataset in named_datasets(self.train_dataset, self.eval_dataset):
             self._precompute(dataset, name)
         if self._scorer is not None:

@@ -13,6 +13,7 @@ from mllm_align.cli.evaluation import SUITES as WRITTEN
 from mllm_align_eval.report.run_card import run_card
 from mllm_align_eval.run import benchmark_items
 from mllm_align_eval.suites import SUITES, suite_items, suite_label
+from runs import picture
 
 
 def test_a_suite_has_its_number_of_units_of_each_split_in_their_order() -> None:
@@ -38,7 +39,7 @@ def test_a_suite_has_its_number_of_units_of_each_split_in_their_order() -> None:
 
 def test_a_limit_and_a_suite_are_not_given_together(capsys: pytest.CaptureFixture[str]) -> None:
     assert tuple(SUITES) == WRITTEN
-    with pytest.raises(ValueError, match="--limit 3 and --suite smoke both say how many"):
+    with pytest.raises(ValueError, match="--limit 3 and --suite smoke both say how much"):
         benchmark_items("world", limit=3, suite="smoke")
     with pytest.raises(SystemExit) as stop:
         main(["eval", "run", "demo-base", "--suite", "smoke", "--limit", "3", "--output", "out"])
@@ -46,13 +47,31 @@ def test_a_limit_and_a_suite_are_not_given_together(capsys: pytest.CaptureFixtur
     assert "argument --limit: not allowed with argument --suite" in capsys.readouterr().err
 
 
-def test_a_smoke_run_says_what_it_is(tmp_path: Path) -> None:
-    where = ("--benchmark", "world_correspondence", "--output", str(tmp_path))
-    assert main(["eval", "run", "demo-base", "--suite", "smoke", *where]) == 0
-    results = json.loads((tmp_path / "results.json").read_text())
+def test_a_smoke_run_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(20):
+        picture(number).save(tmp_path / f"{number}.png")
+    rows = [
+        {"question_id": n, "image": f"{n}.png", "text": f"Is there a disc {n}?", "label": ("yes", "no")[n % 2]}
+        for n in range(20)
+    ]
+    (tmp_path / "coco_pope_random.json").write_text("\n".join(map(json.dumps, rows)))
+    where = (
+        "--benchmark",
+        "pope",
+        "--data",
+        str(tmp_path),
+        "--images",
+        str(tmp_path),
+    )
+    assert main(["eval", "run", "demo-base", "--suite", "smoke", *where, "--output", str(tmp_path / "smoke")]) == 0
+    assert "about" not in capsys.readouterr().err, "nothing is said of how long a short run takes"
+    results = json.loads((tmp_path / "smoke" / "results.json").read_text())
     assert results["suite"] == suite_label("smoke")
-    assert {part["questions"] for part in results["data"].values()} == {16}, "eight pairs"
-    ((_, rows),) = [part for part in run_card(results) if part[0] == "Run"]
-    assert ("Questions", suite_label("smoke")) in rows
+    assert [part["questions"] for part in results["data"].values()] == [8]
+    ((_, rows_shown),) = [part for part in run_card(results) if part[0] == "Run"]
+    assert ("Questions", suite_label("smoke")) in rows_shown
     assert suite_label("full") == "full: every question"
     assert suite_label("full", 5) == "--limit 5: at most 5 questions (of pairs, pairs) of each split"
+    assert main(["eval", "run", "demo-base", *where, "--batch-size", "2", "--output", str(tmp_path / "full")]) == 0
+    assert "a minute or less for 20 questions, under every picture" in capsys.readouterr().err
+    assert len((tmp_path / "full" / "answers.jsonl").read_text().splitlines()) == 20 * 2 * 4, "each was asked once"

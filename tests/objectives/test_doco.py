@@ -125,6 +125,13 @@ def test_both_terms_are_those_of_loops() -> None:
     assert outcome.metrics["temperature"].item() == pytest.approx(0.07)
 
 
+def test_pages_of_what_is_too_small_alone_say_so() -> None:
+    made = objective(min_tokens=1e6)
+    outcome = made(signals(made, told()), None)
+    assert outcome.loss == 0
+    assert outcome.metrics["too_small"].tolist() == [1.0] * len(TOLD)
+
+
 def test_what_is_too_small_or_of_one_text_has_no_say() -> None:
     made = objective()
     policy = signals(made, told())

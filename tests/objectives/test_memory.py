@@ -13,6 +13,7 @@ import torch
 from mllm_align.contract import Ragged, Regions, Signals
 from mllm_align.objectives import NextToken, RegionContrast, Weighted
 from mllm_align.objectives.memory import Memory, numbers_of
+from mllm_align.trainers.checkpoint import load_objective, save_objective
 from runs import make_trainer
 from two_pictures import rows_of_two_pictures
 
@@ -162,3 +163,30 @@ def test_a_resumed_run_has_its_memory(tmp_path: Path) -> None:
     for one, other in zip(whole.objective.state_dict().values(), second.objective.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     assert whole.objective.parts[0].objective.memory.added > 16
+
+
+def test_classes_are_not_told_apart_in_memory_either() -> None:
+    given = batch(0, ("a", "b"))
+    told = given.regions["image"]
+    same = Regions(told.row, told.image, told.boxes, told.object_ids, ("",) * 6, ("vase",) * 6)
+    for way, expected in ((True, 6), (False, 0)):
+        objective = RegionContrast(same_class=way, memory=8)
+        objective.set_widths({"regions:image": 4})
+        for ids in (("r0", "r1"), ("r2", "r3")):
+            seen = Signals({}, {}, features=given.features, sources=("x", "x"), row_ids=ids, regions={"image": same})
+            assert objective.memory is not None
+            before = int(objective.memory.filled().sum())
+            negatives = objective(seen, None).metrics["negatives"]
+            within = RegionContrast(same_class=way)(seen, None).metrics["negatives"]
+        assert before == 6
+        assert negatives.numel() == 0 or negatives.max() - (within.max() if within.numel() else 0) == expected
+
+
+def test_a_memory_of_another_size_is_named(tmp_path: Path) -> None:
+    for size in (8, 16):
+        objective = RegionContrast(memory=size)
+        objective.set_widths({"regions:image": 4})
+        if size == 8:
+            save_objective(objective, str(tmp_path))
+    with pytest.raises(ValueError, match=r"'memory.keys' is \(8, 4\), this objective's \(16, 4\)"):
+        load_objective(objective, str(tmp_path))

@@ -41,7 +41,7 @@ def test_the_average_is_that_of_a_loop_in_float64() -> None:
 def test_two_speeds_are_refused() -> None:
     both = Weighted((InfoNCE(momentum=0.9), 1.0), (InfoNCE(image="contrast_image", momentum=0.5), 1.0))
     with pytest.raises(ValueError, match=r"momentum 0\.5 and 0\.9"):
-        averaged_weights(torch.nn.Linear(1, 1), both.needs.features)
+        averaged_weights(torch.nn.Linear(1, 1), both.needs.features, False)
 
 
 @pytest.mark.parametrize("cached", [False, True])

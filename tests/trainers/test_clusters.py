@@ -71,7 +71,7 @@ def test_a_run_has_batches_of_one_cluster(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows_of", "changes", "error", "told"),
     [
-        (lambda: pair_rows(4), {}, DataError, "row 0.*no column 'cluster', which batch_column names"),
+        (lambda: pair_rows(4), {}, DataError, "row 0.*nothing in column 'cluster', which batch_column names"),
         (rows, {"max_tokens_per_batch": 600}, ValueError, "batch_column and max_tokens_per_batch both"),
         (lambda: iter(rows()), {}, ValueError, "load without streaming"),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from mllm_align.data.check import check_dataset
 from mllm_align.data.schema import DataError
 from mllm_align.objectives import NextToken, RegionContrast, Weighted
 from runs import gradients, make_trainer
@@ -55,6 +56,20 @@ def test_rows_without_objects_are_refused_before_training(tmp_path: Path) -> Non
     del bad[1]["objects"]
     with pytest.raises(DataError, match=r"row 1.*no column 'objects', whose regions feature"):
         make_trainer(tmp_path, both(), bad, check_data=True)
+
+
+def test_objects_that_compare_with_nothing_are_counted_before_training(tmp_path: Path) -> None:
+    rows = rows_of_two_pictures()
+    rows[0]["objects"][0] |= {"box": [1.2, 1.2, 1.5, 1.5]}
+    rows[0]["objects"][1] |= {"box": [0.6, 0.6, 0.3, 0.3], "object_id": ""}
+    rows[1]["objects"] = rows[1]["objects"][:3]
+    collator = make_trainer(tmp_path, RegionContrast(), rows, adapter=None).data_collator
+    summary = check_dataset(rows, collator, progress=False)
+    assert (summary.objects, summary.outside, summary.without_id, summary.without_partner) == (11, 2, 1, 2)
+    told = str(summary)
+    assert "11 objects whose regions are compared" in told
+    assert "2 have no area within their image" in told
+    assert "longest sequence" not in told
 
 
 def test_a_frozen_projector_is_told(tmp_path: Path) -> None:

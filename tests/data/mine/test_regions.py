@@ -98,6 +98,9 @@ class Scripted:
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
 
+    def fits(self, phrase: str) -> bool:
+        return True
+
     def __call__(self, image: Image.Image, phrases: Sequence[str], threshold: float = 0.0) -> list[Detection]:
         self.asked.append(list(phrases))
         return [Detection(text, 0.9 - n / 4, (n / 4, 0.0, n / 4 + 0.2, 0.5)) for n, text in enumerate(phrases)]
@@ -157,3 +160,76 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_options_without_a_meaning(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         RegionOptions(**options)
+
+
+LONG = "red ball " * 15
+
+
+@pytest.mark.parametrize("kind", ["owlv2", "owlvit", "grounding-dino"])
+def test_phrases_that_the_detector_cannot_read_are_left_out_and_counted(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    detector = Detector(save_detector(kind, tmp_path / "detector"))
+    given = rows(tmp_path / "in")[:3]
+    given[0]["names"], given[1]["names"], given[2]["names"] = ["dog", LONG], [LONG], ["dog"]
+    options = RegionOptions("names", threshold=0.05, min_regions=0)
+    report = make_regions(given, tmp_path / "out.jsonl", detector, options, progress=False)
+    assert (report["rows"], report["phrases"]) == (3, 2)
+    assert report["too_long"] == {"phrases": 2, "example": LONG}
+    assert "2 phrases are longer than the detector reads" in caplog.text
+    again = make_regions(given, tmp_path / "out.jsonl", detector, RegionOptions("names"), overwrite=True)
+    assert again["filters"]["phrases too long"] == 1
+
+
+@pytest.mark.parametrize("kind", ["owlv2", "owlvit", "grounding-dino"])
+def test_the_longest_phrase_that_fits_is_looked_for(kind: str, tmp_path: Path) -> None:
+    """16 tokens, two of them the ends, and the full stop that Grounding DINO's phrases get."""
+    detector = Detector(save_detector(kind, tmp_path))
+    most = 13 if kind == "grounding-dino" else 14
+    words = ["ball"] * most
+    assert detector.fits(" ".join(words))
+    assert not detector.fits(" ".join([*words, "ball"]))
+    detector(draw_picture(64, 64, (0, 90, 0), 1), [" ".join(words), "dog"])
+
+
+def test_rows_keep_all_that_they_have(tmp_path: Path) -> None:
+    given = rows(tmp_path / "in")[:1]
+    own = {"box": [0.5, 0.5, 0.9, 0.9], "text": "tree", "class": "plant", "negatives": ["dog"]}
+    more = {"rejected": "A cat", "contrast_image": str(tmp_path / "in/1.png"), "objects": [own], "split": 3}
+    given[0] |= more
+    make_regions(given, tmp_path / "out.jsonl", Scripted(), RegionOptions("names"), progress=False)
+    (made,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert made["names"] == ["ball", "sky"]
+    assert {name: made[name] for name in ("rejected", "split")} == {"rejected": "A cat", "split": 3}
+    assert made["contrast_image"] == "in/1.png"
+    assert made["objects"][0] == own
+    assert [each["text"] for each in made["objects"]] == ["tree", "ball", "sky"]
+    assert made["scores"] == [None, 0.9, 0.65]
+    assert set(made) == {*given[0], "scores"}
+    # What a second job finds stands behind what the first one found, with its scores.
+    second = load_rows(tmp_path / "out.jsonl")
+    make_regions(second, tmp_path / "again.jsonl", Scripted(), progress=False)
+    (made,) = [json.loads(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()]
+    assert [each["text"] for each in made["objects"]] == ["tree", "ball", "sky", "dog", "bench", "red ball"]
+    assert made["scores"] == [None, 0.9, 0.65, 0.9, 0.65, 0.4]
+
+
+def test_scores_of_something_else_are_not_replaced(tmp_path: Path) -> None:
+    given = rows(tmp_path / "in")[:3]
+    given[0]["scores"] = [1.0, 2.0]
+    finder = Scripted()
+    report = make_regions(given, tmp_path / "out.jsonl", finder, progress=False)
+    assert finder.asked == [["tree"]]
+    (example,) = report["problems"]["other scores"]["examples"]
+    assert example == "row 0 (id '0'): column 'scores' is not one for each of the row's objects (0); rename it"
+
+
+def test_an_image_within_a_conversation_becomes_a_column(tmp_path: Path) -> None:
+    (given,) = rows(tmp_path / "in")[:1]
+    picture = Image.open(given.pop("image"))
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": given.pop("prompt")}]
+    given |= {"prompt": [{"role": "user", "content": content}], "rejected": "A cat"}
+    make_regions([given], tmp_path / "out.jsonl", Scripted(), progress=False)
+    (made,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert (made["prompt"], made["rejected"], made["names"]) == ("Describe.", "A cat", ["ball", "sky"])
+    assert (tmp_path / made["image"]).is_file()

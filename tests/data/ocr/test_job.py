@@ -108,6 +108,26 @@ def test_questions_about_pages_keep_their_answers(tmp_path: Path) -> None:
     assert rows[0]["objects"] == [{"box": [0.1, 0.1, 0.5, 0.2], "text": "page 40"}]
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"messages": [{"role": "user", "content": "How wide?"}, {"role": "assistant", "content": "40"}]},
+        {
+            "chosen": [{"role": "user", "content": "How wide?"}, {"role": "assistant", "content": "40"}],
+            "rejected": [{"role": "user", "content": "How wide?"}, {"role": "assistant", "content": "41"}],
+        },
+        {"chosen": "40"},
+    ],
+)
+def test_conversations_and_answers_without_a_prompt_of_their_own_stay(own: dict[str, Any], tmp_path: Path) -> None:
+    image = str(pages(tmp_path, 1) / "00.png")
+    read_pages([{"image": image, **own}, {"image": image}], tmp_path / "rows.jsonl", Counting(), progress=False)
+    first, second = (json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert {name: value for name, value in first.items() if name not in ("image", "objects")} == own
+    assert first["objects"]
+    assert (second["prompt"], second["chosen"]) == (OcrOptions().prompt, "page 40")
+
+
 def test_a_killed_job_ends_as_one_that_was_left_alone(tmp_path: Path) -> None:
     folder = pages(tmp_path, 10)
 
