@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,9 +71,7 @@ class DatasetSummary:
         if self.objects:
             lines.append(f"  {self.objects:,} objects whose regions are compared")
         if self.outside:
-            lines.append(
-                f"    {self.outside:,} have no area within their image (sides are shares from 0 to 1)"
-            )
+            lines.append(f"    {self.outside:,} have no area within their image (sides are shares from 0 to 1)")
         if self.without_id:
             lines.append(f"    {self.without_id:,} have no object_id, so no partner in another image")
         if self.without_partner:

@@ -99,7 +99,7 @@ class RowEncoder:
         """Per image column that a feature is taken of, the images of a row.
 
         Raises:
-            DataError: If the row has no such column.
+            DataError: If the row has no such column, or several images where a phrase is looked for on one.
         """
         found = {}
         for feature in self.needs(row).features:
@@ -109,6 +109,9 @@ class RowEncoder:
                     purpose = f", of which feature {feature.name!r} is taken"
                     raise missing_column(feature.column, row.columns, row.name, purpose)
                 found[feature.column] = tuple(images)
+        for column, images in found.items():
+            if len(images) > 1:
+                self._refuse_phrases_on_several(row, column, len(images))
         return found
 
     def columns_with_regions(self, row: Row) -> tuple[str, ...]:
@@ -175,6 +178,18 @@ class RowEncoder:
         pieces = text.split(self.image_token)
         expanded = pieces[0] + "".join(new + piece for (_, new), piece in zip(pairs, pieces[1:], strict=True))
         return expanded, (*head, *self._plain_ids(expanded)), tuple(key for key, _ in pairs)
+
+    def _refuse_phrases_on_several(self, row: Row, column: str, count: int) -> None:
+        features = [feature for feature in self.needs(row).features if feature.column == column]
+        named = [each for each in features if each.of_phrases and each.pooling == "regions"]
+        everything = [each for each in features if each.source == "projector" and each.pooling == "tokens"]
+        if named and everything and any(each.text for each in row.objects.get(column, ())):
+            # The tokens do not say which image they are of, and an object is on one.
+            raise DataError(
+                f"{row.name}, column {column!r}: {count} images, and objects with texts (feature {named[0].name!r}) "
+                f"that are looked for among the tokens of all of them (feature {everything[0].name!r}): give each "
+                "image a row of its own"
+            )
 
     @staticmethod
     def _require(row: Row, view: View) -> None:

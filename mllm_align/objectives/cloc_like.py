@@ -35,7 +35,8 @@ class ClocLike(nn.Module):
         **options: Of `RegionText`.
 
     Needs:
-        What `RegionText` needs, and all tokens of a row's images. Rows need `objects` with texts, and one image.
+        What `RegionText` needs, and all tokens of a row's images. Rows need `objects` with texts, and one image: of
+        several the tokens do not say which is whose, and the collator refuses the row.
 
     Shapes:
         Features (N, d), computed in float32 at least. Terms: "region_text" as there; "box_l1" and "box_giou": sums

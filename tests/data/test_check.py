@@ -19,6 +19,7 @@ from mllm_align.data.errors import DataError
 from mllm_align.data.loading import load_rows
 from mllm_align.data.mixing import mix_sources
 from mllm_align.families import family_of
+from mllm_align.objectives import FILIP, ClocLike, RegionText
 from tiny import FAMILIES, tiny
 
 PAIRS = Needs(views=(View("image", "chosen"), View("contrast_image", "chosen"), View("image", "rejected")))
@@ -207,3 +208,19 @@ def test_a_processor_with_ways_of_its_own_is_refused(rows: list[dict[str, Any]])
     )
     with pytest.raises(DataError, match="Odd tokenises a prompt with images in a way of its own"):
         check_dataset(rows, AlignCollator(odd, needs_for, ("pixel_values",)), progress=False)
+
+
+def test_a_phrase_is_looked_for_on_a_row_with_one_image(rows: list[dict[str, Any]]) -> None:
+    """Against what ClocLike says that it needs: the tokens of a row are those of all its images."""
+    collator = AlignCollator(make_processor(), lambda source: ClocLike().needs, ("pixel_values",))
+    there = {"box": [0.1, 0.1, 0.5, 0.5], "text": "a cup"}
+    several = {"id": "two", "images": [rows[0]["image"], rows[1]["image"]], "prompt": "What is it?", "chosen": "red"}
+    one = {**rows[0], "objects": [there]}
+    nameless = {**several, "id": "nameless", "objects": [{"box": there["box"]}]}
+    assert check_dataset([one, nameless], collator, progress=False).rows == 2
+    with pytest.raises(DataError, match=r"row 1 \(id 'two'\), column 'image': 2 images.*give each image a row of its"):
+        check_dataset([one, {**several, "objects": [there]}], collator, progress=False)
+    # Neither all tokens alone nor texts of regions alone ask for one image.
+    for objective in (FILIP(), RegionText()):
+        collator = AlignCollator(make_processor(), lambda source, o=objective: o.needs, ("pixel_values",))
+        assert check_dataset([{**several, "objects": [there]}], collator, progress=False).rows == 1

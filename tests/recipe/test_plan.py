@@ -24,6 +24,7 @@ FAMILIES = {
     "mdpo_llava15_7b": "llava",
     "rdpo_llava16_7b": "llava_next",
     "svco_llava15_7b": "llava",
+    "svlc": "llava_next",
     "svco_qwen25vl_7b": "qwen2_5_vl",
 }
 OWN = ["chosen|image"]
@@ -35,6 +36,7 @@ TEXTS = {
     "clim": {"mosaics": ("instructions", []), "instructions": ("instructions", OWN)},
     "cloc_like": {"phrases": ("grit", OWN)},
     "colva_like": {"matches": ("mmvm", OWN)},
+    "svlc": {"phrases": ("edited", OWN)},
     "filip": {"captions": ("instructions", OWN)},
 }
 
@@ -87,7 +89,11 @@ def folder(tmp_path_factory):
         }
         for n in range(6)
     ]
+    edited = [{"box": [0.1, 0.1, 0.6, 0.7], "text": "red cup", "negatives": ["blue cup", "red plate"]}]
     files = {
+        "edited": [
+            {"image": f"{n}_own.png", "prompt": "Look.", "chosen": "A cup.", "objects": edited} for n in range(6)
+        ],
         "grit": grit,
         "mmvm": mmvm,
         "mvc": mvc,

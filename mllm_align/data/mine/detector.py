@@ -60,8 +60,14 @@ class Detector:
             ) from None
         self._model.to(self.device).eval()
         self._several = config.model_type in SEVERAL
+        self._longest = _longest_text(config, self._processor.tokenizer)
         self.identity = f"{os.path.basename(os.path.normpath(name)) if os.path.isdir(name) else name} {self._digest()}"
         self(PROBE, ["a thing"])
+
+    def fits(self, phrase: str) -> bool:
+        """Whether a phrase is no longer than the text model reads, the tokens at its ends included."""
+        text = phrase if self._several else _sentence(phrase)
+        return len(self._processor.tokenizer(text, verbose=False)["input_ids"]) <= self._longest
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image, phrases: Sequence[str], threshold: float = 0.0) -> list[Detection]:
@@ -69,7 +75,7 @@ class Detector:
 
         Args:
             image: The image.
-            phrases: At least one.
+            phrases: At least one, each of which `fits`.
             threshold: Scores must be above it.
         """
         asked = [list(phrases)] if self._several else [[phrase] for phrase in phrases]
@@ -77,7 +83,7 @@ class Detector:
         return sorted(found, key=lambda each: -each.score)
 
     def _look(self, image: Image.Image, phrases: list[str], threshold: float) -> list[Detection]:
-        given = [phrases] if self._several else f"{phrases[0].lower().rstrip('.')}."
+        given = [phrases] if self._several else _sentence(phrases[0])
         inputs = self._processor(text=given, images=image, return_tensors="pt").to(self.device)
         more = {} if self._several else {"input_ids": inputs["input_ids"], "text_threshold": 0.0}
         result = self._processor.post_process_grounded_object_detection(
@@ -99,3 +105,17 @@ class Detector:
             digest.update(f"{key} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+def _sentence(phrase: str) -> str:
+    return f"{phrase.lower().rstrip('.')}."
+
+
+def _longest_text(config: Any, tokenizer: Any) -> int:
+    """Tokens of a text at the most, those at its ends included."""
+    told = (
+        getattr(config, "max_text_len", None),  # what Grounding DINO attends to; its text model could read more
+        getattr(getattr(config, "text_config", None), "max_position_embeddings", None),
+        tokenizer.model_max_length,  # that far OWL-ViT's processor pads
+    )
+    return min(length for length in told if length is not None)

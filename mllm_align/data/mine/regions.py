@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,10 @@ from mllm_align.data.mine.phrases import phrases_of
 from mllm_align.data.mine.problems import RowProblem
 from mllm_align.data.mine.results import Tally, write_results
 from mllm_align.data.output import RowFile
+from mllm_align.data.processes import processes
+from mllm_align.data.schema import UNREADABLE
+
+logger = logging.getLogger(__name__)
 
 LOWEST = 0.05  # scores that are kept in the work folder, so that another threshold asks nothing again
 _SCHEMA = pa.schema([("row", pa.int64()), ("found", pa.string())])
@@ -31,6 +36,10 @@ class Finder(Protocol):
     """A detector; `identity` tells it apart from every other that would find others."""
 
     identity: str
+
+    def fits(self, phrase: str) -> bool:
+        """Whether a phrase is short enough to be read; it is not asked about others."""
+        ...
 
     def __call__(self, image: Image.Image, phrases: Sequence[str], threshold: float = 0.0) -> list[Detection]:
         """What is found of some phrases, best first."""
@@ -77,6 +86,9 @@ def make_regions(
 ) -> dict[str, Any]:
     """Writes the rows in which something was found, with `objects` and `scores`, and `<output>.report.json`.
 
+    Rows keep all their columns. Objects that a row has stay, before those that are found; `scores` has one entry for
+    each of its objects, None for those that nobody scored.
+
     Killed and started again, it goes on, and ends with the very same file. What was found is kept in `<output>.work`,
     so other thresholds look at nothing again. A collective: every process of `accelerate launch` must call it.
 
@@ -91,7 +103,8 @@ def make_regions(
         progress: Whether to show a bar.
 
     Returns:
-        The report: rows in, kept, dropped by problem and by filter, phrases and regions.
+        The report: rows in, kept, dropped by problem and by filter, phrases looked for, regions, and how many phrases
+        were too long for the detector, with an example.
 
     Raises:
         DataError: If `strict`, for the first row that cannot be used.
@@ -110,14 +123,21 @@ def make_regions(
     }
     job = BlockJob(file.work_folder / "regions", settings, len(rows), _SCHEMA, block_size)
     job.run(_Finding(rows, finder, options.column, strict), "finding regions", progress=progress)
-    tally, counts = Tally(strict), Counter(phrases=0, regions=0)
-    kept = list(_kept(rows, job, options, tally, counts))
+    tally, counts, too_long = Tally(strict), Counter(phrases=0, regions=0), list[str]()
+    kept = list(_kept(rows, job, options, tally, counts, too_long))
+    if too_long and processes().is_main_process:
+        logger.warning(
+            "%d phrases are longer than the detector reads and were not looked for, such as %r",
+            len(too_long),
+            too_long[0],
+        )
     report = {
         "rows": len(rows),
         "kept": len(kept),
         "problems": tally.problems.as_dict(),
         "filters": dict(tally.filters),
         **counts,
+        "too_long": {"phrases": len(too_long), "example": too_long[0] if too_long else None},
         "detector": finder.identity,
         "options": asdict(options),
     }
@@ -145,10 +165,14 @@ class _Finding:
         return records
 
     def _look(self, item: Instruction, number: int) -> dict[str, Any]:
-        phrases = _phrases(self.rows[number].get(self.column), item, self.column)
+        raw = self.rows[number]
+        _own_scores(raw, item)
+        given = _phrases(raw.get(self.column), item, self.column)
+        phrases = [phrase for phrase in given if self.finder.fits(phrase)]
         found = self.finder(item.picture(), phrases, LOWEST) if phrases else []
         entries = [[each.phrase, round(each.score, 4), [round(side, 5) for side in each.box]] for each in found]
-        return {"phrases": len(phrases), "found": entries}
+        too_long = [phrase for phrase in given if phrase not in phrases]
+        return {"phrases": len(phrases), "found": entries} | ({"too_long": too_long} if too_long else {})
 
 
 def _phrases(value: Any, item: Instruction, column: str) -> list[str]:
@@ -160,27 +184,61 @@ def _phrases(value: Any, item: Instruction, column: str) -> list[str]:
 
 
 def _kept(
-    rows: Any, job: BlockJob, options: RegionOptions, tally: Tally, counts: Counter[str]
+    rows: Any, job: BlockJob, options: RegionOptions, tally: Tally, counts: Counter[str], too_long: list[str]
 ) -> Iterator[dict[str, Any]]:
     for record in job.records():
         if record[PROBLEM] is not None:
             tally.problem(record[PROBLEM])
             continue
-        item = read_instruction(rows[record["row"]], record["row"])
+        raw = rows[record["row"]]
+        item = read_instruction(raw, record["row"])
         if not tally.is_new(item):
             continue
         told: Mapping[str, Any] = json.loads(record["found"])
         counts["phrases"] += told["phrases"]
+        too_long += told.get("too_long", ())
         found = chosen([Detection(text, score, tuple(box)) for text, score, box in told["found"]], options)
         if len(found) < options.min_regions:
-            tally.filters["nothing found" if told["phrases"] else "no phrases"] += 1
+            unread = "phrases too long" if told.get("too_long") else "no phrases"
+            tally.filters["nothing found" if told["phrases"] else unread] += 1
             continue
         counts["regions"] += len(found)
         yield {
-            **item.as_row(),
-            "objects": [{"box": list(each.box), "text": each.phrase} for each in found],
-            "scores": [each.score for each in found],
+            **_all_columns(raw, item),
+            "objects": [
+                *(raw.get("objects") or ()),
+                *({"box": list(each.box), "text": each.phrase} for each in found),
+            ],
+            "scores": [*_own_scores(raw, item), *(each.score for each in found)],
         }
+
+
+def _all_columns(raw: Mapping[str, Any], item: Instruction) -> dict[str, Any]:
+    """A row as it was given; where its image stands within its conversation, with the image in a column."""
+    given = {name: value for name, value in raw.items() if value is not None and name != UNREADABLE}
+    if "image" in given or "images" in given:
+        return given
+    told = {name: value for name, value in given.items() if name not in ("messages", "completion")}
+    if isinstance(told.get("rejected"), list | tuple):
+        told["rejected"] = told["rejected"][-1:]  # the answer: the turns before it are the prompt's
+    return told | item.as_row()
+
+
+def _own_scores(raw: Mapping[str, Any], item: Instruction) -> list[Any]:
+    """Of each object that a row has its score, or None.
+
+    Raises:
+        RowProblem: If its column `scores` is something else.
+    """
+    objects, scores = raw.get("objects") or (), raw.get("scores")
+    if scores is None:
+        return [None] * len(objects)
+    if not isinstance(scores, list | tuple) or len(scores) != len(objects):
+        raise RowProblem(
+            "other scores",
+            f"{item.name}: column 'scores' is not one for each of the row's objects ({len(objects)}); rename it",
+        )
+    return list(scores)
 
 
 def chosen(found: Sequence[Detection], options: RegionOptions) -> list[Detection]:

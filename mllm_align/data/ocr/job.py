@@ -27,6 +27,8 @@ from mllm_align.data.ocr.layout import LEVELS, covered, page_objects, page_text
 from mllm_align.data.ocr.words import PROMPT, Word
 from mllm_align.data.output import RowFile
 
+# Columns that say something of an image: a row with one of them has a conversation, or part of one, of its own.
+_SAID = ("prompt", "messages", "chosen", "completion")
 _SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -46,7 +48,7 @@ class OcrOptions:
     Attributes:
         tokens: Rows and columns of the model's tokens on a page.
         level: Which pieces become objects; see `page_objects`.
-        prompt: Of rows that have none of their own; their response is the text of the page.
+        prompt: Of rows with no prompt, answer or conversation of their own; their response is the text of the page.
         min_objects: Pages with fewer are left out.
     """
 
@@ -178,7 +180,7 @@ def _rows(
         counts["objects"] += len(objects)
         counts["below_one_token"] += sum(covered(each.box, options.tokens) < 1 for each in objects)
         row = {"id": listing.ids[number], "image": listing.image(number)} if own is None else dict(own[number])
-        if row.get("prompt") is None:
+        if all(row.get(name) is None for name in _SAID):
             row |= {"prompt": options.prompt, "chosen": page_text(words, aspect)}
         yield row | {
             "objects": [{"box": [round(side, 6) for side in each.box], "text": each.text} for each in objects]

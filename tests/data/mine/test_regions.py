@@ -19,6 +19,7 @@ from mllm_align.data.mine.detector import Detection, Detector
 from mllm_align.data.mine.phrases import phrases_of
 from mllm_align.data.mine.regions import RegionOptions, chosen, make_regions
 from mllm_align.data.objects import read_objects
+from mllm_align.data.schema import parse_row
 from tiny_detectors import save_detector
 
 
@@ -225,11 +226,17 @@ def test_scores_of_something_else_are_not_replaced(tmp_path: Path) -> None:
 
 
 def test_an_image_within_a_conversation_becomes_a_column(tmp_path: Path) -> None:
-    (given,) = rows(tmp_path / "in")[:1]
-    picture = Image.open(given.pop("image"))
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": given.pop("prompt")}]
-    given |= {"prompt": [{"role": "user", "content": content}], "rejected": "A cat"}
-    make_regions([given], tmp_path / "out.jsonl", Scripted(), progress=False)
-    (made,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert (made["prompt"], made["rejected"], made["names"]) == ("Describe.", "A cat", ["ball", "sky"])
-    assert (tmp_path / made["image"]).is_file()
+    (first,) = rows(tmp_path / "in")[:1]
+    picture = Image.open(first.pop("image"))
+    asked = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "Describe."}]}
+    answers = {"chosen": first.pop("chosen"), "rejected": "A cat"}
+    first.pop("prompt")
+    whole = {name: [asked, {"role": "assistant", "content": text}] for name, text in answers.items()}
+    given = [first | answers | {"prompt": [asked]}, first | whole | {"id": "whole"}]
+    make_regions(given, tmp_path / "out.jsonl", Scripted(), progress=False)
+    for made, row in zip(load_rows(tmp_path / "out.jsonl"), given, strict=True):
+        assert made["names"] == row["names"]
+        parsed = parse_row(made)
+        assert dict(parsed.responses) == answers
+        assert [part["type"] for part in parsed.messages[-1]["content"]] == ["image", "text"]
+        assert Path(parsed.images[0]).is_file()

@@ -121,9 +121,10 @@ def test_questions_about_pages_keep_their_answers(tmp_path: Path) -> None:
 )
 def test_conversations_and_answers_without_a_prompt_of_their_own_stay(own: dict[str, Any], tmp_path: Path) -> None:
     image = str(pages(tmp_path, 1) / "00.png")
-    read_pages([{"image": image, **own}, {"image": image}], tmp_path / "rows.jsonl", Counting(), progress=False)
+    given = [{"image": image, "prompt": None, **own}, {"image": image}]
+    read_pages(given, tmp_path / "rows.jsonl", Counting(), progress=False)
     first, second = (json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines())
-    assert {name: value for name, value in first.items() if name not in ("image", "objects")} == own
+    assert {name: first.get(name) for name in ("prompt", "messages", "chosen", "rejected") if first.get(name)} == own
     assert first["objects"]
     assert (second["prompt"], second["chosen"]) == (OcrOptions().prompt, "page 40")
 
