@@ -130,7 +130,7 @@ def _label(row: Any, number: int, column: str) -> Hashable:
     label = row.get(column)
     if label is None:
         raise DataError(
-            f"train_dataset: {row_name(row, number)} has nothing in column {column!r}, which batch_column names: add it "
-            "(a cluster's number or name), or leave batch_column out"
+            f"train_dataset: {row_name(row, number)} has nothing in column {column!r}, which batch_column names: add "
+            "it (a cluster's number or name), or leave batch_column out"
         )
     return str(label)

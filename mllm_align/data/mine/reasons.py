@@ -20,6 +20,5 @@ REASONS = {
     "nothing to mask": "chosen has no segment that could be masked",
     "no neighbour": "no other picture is within --band",
     "not completed": "the model did not give the response back with its gaps filled",
-    "phrases too long": "what it names is longer than the detector reads",
     "too similar": "every completion says what chosen says, or is too similar to it (--max-text-similarity)",
 }
