@@ -25,6 +25,7 @@ from mllm_align_eval.changes import changed_answers
 from mllm_align_eval.estimate import say_how_long
 from mllm_align_eval.items import METHODS, Answer, Item
 from mllm_align_eval.judge import Judge
+from mllm_align_eval.letters import Checks, letter_checks
 from mllm_align_eval.report import markdown_report, write_report, write_results
 from mllm_align_eval.report.results_file import write_new
 from mllm_align_eval.runner import AnswerErrors, Answers, answer_arms, is_askable
@@ -99,6 +100,7 @@ def evaluate(
     title: str = "Evaluation",
     max_new_tokens: int | None = None,
     suite: str = "",
+    check_letters: bool = False,
 ) -> dict[str, Any]:
     """Asks a base and its adapters the same questions on one load, and writes results and report.
 
@@ -118,6 +120,7 @@ def evaluate(
         title: Of the report.
         max_new_tokens: Of a generated answer; by default each benchmark's own limit.
         suite: What part of their benchmarks the questions are (`suites.suite_label`), for the run card.
+        check_letters: Ask multiple choice in two other ways, too (`letters`): three times the log-probabilities.
 
     Raises:
         FileExistsError: If there are results and `overwrite` is False.
@@ -127,13 +130,7 @@ def evaluate(
             results are written: those of fewer questions would compare with no other run.
     """
     folder, started = Path(output), time.perf_counter()
-    for name in ("results.json", "report.html", "report.md"):
-        if (folder / name).exists() and not overwrite:
-            raise FileExistsError(f"{folder / name} exists: name another folder, or --overwrite")
-    if BASE in adapters:
-        raise ValueError(f"an adapter cannot be called {BASE!r}: that is the arm without adapters")
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
+    _refuse(folder, adapters, items, overwrite, max_new_tokens, check_letters)
     benchmarks = _benchmarks(items, judge)
     if max_new_tokens is not None:
         benchmarks = {name: replace(found, max_new_tokens=max_new_tokens) for name, found in benchmarks.items()}
@@ -148,6 +145,11 @@ def evaluate(
         "default_length": max_new_tokens or DEFAULT_LENGTH,
     }
     answers = _answers(model, processor, items, arms, folder / "answers.jsonl", lengths, **settings)
+    further = None
+    if check_letters:
+        own = {arm: given.get(("logprob", "right"), []) for arm, given in answers.items()}
+        cache = AnswerCache(folder / "answers.jsonl", processes().process_index)
+        further = letter_checks(model, processor, items, arms, own, batch_size=batch_size, cache=cache)
     shared: list[Any] = [None]
     if processes().is_main_process:
         shared[0] = results = summarise(
@@ -161,6 +163,8 @@ def evaluate(
         )
         if suite:
             results["suite"] = suite
+        if further is not None:
+            results["letter_checks"] = further
         if judge is not None:
             results["judge"] = judge.card()
         write_results(results, folder / "results.json", overwrite=overwrite)
@@ -168,6 +172,26 @@ def evaluate(
         write_report(results, changed, folder / "report.html", title=title, overwrite=overwrite)
         write_new(folder / "report.md", markdown_report(results, title), overwrite)
     return broadcast_object_list(shared)[0]
+
+
+def _refuse(
+    folder: Path,
+    adapters: Mapping[str, str],
+    items: Sequence[Item],
+    overwrite: bool,
+    max_new_tokens: int | None,
+    check_letters: bool,
+) -> None:
+    """What cannot work, before a model is loaded; see `evaluate`."""
+    for name in ("results.json", "report.html", "report.md"):
+        if (folder / name).exists() and not overwrite:
+            raise FileExistsError(f"{folder / name} exists: name another folder, or --overwrite")
+    if BASE in adapters:
+        raise ValueError(f"an adapter cannot be called {BASE!r}: that is the arm without adapters")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
+    if check_letters and not Checks.of(items).asked:
+        raise ValueError("--letter-checks: no question of this run has options by letter")
 
 
 def _comparisons(adapters: Mapping[str, str]) -> list[tuple[str, str]]:

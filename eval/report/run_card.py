@@ -20,6 +20,28 @@ PARTS = {
 }
 
 
+# What multiple choice was asked in, beside its letters (`letters.letter_checks`).
+LETTER_WAYS = {
+    "letters": "by the letter",
+    "reversed": "options in the opposite order",
+    "same_option": "the same option in both orders",
+    "wording": "by the option's wording, per byte",
+}
+
+
+def check_lines(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of multiple choice in other ways: benchmark, arm and way; the share of questions with its 95 % interval."""
+    return [
+        (
+            f"{benchmark_label(benchmark)}, {arm}: {LETTER_WAYS[way]}",
+            f"{100 * v['value']:.1f} % ({100 * v['low']:.1f} to {100 * v['high']:.1f}) of {v['n']:,}",
+        )
+        for benchmark, arms in (results.get("letter_checks") or {}).items()
+        for arm, ways in arms.items()
+        for way, v in ways.items()
+    ]
+
+
 def run_card(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Headed lists of names and values; what a run does not know is left out."""
     run = [("Seed", str(results["seed"]))] if results.get("seed") is not None else []
@@ -29,6 +51,7 @@ def run_card(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]
         run.append(("Whole run", _duration(results["seconds"])))
     stages = [(name, _duration(value)) for name, value in results.get("stages", {}).items() if finite(value)]
     sections = [("Run", run), ("Time by stage", stages), ("Benchmarks", _benchmarks(results))]
+    sections.append(("Multiple choice in other ways", check_lines(results)))
     sections += [(head, _pairs(results.get(part) or {})) for head, part in PARTS.items()]
     return [(head, rows) for head, rows in sections if rows]
 

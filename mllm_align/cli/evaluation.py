@@ -52,6 +52,12 @@ def _add_eval(commands: Any) -> None:
     run.add_argument("--load-in-4bit", action="store_true", help="NF4 with double quantisation")
     run.add_argument("--batch-size", type=int, default=32)
     run.add_argument("--max-new-tokens", type=int, help="of a written answer (default: the benchmark's own limit)")
+    run.add_argument(
+        "--letter-checks",
+        action="store_true",
+        help="ask multiple choice with its options in the opposite order and by their wording, too (three times the "
+        "log-probabilities)",
+    )
     add_judge_options(run, "judge.jsonl in the output")
     run.add_argument("--output", required=True, help="folder for results.json, the report and the answers")
     run.add_argument("--overwrite", action="store_true", help="replace results in that folder; answers are reused")
@@ -66,6 +72,7 @@ def _eval_run(arguments: argparse.Namespace) -> None:
     from mllm_align_eval.benchmarks.locating import folder_beside
     from mllm_align_eval.report import print_table
     from mllm_align_eval.report.reading import warnings
+    from mllm_align_eval.report.run_card import check_lines
     from mllm_align_eval.run import benchmark_items, evaluate
     from mllm_align_eval.runner import AnswerErrors
     from mllm_align_eval.suites import suite_label
@@ -89,6 +96,7 @@ def _eval_run(arguments: argparse.Namespace) -> None:
         "judge": judge_of(arguments, str(Path(arguments.output) / "judge.jsonl")),
         "overwrite": arguments.overwrite,
         "suite": suite_label(arguments.suite, arguments.limit),
+        "check_letters": arguments.letter_checks,
         "title": f"{', '.join(dict.fromkeys(arguments.benchmark))} with {arguments.model}",
     }
     try:
@@ -100,6 +108,8 @@ def _eval_run(arguments: argparse.Namespace) -> None:
         raise SystemExit(UNANSWERED) from None
     if processes().is_main_process:
         print_table(results)
+        for name, value in check_lines(results):
+            print(f"{name}: {value}")
     if arguments.fail_on_lost and warnings(results):
         raise SystemExit(LOST)
 
