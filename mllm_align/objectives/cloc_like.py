@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from mllm_align.contract import Feature, Needs, Outcome, Regions, Signals, Term
 from mllm_align.objectives.boxes import centres, corners, overlap_of
+from mllm_align.objectives.host import sent
 from mllm_align.objectives.padding import padded, places_by_row, rows_of_entries
 from mllm_align.objectives.preference import check_weights
 from mllm_align.objectives.prompter import Prompter
-from mllm_align.objectives.region_masks import sent
 from mllm_align.objectives.region_text import RegionText
 
 TOKENS = "image_tokens:image"

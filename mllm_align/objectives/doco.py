@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm_align.contract import Feature, Needs, Outcome, Regions, Signals, Teacher, Term, teacher_from
+from mllm_align.objectives.columns import IMAGES
 from mllm_align.objectives.contrast_kernels import softmax_contrast
+from mllm_align.objectives.host import sent
 from mllm_align.objectives.preference import check_positive, check_switches, check_weights
 from mllm_align.objectives.projection import Projection
-from mllm_align.objectives.region_masks import equal, sent, table_of
-
-MAX_SCALE = 100.0
-COLUMNS = ("image", "contrast_image")
+from mllm_align.objectives.region_masks import equal, table_of
+from mllm_align.objectives.temperature import bounded_scale, check_temperature, log_scale_of
 
 
 class DocoLike(nn.Module):
@@ -91,19 +91,18 @@ class DocoLike(nn.Module):
         if isinstance(min_tokens, bool) or not isinstance(min_tokens, int | float) or not 0 <= min_tokens < math.inf:
             raise ValueError(f"DocoLike: min_tokens must be a number of at least 0, got {min_tokens!r}")
         check_switches("DocoLike", learn_temperature=learn_temperature)
-        if temperature < 1 / MAX_SCALE:
-            raise ValueError(f"DocoLike: temperature must be at least {1 / MAX_SCALE}, got {temperature!r}")
+        check_temperature("DocoLike", temperature)
         if dim is None:
             raise ValueError("DocoLike: dim must be a whole number: model and teacher have no space in common")
-        if column not in COLUMNS:
-            raise ValueError(f"DocoLike: column must be {' or '.join(COLUMNS)}, got {column!r}")
+        if column not in IMAGES:
+            raise ValueError(f"DocoLike: column must be {' or '.join(IMAGES)}, got {column!r}")
         self.column, self.min_tokens = column, min_tokens
         self.weights = {"intra": float(intra_weight), "inter": float(inter_weight)}
         found = teacher_from(teacher, "DocoLike")
         self.seen = Feature(f"regions:{column}", "projector", column, pooling="regions")
         self.read = Feature(f"teacher:{found}:{column}", "teacher", column, pooling="regions", teacher=found)
         self.heads = Projection("DocoLike", {"seen": (self.seen.name,), "read": (self.read.name,)}, dim)
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
+        self.log_scale = log_scale_of(temperature, learn_temperature)
 
     @property
     def needs(self) -> Needs:
@@ -120,16 +119,14 @@ class DocoLike(nn.Module):
 
     def forward(self, policy: Signals, reference: Signals | None) -> Outcome:
         """The terms and metrics of one batch."""
-        with torch.no_grad():
-            # The parameter itself: a clamped output has no gradient, and the temperature could never rise again.
-            self.log_scale.clamp_(max=math.log(MAX_SCALE))
+        scale = bounded_scale(self.log_scale)
         told = policy.regions.get(self.column, Regions())
         large = [n for n in range(len(told)) if not told.coverage or told.coverage[n] >= self.min_tokens]
         seen, read = policy.features.get(self.seen.name), policy.features.get(self.read.name)
         zero = torch.stack([parameter.flatten()[:0].sum() for parameter in self.parameters()]).sum()
         small = torch.zeros(len(told))
         small[: len(told) - len(large)] = 1
-        metrics = {"temperature": 1 / self.log_scale.detach().exp()}
+        metrics = {"temperature": 1 / scale.detach()}
         metrics |= {"too_small": sent(small, zero.device)} if told else {}
         if seen is None or read is None or not large:
             nothing = torch.zeros_like(zero).detach()

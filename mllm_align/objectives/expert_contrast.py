@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,10 +21,12 @@ from mllm_align.contract import (
     Term,
     teacher_from,
 )
+from mllm_align.objectives.columns import image_columns
 from mllm_align.objectives.contrast_kernels import softmax_contrast
 from mllm_align.objectives.preference import check_positive, check_switches
-from mllm_align.objectives.region_contrast import COLUMNS, MAX_SCALE, SCOPES, found_among, region_pairs
+from mllm_align.objectives.region_contrast import SCOPES, found_among, region_pairs
 from mllm_align.objectives.region_masks import table_of
+from mllm_align.objectives.temperature import bounded_scale, check_temperature, log_scale_of
 
 # Of 37 x 37 patches, the resolution that it was trained in last.
 EXPERT = Teacher("facebook/dinov2-large", size=518)
@@ -107,19 +108,16 @@ class ExpertContrast(nn.Module):
             same_class=same_class,
             train_keys=train_keys,
         )
-        if temperature < 1 / MAX_SCALE:
-            raise ValueError(f"ExpertContrast: temperature must be at least {1 / MAX_SCALE}, got {temperature!r}")
+        check_temperature("ExpertContrast", temperature)
         if negatives not in SCOPES:
             raise ValueError(f"ExpertContrast: negatives must be one of {', '.join(SCOPES)}, got {negatives!r}")
-        named = (columns,) if isinstance(columns, str) else tuple(columns)
-        if not named or any(column not in COLUMNS for column in named):
-            raise ValueError(f"ExpertContrast: columns must be among {', '.join(COLUMNS)}, got {columns!r}")
+        named = image_columns("ExpertContrast", columns)
         self.teacher = teacher_from(teacher, "ExpertContrast")
         if self.teacher.kind == "document":
             raise ValueError(f"ExpertContrast: {str(self.teacher)!r} reads words; an expert is a vision model")
         self.columns, self.negatives, self.normalise, self.overlap = named, negatives, normalise, overlap
         self.same_class, self.train_keys = same_class, train_keys
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
+        self.log_scale = log_scale_of(temperature, learn_temperature)
         self.adapter: ObjectAdapter | None = None
 
     @classmethod
@@ -175,10 +173,7 @@ class ExpertContrast(nn.Module):
         """The term and metrics of one batch."""
         if self.adapter is None:
             raise ValueError("ExpertContrast: its adapter is not made: call set_widths, as the trainer does")
-        with torch.no_grad():
-            # The parameter itself: a clamped output has no gradient, and the temperature could never rise again.
-            self.log_scale.clamp_(max=math.log(MAX_SCALE))
-        scale = self.log_scale.exp()
+        scale = bounded_scale(self.log_scale)
         zero = torch.stack([parameter.flatten()[:0].sum() for parameter in self.parameters()]).sum()
         given = [(name, self._read(policy, name)) for name in self.columns]
         there = [(name, sides) for name, sides in given if sides is not None]

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mllm_align.contract import Feature, Needs, Outcome, Signals, Term
+from mllm_align.objectives.columns import check_sides
+from mllm_align.objectives.host import sent
 from mllm_align.objectives.info_nce import info_nce
 from mllm_align.objectives.padding import places_by_row, rows_of_entries
 from mllm_align.objectives.preference import check_positive, check_switches
-from mllm_align.objectives.region_masks import sent
-
-MAX_SCALE = 100.0
-IMAGES, TEXTS = ("image", "contrast_image"), ("chosen", "rejected")
+from mllm_align.objectives.temperature import bounded_scale, check_temperature, log_scale_of
 
 
 def sparsemax(scores: Tensor) -> Tensor:
@@ -102,13 +101,10 @@ class FDT(nn.Module):
         super().__init__()
         check_positive("FDT", temperature=temperature, codes=codes, dim=dim)
         check_switches("FDT", learn_temperature=learn_temperature)
-        if temperature < 1 / MAX_SCALE:
-            raise ValueError(f"FDT: temperature must be at least {1 / MAX_SCALE}, got {temperature!r}")
-        for name, value, known in (("image", image, IMAGES), ("text", text, TEXTS)):
-            if value not in known:
-                raise ValueError(f"FDT: {name} must be {' or '.join(map(repr, known))}, got {value!r}")
+        check_temperature("FDT", temperature)
+        check_sides("FDT", image, text)
         self.image, self.text = image, text
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
+        self.log_scale = log_scale_of(temperature, learn_temperature)
         self.codes = nn.Parameter(torch.randn(codes, dim))
         self.heads = nn.ModuleDict()
 
@@ -140,10 +136,7 @@ class FDT(nn.Module):
         """The term and metrics of one batch."""
         if not self.heads:
             raise ValueError("FDT: its heads are not made: call set_widths with the width of each feature")
-        with torch.no_grad():
-            # The parameter itself: a clamped output has no gradient, and the temperature could never rise again.
-            self.log_scale.clamp_(max=math.log(MAX_SCALE))
-        scale = self.log_scale.exp()
+        scale = bounded_scale(self.log_scale)
         places = [rows_of_entries(policy, feature.name) for feature in self.needs.features]
         rows = sorted(set(places[0]) & set(places[1]))
         if not rows:

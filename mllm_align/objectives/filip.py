@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -11,12 +10,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mllm_align.contract import Feature, Needs, Outcome, Signals, Term
+from mllm_align.objectives.columns import check_sides
 from mllm_align.objectives.padding import padded, places_by_row, rows_of_entries
 from mllm_align.objectives.preference import check_positive, check_switches
 from mllm_align.objectives.projection import Projection
+from mllm_align.objectives.temperature import bounded_scale, check_temperature, log_scale_of
 
-MAX_SCALE = 100.0
-IMAGES, TEXTS = ("image", "contrast_image"), ("chosen", "rejected")
 # Similarities of single tokens that exist at one time: 64 MB in float32.
 MAX_SIMILARITIES = 2**24
 
@@ -111,13 +110,10 @@ class FILIP(nn.Module):
         super().__init__()
         check_positive("FILIP", temperature=temperature)
         check_switches("FILIP", learn_temperature=learn_temperature)
-        if temperature < 1 / MAX_SCALE:
-            raise ValueError(f"FILIP: temperature must be at least {1 / MAX_SCALE}, got {temperature!r}")
-        for name, value, known in (("image", image, IMAGES), ("text", text, TEXTS)):
-            if value not in known:
-                raise ValueError(f"FILIP: {name} must be {' or '.join(map(repr, known))}, got {value!r}")
+        check_temperature("FILIP", temperature)
+        check_sides("FILIP", image, text)
         self.image, self.text = image, text
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
+        self.log_scale = log_scale_of(temperature, learn_temperature)
         sides = {"images": (f"image_tokens:{image}",), "texts": (f"text_tokens:{text}",)}
         self.projection = Projection("FILIP", sides, dim)
 
@@ -141,10 +137,7 @@ class FILIP(nn.Module):
 
     def forward(self, policy: Signals, reference: Signals | None) -> Outcome:
         """The term and metrics of one batch."""
-        with torch.no_grad():
-            # The parameter itself: a clamped output has no gradient, and the temperature could never rise again.
-            self.log_scale.clamp_(max=math.log(MAX_SCALE))
-        scale = self.log_scale.exp()
+        scale = bounded_scale(self.log_scale)
         images, texts = (policy.features.get(feature.name) for feature in self.needs.features)
         rows_of = [rows_of_entries(policy, feature.name) for feature in self.needs.features]
         rows = sorted(set(rows_of[0]) & set(rows_of[1]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm_align.contract import Feature, Needs, Outcome, Ragged, Signals, Term
+from mllm_align.objectives.columns import check_sides
+from mllm_align.objectives.host import sent
 from mllm_align.objectives.memory import Memory, check_size, numbers_of
 from mllm_align.objectives.preference import check_positive, check_switches
-from mllm_align.objectives.region_masks import sent
 from mllm_align.objectives.soft_targets import soft_contrast
-
-MAX_SCALE = 100.0
-IMAGES, TEXTS = ("image", "contrast_image"), ("chosen", "rejected")
+from mllm_align.objectives.temperature import bounded_scale, check_temperature, log_scale_of
 
 
 def info_nce(
@@ -120,11 +118,8 @@ class InfoNCE(nn.Module):
         super().__init__()
         check_positive("InfoNCE", temperature=temperature)
         check_switches("InfoNCE", learn_temperature=learn_temperature)
-        if temperature < 1 / MAX_SCALE:
-            raise ValueError(f"InfoNCE: temperature must be at least {1 / MAX_SCALE}, got {temperature!r}")
-        for name, value, known in (("image", image, IMAGES), ("text", text, TEXTS)):
-            if value not in known:
-                raise ValueError(f"InfoNCE: {name} must be {' or '.join(map(repr, known))}, got {value!r}")
+        check_temperature("InfoNCE", temperature)
+        check_sides("InfoNCE", image, text)
         check_size("InfoNCE", memory)
         if momentum is not None and not (isinstance(momentum, float | int) and 0 <= momentum < 1):
             raise ValueError(f"InfoNCE: momentum must be from 0 to less than 1, or None, got {momentum!r}")
@@ -134,7 +129,7 @@ class InfoNCE(nn.Module):
         self.image, self.text, self.memory_size = image, text, memory
         self.images_before: Memory | None = None
         self.texts_before: Memory | None = None
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
+        self.log_scale = log_scale_of(temperature, learn_temperature)
 
     @property
     def needs(self) -> Needs:
@@ -155,10 +150,7 @@ class InfoNCE(nn.Module):
 
     def forward(self, policy: Signals, reference: Signals | None) -> Outcome:
         """The term and metrics of one batch."""
-        with torch.no_grad():
-            # The parameter itself: a clamped output has no gradient, and the temperature could never rise again.
-            self.log_scale.clamp_(max=math.log(MAX_SCALE))
-        scale = self.log_scale.exp()
+        scale = bounded_scale(self.log_scale)
         names = [feature.name for feature in self.needs.features]
         pair, slow = ([policy.features.get(name) for name in part] for part in (names[:2], names[2:]))
         size = len(policy.sources)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mllm_align.contract import Signals
-from mllm_align.objectives.region_masks import sent
+from mllm_align.objectives.host import sent
 
 
 def padded(values: Tensor, groups: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

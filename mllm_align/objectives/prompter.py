@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-# Of the cosines, at the start and at the most.
-SCALE, MAX_SCALE = 10.0, 100.0
+from mllm_align.objectives.temperature import bounded_scale, log_scale_of
+
+# Of the cosines, at the start.
+TEMPERATURE = 0.1
 
 
 class Prompter(nn.Module):
@@ -26,7 +26,7 @@ class Prompter(nn.Module):
 
     def __init__(self, phrase_width: int, token_width: int, width: int = 256) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE)))
+        self.log_scale = log_scale_of(TEMPERATURE, learn=True)
         self.phrase = nn.Sequential(nn.LayerNorm(phrase_width), nn.Linear(phrase_width, width))
         self.token = nn.Sequential(nn.LayerNorm(token_width), nn.Linear(token_width, width))
         self.join = nn.Linear(width, width)
@@ -44,11 +44,8 @@ class Prompter(nn.Module):
         Returns:
             (R, q, 4) centre, width and height as shares of the image, each from 0 to 1.
         """
-        with torch.no_grad():
-            # The parameter itself: a clamped output has no gradient, and the scale could never fall again.
-            self.log_scale.clamp_(max=math.log(MAX_SCALE))
         dtype = self.join.weight.dtype
-        scores = self.log_scale.exp() * cosines.to(dtype)
+        scores = bounded_scale(self.log_scale) * cosines.to(dtype)
         weights = scores.masked_fill(~there[:, None, :], -torch.inf).softmax(dim=2)
         found = weights @ self.token(tokens.to(dtype))
         return self.box(self.phrase(phrases.to(dtype)) + self.join(found)).sigmoid()

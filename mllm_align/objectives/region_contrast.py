@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm_align.contract import Feature, Needs, Outcome, Regions, Signals, Term
+from mllm_align.objectives.columns import image_columns
 from mllm_align.objectives.contrast_kernels import softmax_contrast
+from mllm_align.objectives.host import sent
 from mllm_align.objectives.memory import Memory, check_size, numbers_of
 from mllm_align.objectives.preference import check_positive, check_switches
-from mllm_align.objectives.region_masks import RegionTable, contained, equal, sent, table_of
+from mllm_align.objectives.region_masks import RegionTable, contained, equal, table_of
+from mllm_align.objectives.temperature import bounded_scale, check_temperature, log_scale_of
 
-MAX_SCALE = 100.0
-COLUMNS, SCOPES = ("image", "contrast_image"), ("pair", "row", "batch")
+SCOPES = ("pair", "row", "batch")
 
 
 class RegionContrast(nn.Module):
@@ -95,8 +96,7 @@ class RegionContrast(nn.Module):
             same_class=same_class,
             decoupled=decoupled,
         )
-        if temperature < 1 / MAX_SCALE:
-            raise ValueError(f"RegionContrast: temperature must be at least {1 / MAX_SCALE}, got {temperature!r}")
+        check_temperature("RegionContrast", temperature)
         if negatives not in SCOPES:
             raise ValueError(f"RegionContrast: negatives must be one of {', '.join(SCOPES)}, got {negatives!r}")
         check_size("RegionContrast", memory)
@@ -105,12 +105,10 @@ class RegionContrast(nn.Module):
                 f"RegionContrast: memory={memory} holds other rows' regions, which are no negatives with "
                 f"negatives={negatives!r}: leave it at 'batch'"
             )
-        named = (columns,) if isinstance(columns, str) else tuple(columns)
-        if not named or any(column not in COLUMNS for column in named):
-            raise ValueError(f"RegionContrast: columns must be among {', '.join(COLUMNS)}, got {columns!r}")
+        named = image_columns("RegionContrast", columns)
         self.columns, self.negatives, self.normalise, self.overlap = named, negatives, normalise, overlap
         self.same_class, self.decoupled, self.memory_size = same_class, decoupled, memory
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
+        self.log_scale = log_scale_of(temperature, learn_temperature)
         self.memory: Memory | None = None
 
     @classmethod
@@ -132,10 +130,7 @@ class RegionContrast(nn.Module):
 
     def forward(self, policy: Signals, reference: Signals | None) -> Outcome:
         """The term and metrics of one batch."""
-        with torch.no_grad():
-            # The parameter itself: a clamped output has no gradient, and the temperature could never rise again.
-            self.log_scale.clamp_(max=math.log(MAX_SCALE))
-        scale = self.log_scale.exp()
+        scale = bounded_scale(self.log_scale)
         found = {name: policy.features.get(f"regions:{name}") for name in self.columns}
         there = {name: ragged for name, ragged in found.items() if ragged is not None and ragged.row.numel()}
         told = {name: policy.regions[name] for name in there}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mllm_align.contract import Regions
+from mllm_align.objectives.host import sent
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,6 @@ def table_of(told: Mapping[str, Regions], device: Any) -> RegionTable:
     sides = [box for _, regions in everything for box in regions.boxes]
     boxes = torch.tensor(sides, dtype=torch.float32).reshape(-1, 4)
     return RegionTable(*(sent(column, device) for column in columns), boxes=sent(boxes, device))
-
-
-def sent(tensor: Tensor, device: Any) -> Tensor:
-    """A tensor of the host on a device, without waiting for it."""
-    if torch.device(device).type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def equal(values: Tensor) -> Tensor:

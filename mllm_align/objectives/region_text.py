@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm_align.contract import Feature, Needs, Outcome, Signals, Term
+from mllm_align.objectives.columns import image_columns
 from mllm_align.objectives.contrast_kernels import continuous_weights, sigmoid_contrast, softmax_contrast, takes_part
+from mllm_align.objectives.host import sent
 from mllm_align.objectives.preference import check_positive, check_switches
 from mllm_align.objectives.projection import Projection
-from mllm_align.objectives.region_masks import RegionTable, sent, table_of
+from mllm_align.objectives.region_masks import RegionTable, table_of
+from mllm_align.objectives.temperature import bounded_scale, check_temperature, log_scale_of
 
-MAX_SCALE = 100.0
-COLUMNS = ("image", "contrast_image")
 LOSSES = ("softmax", "sigmoid")
 SIDES = ("both", "region_to_text", "text_to_region")
 
@@ -121,8 +122,7 @@ class RegionText(nn.Module):
         check_positive(name, temperature=temperature, overlap=overlap, negative_weight=negative_weight)
         switches = {"learn_temperature": learn_temperature, "same_class": same_class}
         check_switches(name, **switches, decoupled=decoupled, continuous=continuous)
-        if temperature < 1 / MAX_SCALE:
-            raise ValueError(f"{name}: temperature must be at least {1 / MAX_SCALE}, got {temperature!r}")
+        check_temperature(name, temperature)
         for option, value, known in (("loss", loss, LOSSES), ("sides", sides, SIDES)):
             if value not in known:
                 raise ValueError(f"{name}: {option} must be one of {', '.join(known)}, got {value!r}")
@@ -134,13 +134,11 @@ class RegionText(nn.Module):
             raise ValueError(
                 f"{name}: continuous weights are of texts that a region chooses among, each a negative too"
             )
-        named = (columns,) if isinstance(columns, str) else tuple(columns)
-        if not named or any(column not in COLUMNS for column in named):
-            raise ValueError(f"{name}: columns must be among {', '.join(COLUMNS)}, got {columns!r}")
+        named = image_columns(name, columns)
         self.columns, self.kind, self.sides = named, loss, sides
         self.overlap, self.same_class, self.negative_weight = overlap, same_class, negative_weight
         self.decoupled, self.continuous = decoupled, continuous
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
+        self.log_scale = log_scale_of(temperature, learn_temperature)
         self.bias = nn.Parameter(torch.tensor(float(bias))) if loss == "sigmoid" else None
         ends = {"regions": [f"regions:{own}" for own in named], "texts": [f"region_texts:{own}" for own in named]}
         self.projection = Projection(name, ends, dim)
@@ -162,10 +160,7 @@ class RegionText(nn.Module):
 
     def forward(self, policy: Signals, reference: Signals | None) -> Outcome:
         """The term and metrics of one batch."""
-        with torch.no_grad():
-            # The parameter itself: a clamped output has no gradient, and the temperature could never rise again.
-            self.log_scale.clamp_(max=math.log(MAX_SCALE))
-        scale = self.log_scale.exp()
+        scale = bounded_scale(self.log_scale)
         found = self.compared(policy)
         if found is None:
             zero = 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mllm_align.contract import Signals, View
+from mllm_align.objectives.host import sent
 from mllm_align.objectives.preference import CHOSEN, REJECTED, check_measured, upcast
 
 # As RLHF-V's code has it: shorter runs of equal tokens are chance, and belong to the change around them.
@@ -88,10 +89,10 @@ def changed_sums(signals: Signals, views: Sequence[View]) -> Changed:
     for view in views:
         own = _under(view, flags[view.response], ids[view], ids[View("image", view.response)])
         values, row = signals.token_logps[view]
-        which = _sent([flag for each in own for flag in each], torch.bool, values.device)
+        which = sent(torch.tensor([flag for each in own for flag in each], dtype=torch.bool), values.device)
         picked = torch.where(which, upcast(values), 0.0)
         sums[view] = picked.new_zeros(len(own)).index_add(0, row, picked)
-        counts[view] = _sent([sum(each) for each in own], torch.long, values.device)
+        counts[view] = sent(torch.tensor([sum(each) for each in own], dtype=torch.long), values.device)
     return Changed(sums, counts)
 
 
@@ -118,9 +119,3 @@ def _under(
             raise ValueError(f"{view}: the response has other tokens than under the row's own image")
         found.append(row_flags if row_ids and row_own else (False,) * len(row_ids))
     return found
-
-
-def _sent(numbers: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On a device, without waiting for it."""
-    tensor = torch.tensor(numbers, dtype=dtype)
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

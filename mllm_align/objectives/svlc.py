@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mllm_align.contract import Feature, Needs, Outcome, Regions, Signals, Term
 from mllm_align.objectives.contrast_kernels import softmax_contrast
+from mllm_align.objectives.host import sent
 from mllm_align.objectives.preference import check_weights
-from mllm_align.objectives.region_masks import sent
 from mllm_align.objectives.region_text import Compared, RegionText
 
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm_align.contract import Feature, Needs, Outcome, Signals, Term
+from mllm_align.objectives.columns import image_columns
 from mllm_align.objectives.padding import padded
 from mllm_align.objectives.preference import check_switches
 
-COLUMNS = ("image", "contrast_image")
 # Below this the mean cosine to its neighbours would make of one view nearly the whole centroid, or a negative weight.
 LEAST_COSINE = 0.05
 
@@ -92,9 +92,7 @@ class ViewCentroid(nn.Module):
         """Refuses values without a meaning."""
         super().__init__()
         check_switches("ViewCentroid", across_rows=across_rows)
-        named = (columns,) if isinstance(columns, str) else tuple(columns)
-        if not named or any(column not in COLUMNS for column in named):
-            raise ValueError(f"ViewCentroid: columns must be among {', '.join(COLUMNS)}, got {columns!r}")
+        named = image_columns("ViewCentroid", columns)
         self.columns, self.outliers, self.neighbours, self.across_rows = named, outliers, neighbours, across_rows
         self.register_buffer("zero", torch.zeros(()), persistent=False)
         for name, value in (("outliers", outliers), ("neighbours", neighbours)):
