@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from mllm_align.families import family_of
-from mllm_align.models.loading import settle_4bit_on_cpu
+from mllm_align.vision.four_bit import settle_4bit_on_cpu
 
 TEMPLATE = (
     "{% for message in messages %}{% if message.role == 'user' %}USER "

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
+import mllm_align.models  # noqa: F401  # AutoModel then knows the integrated stages of a tuned tower
 from mllm_align_eval.items import Item, Picture
 from mllm_align_eval.matrices import IMAGE_TO_TEXT, NUM_SCORES, TEXT_TO_IMAGE, rows_of
 

@@ -9,7 +9,20 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from mllm_align.cli import check, counterfactual, embed, evaluation, ocr, regions, reject, retrieve, training
+from mllm_align.cli import (
+    check,
+    clip_blind,
+    counterfactual,
+    embed,
+    evaluation,
+    ocr,
+    regions,
+    reject,
+    retrieve,
+    tower,
+    training,
+    x_former,
+)
 from mllm_align.cli.commands import DEBUG_HELP, print_error
 
 
@@ -54,9 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     training.add(commands)
     evaluation.add(commands)
+    tower.add(commands)
+    x_former.add(commands)
     data = commands.add_parser("data", help="look at data and make it").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    for command in (check, counterfactual, embed, ocr, regions, retrieve, reject):
+    for command in (check, clip_blind, counterfactual, embed, ocr, regions, retrieve, reject):
         command.add(data)
     return parser

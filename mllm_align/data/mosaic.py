@@ -247,7 +247,7 @@ def with_mosaics(dataset: Any, change: Callable[[Mosaics], Mosaics]) -> Any:
     if isinstance(dataset, MosaicDataset):
         return MosaicDataset(dataset.rows, change(dataset.options))
     if isinstance(dataset, MixedDataset) and any(isinstance(part, MosaicDataset) for part in dataset.parts.values()):
-        return MixedDataset({name: with_mosaics(part, change) for name, part in dataset.parts.items()})
+        return dataset.with_parts({name: with_mosaics(part, change) for name, part in dataset.parts.items()})
     return dataset
 
 

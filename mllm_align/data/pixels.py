@@ -33,7 +33,8 @@ class ImageEncoder:
 
     Args:
         processor: A processor with `image_token` and `image_processor`.
-        image_keys: Names of the outputs that describe images.
+        image_keys: Names of the outputs that describe images; pixels that the processor makes for further encoders
+            are added.
         min_pixels: Smallest number of pixels that an image is resized to, where the image processor has the option.
         max_pixels: Largest number, likewise.
 
@@ -49,7 +50,7 @@ class ImageEncoder:
         max_pixels: int | None = None,
     ) -> None:
         self.processor = processor
-        self.image_keys = tuple(image_keys)
+        self.image_keys = (*image_keys, *getattr(processor, "own_pixels", {}))
         self.tells_several = "batch_num_images" in self.image_keys
         options = pixel_options(processor, min_pixels, max_pixels)
         self.options = {"images_kwargs": options} if options else {}
@@ -106,6 +107,8 @@ def processor_facts(processor: Any) -> dict[str, Any]:
         "settings": settings | {"image_processor": image_processor.to_dict()},
         # What the processor tells its image processor at each call, over that one's own settings.
         "images_kwargs": dict(getattr(processor, "images_kwargs", {})),
+        # Pixels that it makes for further encoders.
+        **getattr(processor, "own_pixels", {}),
         "transformers": version("transformers"),
     }
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from mllm_align.data.world.catalogue import World
-from mllm_align.data.world.rows import annotate
+from mllm_align.data.world.rows import ANNOTATION_NOISE, annotate
 from mllm_align.data.world.scenes import Scene
 from mllm_align.data.world.splits import generator, iter_scenes
 from mllm_align.demo.stage_vision import pixel_values
@@ -125,21 +125,25 @@ def train_language(
     batch_size: int = 32,
     learning_rate: float = 2e-3,
     tower_scale: float = 0.1,
+    distribution: str = "prior",
+    noise: float = ANNOTATION_NOISE,
 ) -> Iterator[float]:
     """Train the whole model in place, yielding the loss of each step.
 
     Args:
         model: The model after stage V.
         processor: Its processor.
-        world: Whose training split is drawn from, noisy answers included (`annotate`).
+        world: Whose training split is drawn from.
         steps: Optimiser steps.
         seed: Of scenes, questions and noise.
         batch_size: Scenes per step; each brings six questions and a caption.
         learning_rate: Peak, after a warm-up of a twentieth and before a cosine to zero.
         tower_scale: The tower's part of the learning rate.
+        distribution: Of the scenes.
+        noise: Of the answers (`annotate`).
     """
     rng = generator("stage language", seed)
-    stream = iter_scenes("train", seed, "prior", world)
+    stream = iter_scenes("train", seed, distribution, world)
     packer = Packer(processor, model.config.image_seq_length)
     optimizer = _optimizer(model, learning_rate, tower_scale)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, steps))
@@ -147,7 +151,7 @@ def train_language(
         scenes: list[Scene] = [next(stream) for _ in range(batch_size)]
         kinds = [_kinds(rng) for _ in scenes]
         turns = [
-            [annotate(scene, kind, rng, world=world) for kind in asked]
+            [annotate(scene, kind, rng, noise, world) for kind in asked]
             for scene, asked in zip(scenes, kinds, strict=True)
         ]
         with_image = step % TEXT_ONLY_EVERY != TEXT_ONLY_EVERY - 1

@@ -10,9 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from mllm_align.families.grids import Grid, grid, pair
+from mllm_align.families.grids import Grid, grid
+from mllm_align.families.seam import Seam
 
 SCOPES = ("language", "projector", "vision")
+# Where `vision.attach` puts a mixer and its encoders into any model.
+MIXED = "model.vision_mixer"
+# Pixels that a processor makes for its encoders beside those of the tower, one entry for each view of that.
+EXTRA_PIXELS = "extra_pixel_values"
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class EncodedImages:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class Family(Seam):
     """One row of the family table: where the parts of a model are, and what its processor produces.
 
     Paths are dotted and start at the `...ForConditionalGeneration` module.
@@ -93,10 +98,16 @@ class Family:
             model: The unwrapped Hugging Face model.
             images: Per image the processor's tensors.
         """
-        joined = self.join_images(images)
+        own = [image[EXTRA_PIXELS] for image in images if EXTRA_PIXELS in image]
+        joined = self.join_images([{key: image[key] for key in self.image_keys if key in image} for image in images])
+        if own:  # one entry per view that the tower is shown: joined they have no padding
+            joined[EXTRA_PIXELS] = torch.cat(own)
         tower: Any = self.module(model, self.tower)
         joined = {key: to_device(value, tower.device) for key, value in joined.items()}
-        joined = {key: value.to(tower.dtype) if value.is_floating_point() else value for key, value in joined.items()}
+        joined = {
+            key: value.to(tower.dtype) if value.is_floating_point() and key != EXTRA_PIXELS else value
+            for key, value in joined.items()
+        }
         output = inner(model).get_image_features(**joined, return_dict=True)
         layers = getattr(output, "deepstack_features", None) or ()
         return EncodedImages(tuple(self.split_tokens(output, images)), tuple(zip(*layers, strict=True)))
@@ -127,8 +138,7 @@ class Family:
 
     def cells(self, config: Any, pixels: Tensor) -> tuple[int, int]:
         """Rows and columns of the tokens of one view (..., height, width): here one per patch of the tower."""
-        height, width = pair(config.vision_config.patch_size)
-        return pixels.shape[-2] // height, pixels.shape[-1] // width
+        return self.read_cells(config, pixels)
 
     # -- tokens ------------------------------------------------------------------------------------------------
 
@@ -175,8 +185,9 @@ class Family:
         return [self.projector]
 
     def vision_modules(self, model: nn.Module) -> list[nn.Module]:
-        """Tower and projector."""
-        return [self.module(model, self.tower), self.module(model, self.projector)]
+        """Tower, projector, and a mixer with its encoders where one is attached."""
+        mixed = getattr(inner(model), MIXED.rpartition(".")[2], None)
+        return [self.module(model, self.tower), self.module(model, self.projector), *([mixed] if mixed else [])]
 
     def lora_targets(self, model: nn.Module, scopes: Sequence[str] = ("language",)) -> list[str]:
         """Exact names of the linear layers of each scope, never a pattern that could hit another part.
@@ -195,8 +206,16 @@ class Family:
         return names
 
     def scope_of(self, name: str) -> str | None:
-        """The scope that a module or parameter name belongs to, or None (the head, for example)."""
-        for scope, path in (("projector", self.projector), ("vision", self.tower), ("language", self.language_model)):
+        """The scope that a module or parameter name belongs to: one of `SCOPES`, "mixer" or "encoders" of an attached
+        mixer, or None (the head, for example)."""
+        places = (
+            ("projector", self.projector),
+            ("vision", self.tower),
+            ("language", self.language_model),
+            ("mixer", f"{MIXED}.mixer"),
+            ("encoders", f"{MIXED}.encoders"),
+        )
+        for scope, path in places:
             if name == path or name.startswith(f"{path}."):
                 return scope
         return None

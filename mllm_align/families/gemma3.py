@@ -35,6 +35,13 @@ class Gemma3(Tiled):
         side = math.isqrt(config.mm_tokens_per_image)
         return side, side
 
+    def set_view_tokens(self, processor: Any, tokens: int, cells: tuple[int, int]) -> None:
+        """By its `image_seq_length`, and by the text that an image becomes, which is made once."""
+        tokenizer = processor.tokenizer
+        processor.image_seq_length = tokens
+        placeholders = tokenizer.image_token * tokens
+        processor.full_image_sequence = f"\n\n{tokenizer.boi_token}{placeholders}{tokenizer.eoi_token}\n\n"
+
     def token_grids(
         self, image: Mapping[str, Tensor], size: tuple[int, int], image_processor: Any, config: Any
     ) -> tuple[Grid, ...]:
@@ -53,6 +60,7 @@ GEMMA3 = Gemma3(
     name="Gemma3",
     model_types=("gemma3",),
     token_keys=("token_type_ids",),
+    first_linear=None,
     image_tokens="`mm_tokens_per_image` pooled patches of one square view, `<start_of_image>` and `<end_of_image>` "
     "around, which see each other both ways; the same of each crop with `do_pan_and_scan`",
 )

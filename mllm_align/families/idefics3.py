@@ -33,6 +33,10 @@ class Idefics(Family):
         rows, columns = super().cells(config, pixels)
         return rows // config.scale_factor, columns // config.scale_factor
 
+    def set_view_tokens(self, processor: Any, tokens: int, cells: tuple[int, int]) -> None:
+        """By its `image_seq_len`."""
+        processor.image_seq_len = tokens
+
     def token_grids(
         self, image: Mapping[str, Tensor], size: tuple[int, int], image_processor: Any, config: Any
     ) -> tuple[Grid, ...]:
@@ -74,6 +78,7 @@ def _row(name: str, model_type: str, untested: str = "") -> Idefics:
         language_model="model.text_model",
         tower="model.vision_model",
         projector="model.connector",
+        first_linear="modality_projection.proj",
         image_keys=("pixel_values", "pixel_attention_mask"),
         image_tokens="square tiles row by row, each with its place in words, then a global view",
         untested=untested,

@@ -20,8 +20,16 @@ class InternVL(Tiled, Llava):
 
     def cells(self, config: Any, pixels: Tensor) -> tuple[int, int]:
         """Patches, less those that are shuffled into one."""
-        rows, columns = super().cells(config, pixels)
+        rows, columns = super().read_cells(config, pixels)
         return int(rows * config.downsample_ratio), int(columns * config.downsample_ratio)
+
+    def read_cells(self, config: Any, pixels: Tensor) -> tuple[int, int]:
+        """As many as tokens: patches are shuffled together before the projector."""
+        return self.cells(config, pixels)
+
+    def set_view_tokens(self, processor: Any, tokens: int, cells: tuple[int, int]) -> None:
+        """By its `image_seq_length`."""
+        processor.image_seq_length = tokens
 
     def token_grids(
         self, image: Mapping[str, Tensor], size: tuple[int, int], image_processor: Any, config: Any

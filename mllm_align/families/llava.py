@@ -35,6 +35,13 @@ class Llava(Family):
 
         return [name for name in super().lora_targets(model, scopes) if is_read(name)]
 
+    def set_view_tokens(self, processor: Any, tokens: int, cells: tuple[int, int]) -> None:
+        """By what it adds to the number of patches."""
+        if self.fixed_tokens:
+            raise ValueError(self.fixed_tokens)
+        less = processor.vision_feature_select_strategy == "default"
+        processor.num_additional_image_tokens = tokens - cells[0] * cells[1] + less
+
     def token_grids(
         self, image: Mapping[str, Tensor], size: tuple[int, int], image_processor: Any, config: Any
     ) -> tuple[Grid, ...]:

@@ -85,5 +85,6 @@ LLAVA_NEXT = LlavaNext(
     name="LLaVA-NeXT",
     model_types=("llava_next",),
     image_keys=("pixel_values", "image_sizes"),
+    fixed_tokens="its tokens are laid out over tiles with newlines: the processor cannot be told another number",
     image_tokens="base view, tiles without their padding, a newline per row",
 )

@@ -61,6 +61,7 @@ LLAVA_ONEVISION = LlavaOnevision(
     name="LLaVA-OneVision",
     model_types=("llava_onevision",),
     image_keys=("pixel_values", "image_sizes", "batch_num_images"),
+    fixed_tokens="its tokens are laid out over tiles with newlines: the processor cannot be told another number",
     image_tokens="base view, tiles without their padding, shrunk to at most `anyres_max` tiles, a newline per row; "
     "in prompts of several images a view and a newline each",
     untested="the stock processor with its video half (torchvision)",

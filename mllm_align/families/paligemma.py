@@ -17,6 +17,10 @@ from mllm_align.families.tiles import Tiled
 class PaliGemma(Tiled):
     """`token_type_ids` are 0 in a prompt, 1 in a response; the text model is Gemma, or Gemma2 (PaliGemma 2)."""
 
+    def set_view_tokens(self, processor: Any, tokens: int, cells: tuple[int, int]) -> None:
+        """By the `image_seq_length` of the processor and of its image processor."""
+        processor.image_seq_length = processor.image_processor.image_seq_length = tokens
+
     def prefix_positions(
         self,
         model: nn.Module,
@@ -59,6 +63,7 @@ PALIGEMMA = PaliGemma(
     name="PaliGemma",
     model_types=("paligemma",),
     token_keys=("token_type_ids",),
+    first_linear="linear",
     response_values={"token_type_ids": 1},
     window_ends_blocks=False,
     image_tokens="one per patch of one square view, then `<bos>`; the prompt sees all of itself",

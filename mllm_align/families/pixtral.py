@@ -25,6 +25,18 @@ class Pixtral(Llava):
             "image_sizes": torch.cat([image["image_sizes"] for image in images]),
         }
 
+    def tower_views(self, config: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """Without the padding."""
+        views = super().tower_views(config, args, kwargs)
+        sizes = torch.as_tensor(kwargs["image_sizes"]).tolist()
+        return [view[:, :height, :width] for view, (height, width) in zip(views, sizes, strict=True)]
+
+    def cells(self, config: Any, pixels: Tensor) -> tuple[int, int]:
+        """Patches, less those that are merged into one."""
+        rows, columns = self.read_cells(config, pixels)
+        merged = getattr(config, "spatial_merge_size", 1)
+        return rows // merged, columns // merged
+
     def token_grids(
         self, image: Mapping[str, Tensor], size: tuple[int, int], image_processor: Any, config: Any
     ) -> tuple[Grid, ...]:
@@ -34,6 +46,7 @@ class Pixtral(Llava):
         return (grid(height // side, width // side),)
 
 
+_TOKENS = "a break ends each row of its tokens: the processor cannot be told another number"
 _PROCESSOR = "the stock processor as it is loaded (torchvision)"
 
 PIXTRAL = Pixtral(
@@ -41,6 +54,7 @@ PIXTRAL = Pixtral(
     model_types=("llava",),
     vision_type="pixtral",
     image_keys=("pixel_values", "image_sizes"),
+    fixed_tokens=_TOKENS,
     image_tokens="by size, one per patch, `[IMG_BREAK]` after each row, `[IMG_END]` after the last",
     untested=_PROCESSOR,
 )
@@ -48,6 +62,7 @@ MISTRAL3 = Pixtral(
     name="Mistral3",
     model_types=("mistral3",),
     image_keys=("pixel_values", "image_sizes"),
+    fixed_tokens=_TOKENS,
     image_tokens="by size, one per 2 x 2 patches, `[IMG_BREAK]` after each row, `[IMG_END]` after the last",
     untested=_PROCESSOR,
 )

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from mllm_align.families.base import EncodedImages
-from mllm_align.families.qwen2_vl import QwenVL
+from mllm_align.families.qwen2_vl import ROPE, QwenVL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,9 @@ QWEN3_VL = Qwen3VL(
     model_types=("qwen3_vl", "qwen3_vl_moe"),
     tower="model.visual",
     projector="model.visual.merger",
+    projects_in_tower=True,
+    first_linear="linear_fc1",
+    fixed_tokens=ROPE,
     image_keys=("pixel_values", "image_grid_thw"),
     token_keys=("mm_token_type_ids",),
     image_tokens="by size (`min_pixels` to `max_pixels`), one per 2 x 2 patches, and deepstack features of as many",

@@ -5,6 +5,7 @@ from mllm_align.models.arguments import ModelArguments
 from mllm_align.models.export import merge_and_export
 from mllm_align.models.identity import base_probe, check_base, save_base_identity
 from mllm_align.models.loading import load_model, load_processor, model_path
+from mllm_align.models.towers import put_tower
 
 __all__ = [
     "ModelArguments",
@@ -17,5 +18,6 @@ __all__ = [
     "lora_config",
     "merge_and_export",
     "model_path",
+    "put_tower",
     "save_base_identity",
 ]

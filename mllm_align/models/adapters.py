@@ -7,18 +7,23 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
-from mllm_align.families import family_of, unwrap
+from mllm_align.families import family_of, inner, unwrap
 from mllm_align.models.arguments import ModelArguments
 from mllm_align.models.identity import check_base
+from mllm_align.models.mixing import encoder_targets, trained_with_adapter
+from mllm_align.vision.mixed_vision import mixed_of
 
 
 def lora_config(model: nn.Module, arguments: ModelArguments) -> LoraConfig:
     """The LoRA configuration for a model: every linear layer of the parts in `lora_scope`, by its full name.
 
+    A mixer and encoders that train go along.
+
     Raises:
-        ValueError: If a part has no linear layer, or `lora_scope` is empty and nothing else trains.
+        ValueError: If a part has no linear layer, or nothing trains.
     """
     hf = unwrap(model)
     family = family_of(hf)
@@ -26,16 +31,26 @@ def lora_config(model: nn.Module, arguments: ModelArguments) -> LoraConfig:
         if not family.lora_targets(hf, [scope]):
             whole = "; train_projector trains it whole" if scope == "projector" else ""
             raise ValueError(f"lora_scope {scope!r} names no linear layer of {family.name}{whole}")
-    targets = family.lora_targets(hf, arguments.lora_scope)
-    if not targets:
-        raise ValueError("lora_scope is empty: name at least one of language, projector, vision")
+    targets = [*family.lora_targets(hf, arguments.lora_scope), *encoder_targets(hf)]
+    mixed = mixed_of(inner(hf))
+    if arguments.train_projector and mixed is not None and mixed.kind.replaces:
+        raise ValueError(
+            f"train_projector: {type(mixed.kind).__name__} makes the tokens itself and nothing reads the projector "
+            "any more: leave train_projector off"
+        )
+    whole = [*(family.projectors(hf) if arguments.train_projector else []), *trained_with_adapter(hf)]
+    if not targets and not whole:
+        raise ValueError(
+            "nothing trains: name at least one of language, projector, vision in lora_scope, or set train_projector"
+        )
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=arguments.lora_r,
         lora_alpha=arguments.lora_alpha,
         lora_dropout=arguments.lora_dropout,
-        target_modules=targets,
-        modules_to_save=family.projectors(hf) if arguments.train_projector else None,
+        # Stage 1 trains modules whole and no layer by LoRA, which PEFT calls so.
+        target_modules=targets or DUMMY_TARGET_MODULES,
+        modules_to_save=whole or None,
     )
 
 

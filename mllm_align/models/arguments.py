@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from mllm_align.vision.attach import mixer_from
+
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 QUANT_TYPES = ("nf4", "fp4")
 
@@ -32,6 +34,11 @@ class ModelArguments:
         lora_dropout: Dropout on the adapter's input.
         lora_scope: Parts that get LoRA layers: any of language, projector, vision.
         train_projector: Train a full copy of the projector beside the LoRA layers and save it with them.
+        mixer: Further vision encoders and how they are mixed in: `kind` (additive, interleave, concat, gated, window,
+            sva, x_former), `encoders` (names, or mappings of `vision.encoder_spec.Encoder`), the kind's options,
+            `train` (true), and `weights`, a folder with a trained one to begin with.
+        start_from: Folder of an earlier run without LoRA (stage 1: mixer, projector) whose weights this one begins
+            with.
     """
 
     model_name_or_path: str | None = None
@@ -48,6 +55,8 @@ class ModelArguments:
     lora_dropout: float = 0.05
     lora_scope: list[str] = field(default_factory=lambda: ["language"])
     train_projector: bool = False
+    mixer: dict[str, Any] | None = None
+    start_from: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses values that nothing later could make sense of."""
@@ -55,6 +64,8 @@ class ModelArguments:
             raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
         if self.bnb_4bit_quant_type not in QUANT_TYPES:
             raise ValueError(f"bnb_4bit_quant_type {self.bnb_4bit_quant_type!r} is none of {', '.join(QUANT_TYPES)}")
+        if self.mixer is not None:
+            mixer_from(self.mixer)
         if self.train_projector and "projector" in self.lora_scope:
             raise ValueError(
                 "train_projector trains a full copy of the projector; take 'projector' out of lora_scope, or "

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from peft import PeftConfig
 
-from mllm_align.models.adapters import load_adapter
+from mllm_align.families import inner
 from mllm_align.models.arguments import ModelArguments
 from mllm_align.models.loading import load_model
+from mllm_align.vision.mixed_vision import mixed_of
+from mllm_align.vision.mixer_files import save_mixer
 from mllm_align.vision.object_expert import SETTINGS_FILE, WEIGHTS_FILE
 
 TRAINING_FILES = ("optimizer.pt", "scheduler.pt", "training_args.bin", "trainer_state.json", "objective.safetensors")
@@ -54,11 +56,13 @@ def merge_and_export(
         raise ValueError(f"{str(target)!r} has something in it: name another folder or pass overwrite")
     name = base or PeftConfig.from_pretrained(str(source)).base_model_name_or_path
     if merge:
-        model, processor = load_model(ModelArguments(model_name_or_path=name, dtype=dtype), device=device)
-        merged = load_adapter(model, source).merge_and_unload()
+        model, processor = load_model(ModelArguments(model_name_or_path=name, dtype=dtype), source, device=device)
+        merged = model.merge_and_unload()
         _clear(target)
         merged.save_pretrained(target)
         processor.save_pretrained(target)
+        if mixed_of(inner(merged)) is not None:
+            save_mixer(merged, target, processor)
         for name in (WEIGHTS_FILE, SETTINGS_FILE):  # an object expert stays, and cannot be merged
             if (source / name).is_file():
                 shutil.copy2(source / name, target / name)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from mllm_align.families import check_model, family_of
 from mllm_align.families.image_only import load_processor as family_processor
 from mllm_align.models.adapters import attach_lora, load_adapter
 from mllm_align.models.arguments import ModelArguments
+from mllm_align.models.mixing import attach_mixer
+from mllm_align.vision.four_bit import settle_4bit_on_cpu
+from mllm_align.vision.mixer_files import check_fingerprint
 
 DEMO_BASE = "demo-base"
-SMALLEST_4BIT_WIDTH = 64
 
 
 def load_model(
@@ -28,6 +30,7 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     trainable: bool = False,
+    encoders: Sequence[str] | None = None,
     **overrides: Any,
 ) -> tuple[Any, Any]:
     """A model and its processor, ready to train or to generate.
@@ -37,14 +40,17 @@ def load_model(
         adapter: Folder or Hub id of a PEFT adapter to put on top.
         device: Where to; the first GPU (of this process) where there is one, else the CPU.
         trainable: Whether the adapter's parameters train. With `use_peft` and no `adapter`, a new one is attached.
+        encoders: Where the further vision encoders of a mixer are now, if they were moved.
         **overrides: Fields of `ModelArguments`, for example `load_in_4bit=True`.
 
     Returns:
-        `(model, processor)`, the model in evaluation mode. A PEFT model where an adapter was loaded or attached.
+        `(model, processor)`, the model in evaluation mode. A PEFT model where an adapter was loaded or attached. A
+        mixer that lies beside the adapter (or the model) is attached, and the outputs are checked against those saved.
 
     Raises:
         ValueError: If there is no such model, its type is not a known vision-language family, it has no processor or
-            no image tokens, bitsandbytes is missing or unusable for it, or the adapter belongs to another base.
+            no image tokens, bitsandbytes is missing or unusable for it, the adapter belongs to another base, or a
+            mixer does not fit.
     """
     arguments = model if isinstance(model, ModelArguments) else ModelArguments(model_name_or_path=os.fspath(model))
     arguments = replace(arguments, **overrides)
@@ -56,8 +62,14 @@ def load_model(
     base = _base_model(name, config, arguments, target)
     check_model(base, processor)
     base.eval()
+    attached = attach_mixer(base, processor, arguments, adapter, encoders, name)
     if adapter is not None:
-        return load_adapter(base, adapter, trainable=trainable), processor
+        loaded = load_adapter(base, adapter, trainable=trainable)
+        if attached is not None:
+            check_fingerprint(loaded, processor, attached)
+        return loaded, processor
+    if attached is not None:
+        check_fingerprint(base, processor, attached)
     if arguments.use_peft:
         return attach_lora(base, arguments), processor
     return base, processor
@@ -147,28 +159,6 @@ def _quantization(config: Any, arguments: ModelArguments, device: torch.device) 
         # A list given here replaces the default one, so the head has to be named too.
         llm_int8_skip_modules=["lm_head", family.projector, family.tower],
     )
-
-
-def settle_4bit_on_cpu(model: nn.Module) -> None:
-    """Makes 4-bit layers on CPU compute the same before and after an evaluation.
-
-    On CPUs with AVX512-BF16 bitsandbytes repacks the weights at the first evaluation forward, which changes later
-    training forwards and what is saved.
-
-    Raises:
-        ValueError: If a layer is too narrow for the 4-bit CPU kernels.
-    """
-    from bitsandbytes.nn.modules import Linear4bit
-
-    for name, module in model.named_modules():
-        if not isinstance(module, Linear4bit):
-            continue
-        if module.in_features < SMALLEST_4BIT_WIDTH:
-            raise ValueError(
-                f"load_in_4bit on CPU needs at least {SMALLEST_4BIT_WIDTH} input features per layer, "
-                f"{name} has {module.in_features}: set load_in_4bit off"
-            )
-        module.support_avx512bf16_for_cpu = False
 
 
 def _first_line(error: BaseException) -> str:

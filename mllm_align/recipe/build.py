@@ -21,8 +21,10 @@ from mllm_align.objectives.load import objective_from
 from mllm_align.recipe.schema import DataSource, Recipe, RecipeError
 from mllm_align.trainers import AlignConfig, AlignTrainer
 from mllm_align.trainers.checkpoint import claim_output_dir, last_complete_checkpoint
+from mllm_align.trainers.data import join_sources
 from mllm_align.trainers.save import RECIPE_FILE
 from mllm_align.trainers.setup import check_sources
+from mllm_align.trainers.shares import source_shares
 
 
 def run_recipe(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> AlignTrainer:
@@ -86,6 +88,8 @@ def build_trainer(recipe: Recipe, *, overwrite: bool = False) -> AlignTrainer:
         model_path(model_arguments.model_name_or_path)
     train = {name: load_source(name, source) for name, source in recipe.data.items()}
     evaluation = {name: load_source(name, source) for name, source in recipe.eval_data.items()}
+    with _naming("data"):
+        source_shares(join_sources(train, arguments.shares))
     # Before the model: an adapter draws its first weights from this seed.
     set_seed(arguments.seed)
     model, processor = load_model(replace(model_arguments, use_peft=False), device=arguments.device)
@@ -128,6 +132,11 @@ def build_arguments(recipe: Recipe, *, overwrite: bool = False) -> AlignConfig:
         raise RecipeError("train.output_dir is missing: name the folder that the run writes to")
     if overwrite:
         settings["overwrite_output_dir"] = True
+    for setting, key in (("source_weights", "weight"), ("source_caps", "cap")):
+        told = {name: getattr(source, key) for name, source in recipe.data.items() if getattr(source, key) is not None}
+        if told and settings.get(setting):
+            raise RecipeError(f"train.{setting} and data.{next(iter(told))}.{key} say the same: keep one of them")
+        settings |= {setting: told} if told else {}
     with _naming("train"):
         return AlignConfig(**settings)
 

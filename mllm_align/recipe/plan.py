@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from mllm_align.trainers import AlignTrainer
 from mllm_align.trainers.heads import trained_parameters
 from mllm_align.trainers.memory import GIB, MemoryEstimate, Switches, run_of
 from mllm_align.trainers.planner import Decision, gigabytes
+from mllm_align.trainers.shares import SourceShare, source_shares
 from mllm_align.trainers.window import count_tokens
 
 
@@ -37,6 +38,7 @@ class Plan:
         decisions: What was changed to fit `memory_budget`.
         budget: Bytes that the run may take, or that the device has; None where neither is known.
         contrast: Per source whose contrast images are made, how.
+        shares: What is taken of each named source, where their rows or weights are known.
     """
 
     views: dict[str, list[str]]
@@ -50,6 +52,7 @@ class Plan:
     decisions: tuple[Decision, ...] = ()
     budget: int | None = None
     contrast: Mapping[str, str] = field(default_factory=dict)
+    shares: Sequence[SourceShare] = ()
 
     def __str__(self) -> str:
         """A page for the terminal."""
@@ -57,6 +60,8 @@ class Plan:
         for source, views in self.views.items():
             note = ", policy and reference" if self.reference[source] else ", policy"
             lines.append(f"  {source}: {len(views)} ({'; '.join(views)}){note}")
+        if self.shares:
+            lines += ["Rows of each source", *(f"  {share}" for share in self.shares)]
         if self.contrast:
             lines.append("Contrast images that are made of the row's own")
             lines += [f"  {source}: {how}" for source, how in self.contrast.items()]
@@ -112,6 +117,7 @@ def plan_of(trainer: AlignTrainer) -> Plan:
         decisions=trainer.decisions,
         budget=_device_memory(trainer) if args.memory_budget is None else int(args.memory_budget * GIB),
         contrast={source or DEFAULT_SOURCE: str(draws) for source, draws in made.items()},
+        shares=source_shares(trainer.train_dataset),
     )
 
 
@@ -143,7 +149,8 @@ def _steps(trainer: AlignTrainer, window: int) -> int | None:
     if trainer.args.max_tokens_per_batch is not None:
         per_epoch = -(-len(trainer.get_train_dataloader()) // trainer.args.gradient_accumulation_steps)
     else:
-        per_epoch = -(-len(trainer.train_dataset) // (trainer.args.per_device_train_batch_size * window))
+        rows = sum(share.drawn for share in source_shares(trainer.train_dataset)) or len(trainer.train_dataset)
+        per_epoch = -(-rows // (trainer.args.per_device_train_batch_size * window))
     return round(per_epoch * trainer.args.num_train_epochs)
 
 

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mllm_align.data.corrupt.dataset import Draws, draws_from
 from mllm_align.data.mosaic import Mosaics, mosaics_from
+from mllm_align.data.shares import check_count, check_weight
 from mllm_align.models import ModelArguments
 from mllm_align.trainers.config import AlignConfig
 
@@ -45,6 +46,8 @@ class DataSource:
             the rows have already: false).
         mosaic: Puts the images of several rows together, each with its text for region-text contrast: the options of
             `mllm_align.data.mosaic` (`{sizes: [2, 3], side: 672, text: chosen, redraw: true}`).
+        weight: Share of an epoch's rows, relative to the other sources; see `AlignConfig.source_weights`.
+        cap: Rows that are used at the most, drawn by the seed; see `AlignConfig.source_caps`.
     """
 
     path: str
@@ -59,11 +62,19 @@ class DataSource:
     distribution: str | None = None
     corrupt: dict[str, Any] | None = None
     mosaic: dict[str, Any] | None = None
+    weight: float | None = None
+    cap: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses numbers that make no sense."""
         if self.num_rows is not None and self.num_rows < 1:
             raise ValueError(f"num_rows must be at least 1, not {self.num_rows}")
+        if self.weight is not None:
+            check_weight(self.weight, "weight")
+        if self.cap is not None:
+            check_count(self.cap, "cap")
+        if self.streaming and self.cap is not None:
+            raise ValueError("a cap draws among all rows: leave streaming out, or take the first rows with num_rows")
         if self.corrupt is not None and self.mosaic is not None:
             raise ValueError("a mosaic has no contrast image: keep one of corrupt and mosaic")
         if self.streaming and self.mosaic is not None:
@@ -123,12 +134,16 @@ def parse_recipe(raw: Any, text: str = "", folder: Path | None = None) -> Recipe
     for section in ("model", "data", "objective", "train"):
         if not raw.get(section):
             raise RecipeError(f"the recipe has no section {section!r}; it needs model, data, objective and train")
+    evaluation = _sources(raw.get("eval_data") or {}, "eval_data")
+    for name, source in evaluation.items():
+        if source.weight is not None or source.cap is not None:
+            raise RecipeError(f"eval_data.{name}: every row is evaluated once, so weight and cap are for data alone")
     return Recipe(
         model=_build(ModelArguments, raw["model"], "model"),
         data=_sources(raw["data"], "data"),
         objective=_objective(raw["objective"]),
         train=_checked(AlignConfig, raw["train"], "train"),
-        eval_data=_sources(raw.get("eval_data") or {}, "eval_data"),
+        eval_data=evaluation,
         text=text,
         folder=folder,
     )

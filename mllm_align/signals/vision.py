@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from mllm_align.families import Family, unwrap
+from mllm_align.families import Family, inner, unwrap
 from mllm_align.signals.reference import FrozenCopy
+from mllm_align.vision.mixed_vision import mixed_of
 
 
 def is_trained(module: nn.Module) -> bool:
@@ -78,17 +79,30 @@ def _equal_weights(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 def frozen_tower_once(family: Family, model: nn.Module) -> Iterator[Callable[[], None]]:
     """Inside, a frozen tower runs once, without a graph; after `again()` its outputs are handed out in the same order.
 
+    So does each further encoder of a mixer that is frozen.
+
     Where the projector trains, policy and reference need image tokens of their own, but the tower before it is the
     same for both. A tower that holds the projector (Qwen), or that trains, runs each time.
 
     Yields:
         `again`, to be called before the same images are encoded once more.
     """
-    tower = family.module(model, family.tower)
-    if is_trained(tower):
-        yield lambda: None
-        return
-    original, own = tower.forward, tower.__dict__.get("forward")
+    mixed = mixed_of(inner(model))
+    modules = [family.module(model, family.tower), *(mixed.seeing if mixed is not None else [])]
+    with ExitStack() as stack:
+        kept = [stack.enter_context(_once(module)) for module in modules if not is_trained(module)]
+
+        def again() -> None:
+            for each in kept:
+                each()
+
+        yield again
+
+
+@contextmanager
+def _once(module: nn.Module) -> Iterator[Callable[[], None]]:
+    """Inside, each call of a module is made once; after the function that this yields, the same are answered again."""
+    original, own = module.forward, module.__dict__.get("forward")
     outputs: list[Any] = []
     calls = [0]
 
@@ -103,15 +117,15 @@ def frozen_tower_once(family: Family, model: nn.Module) -> Iterator[Callable[[],
     def again() -> None:
         calls[0] = 0
 
-    tower.forward = forward
+    module.forward = forward
     try:
         yield again
     finally:
         # What another library put in its place (to move inputs between devices) is put back.
         if own is None:
-            del tower.forward
+            del module.forward
         else:
-            tower.forward = own
+            module.forward = own
 
 
 def _copy(output: Any) -> Any:

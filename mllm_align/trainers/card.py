@@ -49,6 +49,7 @@ class CardFacts:
         log: The log's entries.
         recipe: The recipe as text.
         decisions: What was changed to fit a memory budget, one sentence each.
+        shares: What was taken of each named source, one line each.
     """
 
     base_model: str
@@ -62,6 +63,7 @@ class CardFacts:
     log: Iterable[Mapping[str, Any]] = ()
     recipe: str | None = None
     decisions: Sequence[str] = ()
+    shares: Sequence[str] = ()
 
 
 def describe_objective(objective: Any) -> list[str]:
@@ -123,6 +125,8 @@ def _training(facts: CardFacts) -> str:
         indent = len(line) - len(line.lstrip())
         lines.append(f"{line[:indent]}- {line.lstrip()}")
     lines.append("\n## Data\n")
+    if facts.settings.shares.draws or facts.settings.shares.caps:
+        return "\n".join([*lines, *(f"- {share}" for share in facts.shares)]) + "\n"
     lines.extend(
         f"- `{name}`: {f'{count} rows' if count is not None else 'a stream'}" for name, count in facts.sources.items()
     )

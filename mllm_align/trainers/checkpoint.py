@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from mllm_align.families.base import MIXED
 from mllm_align.trainers.heads import as_module
+from mllm_align.vision.mixer_files import has_mixer, load_mixer_weights
 
 OBJECTIVE_FILE = "objective.safetensors"
 
@@ -104,7 +106,12 @@ def load_whole_model(model: Any, folder: str) -> bool:
     if not isinstance(model, PreTrainedModel):
         return False
     saved = type(model).from_pretrained(folder, config=model.config, dtype="auto")
-    model.load_state_dict(saved.state_dict())
+    weights = saved.state_dict()
+    if has_mixer(folder):
+        load_mixer_weights(model, folder)
+    # What is saved under the stock names is the stock model; a mixer lies beside it.
+    mixed = {name: value for name, value in model.state_dict().items() if name.startswith(f"{MIXED}.")}
+    model.load_state_dict(weights | mixed)
     return True
 
 

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
+from mllm_align.data.shares import Shares
 from mllm_align.vision.regions import BOX_WEIGHTS
 
 OVERFLOW = ("error", "drop", "truncate")
@@ -39,6 +40,12 @@ class AlignConfig(TrainingArguments):
             counted) with rows of similar length, in place of `per_device_train_batch_size` rows; None for off.
         batch_column: Column whose value the rows of a batch (of all processes) have in common as far as possible, such
             as a cluster's number: rows that are alike are then each other's negatives. None for any rows.
+        source_weights: Share of an epoch's rows by source name, relative to the others, exact and evenly spread: a
+            small source repeats, all its rows once before any comes twice, of a large one every epoch has others. A
+            source without one counts with the number of its rows; 0 leaves it out. None for every row once an epoch.
+        source_caps: Rows of a source that are used at the most, by source name, drawn by the seed.
+        redraw_caps: Draw other rows of a capped source in every epoch.
+        epoch_rows: Rows of an epoch; None for as many as the sources have, after caps.
         region_pooling: How a box pools image tokens: "coverage", by how much of each it covers, or "roi_align", from
             evenly spread points in it.
         gather_negatives: Show the objective the rows of all processes at once, as one batch, so that what it compares
@@ -110,6 +117,10 @@ class AlignConfig(TrainingArguments):
     )
     max_tokens_per_batch: int | None = field(default=None, metadata={"help": "Fill batches by tokens, not by rows."})
     batch_column: str | None = field(default=None, metadata={"help": "Fill a batch with rows of one value of this."})
+    source_weights: dict[str, float] | None = field(default=None, metadata={"help": "Share of each source."})
+    source_caps: dict[str, int] | None = field(default=None, metadata={"help": "Most rows of a source."})
+    redraw_caps: bool = field(default=False, metadata={"help": "Other rows of a capped source in every epoch."})
+    epoch_rows: int | None = field(default=None, metadata={"help": "Rows of an epoch."})
     region_pooling: str = field(default="coverage", metadata={"help": "coverage or roi_align."})
     gather_negatives: bool | None = field(
         default=None, metadata={"help": "The objective sees the rows of all processes; on where it reads features."}
@@ -155,6 +166,7 @@ class AlignConfig(TrainingArguments):
             accelerator.non_blocking = True
         self._check_numbers()
         self._check_choices()
+        self._check_shares()
         self._check_reporting()
 
     @property
@@ -162,6 +174,12 @@ class AlignConfig(TrainingArguments):
         """`output_dir`, which is never None once the settings are built."""
         assert self.output_dir is not None
         return self.output_dir
+
+    @property
+    def shares(self) -> Shares:
+        """What is taken of each source."""
+        seed = self.data_seed if self.data_seed is not None else self.seed
+        return Shares(self.source_weights or {}, self.source_caps or {}, self.redraw_caps, self.epoch_rows, seed)
 
     def _choose_workers(self, on_gpu: bool) -> None:
         self.workers_by_default = self.dataloader_num_workers is None
@@ -182,6 +200,25 @@ class AlignConfig(TrainingArguments):
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not self.learning_rate >= 0:
             raise ValueError(f"learning_rate must not be negative, but is {self.learning_rate}")
+
+    def _check_shares(self) -> None:
+        if not self.shares.draws:
+            return
+        settings = ("source_weights", "epoch_rows", "redraw_caps")
+        given = " and ".join(name for name in settings if getattr(self, name))
+        for name in ("max_tokens_per_batch", "batch_column"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{given} and {name} both say which rows come when: set per_device_train_batch_size in place of "
+                    f"{name}, or keep to source_caps without redraw_caps, which goes with it"
+                )
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise ValueError(
+                f"train_sampling_strategy {self.train_sampling_strategy!r} does not go with {given}, which says "
+                "itself which rows come when: leave it at 'random', or use 'sequential'"
+            )
+        if self.dataloader_drop_last:
+            raise ValueError(f"dataloader_drop_last must be off with {given}, whose shares are those of whole epochs")
 
     def _check_reporting(self) -> None:
         usable = get_available_reporting_integrations()

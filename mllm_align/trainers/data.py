@@ -15,14 +15,30 @@ from mllm_align.data.collator import AlignCollator
 from mllm_align.data.corrupt.dataset import CorruptedDataset, CorruptedStream
 from mllm_align.data.lengths import LengthRecorder
 from mllm_align.data.loading import undecoded
-from mllm_align.data.mixing import mix_sources
+from mllm_align.data.mixing import MixedDataset, mix_sources
 from mllm_align.data.schema import DEFAULT_SOURCE, DataError
+from mllm_align.data.shares import Shares
 from mllm_align.trainers.setup import check_sources
 
 
-def join_sources(dataset: Any) -> Any:
-    """Training data: a dict of sources becomes one mixed dataset whose rows tell their source."""
-    return mix_sources(dataset) if isinstance(dataset, Mapping) else undecoded(dataset)
+def join_sources(dataset: Any, shares: Shares | None = None) -> Any:
+    """Training data: a dict of sources becomes one mixed dataset whose rows tell their source.
+
+    Args:
+        dataset: Of a run, or None.
+        shares: What is taken of each source; all by default.
+
+    Raises:
+        DataError: If there are shares but no sources, or not those that the shares name.
+    """
+    if isinstance(dataset, Mapping):
+        return mix_sources(dataset, shares)
+    if dataset is not None and shares is not None and (shares.draws or shares.caps):
+        raise DataError(
+            "source_weights, source_caps and epoch_rows are for named sources: give train_dataset={'name': dataset, "
+            "...}, or leave them out"
+        )
+    return undecoded(dataset)
 
 
 def label_sources(dataset: Any) -> Any:
@@ -33,7 +49,10 @@ def label_sources(dataset: Any) -> Any:
 
 
 def rows_per_source(dataset: Any) -> dict[str, int | None]:
-    """Rows of each source; None in place of the number for streams. A stream of unknown sources is one "default"."""
+    """Rows of each source after caps; None in place of the number for streams. A stream of unknown sources is one
+    "default"."""
+    if isinstance(dataset, MixedDataset):
+        return dict(dataset.sizes)
     parts = getattr(dataset, "parts", None)
     if parts is not None:
         return {name: len(part) if hasattr(part, "__len__") else None for name, part in parts.items()}

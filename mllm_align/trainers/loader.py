@@ -20,9 +20,10 @@ from mllm_align.data.schema import DataError, row_name
 from mllm_align.families import family_of, unwrap
 from mllm_align.signals import EngineOptions
 from mllm_align.signals.limits import can_share_prefixes
-from mllm_align.trainers.clusters import ClusterSampler
+from mllm_align.trainers.clusters import ClusterSampler, cluster_sampler
 from mllm_align.trainers.config import AlignConfig
 from mllm_align.trainers.sampler import EpochBatches, PaddedTokens, TokenBudgetSampler
+from mllm_align.trainers.shares import ShareSampler, share_sampler
 
 if TYPE_CHECKING:
     from mllm_align.trainers.trainer import AlignTrainer
@@ -70,6 +71,14 @@ def length_recorder(args: AlignConfig, collator: AlignCollator, dataset: Any) ->
             "puts rows of similar length together itself: leave it at 'random', or use 'sequential'"
         )
     return LengthRecorder(collator)
+
+
+def sampler_of(
+    args: AlignConfig, recorder: LengthRecorder | None, dataset: Any, model: Any, options: EngineOptions
+) -> TokenBudgetSampler | ClusterSampler | ShareSampler | None:
+    """The sampler by clusters, shares or tokens that a run asks for; arguments and errors are those of each."""
+    sampler = cluster_sampler(args, dataset) or share_sampler(args, dataset)
+    return sampler or budget_sampler(args, recorder, dataset, model, options)
 
 
 def budget_sampler(
@@ -126,7 +135,9 @@ def _refuse_long_rows(tokens: PaddedTokens, rows: list[int], budget: int, datase
 
 
 def train_loader(
-    trainer: AlignTrainer, sampler: TokenBudgetSampler | ClusterSampler | None, default: Callable[[], Any]
+    trainer: AlignTrainer,
+    sampler: TokenBudgetSampler | ClusterSampler | ShareSampler | None,
+    default: Callable[[], Any],
 ) -> Any:
     """The training loader: the sampler's batches, or what `transformers` makes where there is none.
 

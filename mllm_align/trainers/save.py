@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from mllm_align.families import unwrap
+from mllm_align.families import inner, unwrap
 from mllm_align.models.identity import save_base_identity
 from mllm_align.trainers.card import CardFacts, model_card
 from mllm_align.trainers.checkpoint import save_objective
 from mllm_align.trainers.heads import kept_experts
+from mllm_align.trainers.shares import source_shares
 from mllm_align.trainers.teachers import Teachers
+from mllm_align.vision.mixed_vision import mixed_of
+from mllm_align.vision.mixer_files import save_mixer
 from mllm_align.vision.object_expert import ExpertFacts, write_expert
 
 if TYPE_CHECKING:
@@ -42,7 +45,12 @@ def save_beside_model(trainer: AlignTrainer, folder: str) -> None:
     save_objective(trainer.objective, folder)
     for kept, facts in zip(kept_experts(trainer.objective), trainer.experts, strict=True):
         write_expert(folder, kept.adapter, facts, pool_first=True)
-    if isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel):
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if mixed_of(inner(unwrap(model))) is not None:
+        whole = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+        carried = getattr(unwrap(model), "carried_weights", ())
+        save_mixer(model, folder, trainer.processing_class if whole else None, carried=carried)
+    if isinstance(model, PeftModel):
         save_base_identity(trainer.base_probe, trainer.base_name, folder)
     if trainer.averaged is not None and Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):
         trainer.averaged.save(folder)  # for a run that is resumed; what is exported has no use for it
@@ -68,6 +76,7 @@ def write_card(trainer: AlignTrainer, folder: str) -> None:
         log=trainer.state.log_history,
         recipe=trainer.recipe,
         decisions=tuple(map(str, trainer.decisions)),
+        shares=tuple(map(str, source_shares(trainer.train_dataset))),
     )
     (Path(folder) / CARD_FILE).write_text(model_card(facts), encoding="utf-8")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,16 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 from mllm_align.contract import Needs, Objective, needs_for
-from mllm_align.families import check_model, family_of, unwrap
+from mllm_align.families import check_model, family_of, inner, unwrap
+from mllm_align.families.base import MIXED
 from mllm_align.models import ModelArguments, load_model, load_processor
 from mllm_align.models.adapters import adapter_parameters, is_quantized
+from mllm_align.models.mixing import encoder_targets, trained_with_adapter
 from mllm_align.signals import AdaptersOff, FrozenCopy, NamedAdapter, Reference
 from mllm_align.signals.limits import can_share_prefixes
 from mllm_align.trainers.config import AlignConfig
 from mllm_align.vision import RegionWeights
+from mllm_align.vision.mixed_vision import mixed_of
 
 logger = logging.getLogger(__name__)
 
@@ -109,13 +113,17 @@ def check_attention(model: Any, device: Any) -> None:
 
 def region_weights(model: Any, processor: Any, pooling: str) -> RegionWeights:
     """How the collator weighs the objects of a row over image tokens."""
-    return RegionWeights(family_of(model), processor.image_processor, unwrap(model).config, pooling)
+    mixed = mixed_of(inner(unwrap(model)))
+    mixer = None if mixed is None else mixed.kind
+    copies = 1 if mixer is None else mixer.num_tokens((1, 1)) if mixer.on_grid else None
+    return RegionWeights(family_of(model), processor.image_processor, unwrap(model).config, pooling, copies)
 
 
 def apply_peft(model: Any, peft_config: PeftConfig | None) -> Any:
     """The model with a new adapter, or as it is.
 
-    Without target modules the adapter goes on the language model alone.
+    Without target modules the adapter goes on the language model alone. A mixer that trains is trained whole beside
+    it, and short names of target modules do not reach its encoders.
 
     Raises:
         ValueError: If the model has adapters already, or is quantised and gets none.
@@ -128,12 +136,26 @@ def apply_peft(model: Any, peft_config: PeftConfig | None) -> Any:
         raise ValueError("the model has adapters already: leave peft_config out, or merge them first")
     config: Any = copy.deepcopy(peft_config)
     if hasattr(config, "target_modules") and config.target_modules is None:
-        config.target_modules = family_of(model).lora_targets(model, ["language"])
+        config.target_modules = family_of(model).lora_targets(model, ["language"]) + encoder_targets(model)
+    _add_mixer(model, config)
     # Read here: PEFT shortens the names in the configuration that it is given.
     targets = getattr(config, "target_modules", None)
     wrapped: Any = get_peft_model(model, config)
     _warn_of_vision(wrapped, targets)
     return wrapped
+
+
+def _add_mixer(model: Any, config: Any) -> None:
+    whole = [
+        name for name in trained_with_adapter(model) if name not in (getattr(config, "modules_to_save", None) or ())
+    ]
+    if whole:
+        config.modules_to_save = [*(config.modules_to_save or ()), *whole]
+    if mixed_of(inner(unwrap(model))) is None or getattr(config, "exclude_modules", None):
+        return
+    named = config.target_modules
+    if isinstance(named, str) or not any(MIXED in name for name in named):
+        config.exclude_modules = rf".*{re.escape(MIXED)}\..*"
 
 
 def _warn_of_vision(model: PeftModel, targets: Any) -> None:

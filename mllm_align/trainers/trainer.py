@@ -25,7 +25,6 @@ from mllm_align.signals.cached_reference import CachedReference
 from mllm_align.signals.features import check_features
 from mllm_align.trainers import caches, checkpoint, heads, loader, setup
 from mllm_align.trainers.averaged import averaged_weights
-from mllm_align.trainers.clusters import cluster_sampler
 from mllm_align.trainers.compile import compile_layers, not_the_whole
 from mllm_align.trainers.config import AlignConfig
 from mllm_align.trainers.data import join_sources, label_sources, named_datasets, refuse_bad_data, rows_per_source
@@ -141,7 +140,9 @@ class AlignTrainer(Trainer):
             region_weights=setup.region_weights(policy, processor, args.region_pooling),
             ask_teacher=self.teachers if self.teachers.features else None,
         )
-        train, evaluation = settle_draws(args, objective, join_sources(train_dataset), label_sources(eval_dataset))
+        train, evaluation = settle_draws(
+            args, objective, join_sources(train_dataset, args.shares), label_sources(eval_dataset)
+        )
         recorder = loader.length_recorder(args, collator, train)
         refuse_bad_data(
             objective,
@@ -164,9 +165,7 @@ class AlignTrainer(Trainer):
             recompute_without_image=args.recompute_without_image,
             feature_cache=caches.feature_cache(args, policy),
         )
-        self._sampler = cluster_sampler(args, train) or loader.budget_sampler(
-            args, recorder, train, policy, self.options
-        )
+        self._sampler = loader.sampler_of(args, recorder, train, policy, self.options)
         self._window = Window()
         self.together = setup.sees_all_ranks(args, objective)
         self._averages, self._eval_averages = Averages(), Averages()
@@ -199,7 +198,7 @@ class AlignTrainer(Trainer):
         return not_the_whole(super()._build_accelerator_args(**kwargs))
 
     def get_train_dataloader(self) -> Any:
-        """Batches by tokens or clusters where settings ask for it, else as `transformers` makes them."""
+        """Batches by tokens, clusters or shares where settings ask for it, else as `transformers` makes them."""
         return loader.train_loader(self, self._sampler, super().get_train_dataloader)
 
     # -- the loss ----------------------------------------------------------------------------------------------

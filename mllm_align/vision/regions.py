@@ -52,6 +52,8 @@ class RegionWeights:
         family: Of the model.
         image_processor: The one that processes the images.
         config: The model's.
+        copies: Tokens in each cell, one behind the other, where a mixer makes several; None where its tokens lie
+            nowhere.
         pooling: "coverage", or "roi_align" for boxes; a mask is always weighted by what it covers.
     """
 
@@ -59,9 +61,19 @@ class RegionWeights:
     image_processor: Any
     config: Any
     pooling: str = "coverage"
+    copies: int | None = 1
 
     def __call__(self, image: Encoded, objects: Sequence[Located]) -> Tensor:
-        """(objects, T) float32: the weight of each of the image's first T tokens in each; the others have none."""
+        """(objects, T) float32: the weight of each of the image's first T tokens in each; the others have none.
+
+        Raises:
+            ValueError: If the model's image tokens lie nowhere.
+        """
+        if self.copies is None:
+            raise ValueError(
+                "the mixer's tokens are of the whole image, so objects on it have none of their own: use a mixer that "
+                "keeps the grid, or an objective without regions"
+            )
         grids = self.family.token_grids(image.tensors, image.size, self.image_processor, self.config)
         num_tokens = max(grid.stop for grid in grids)
         weigh = BOX_WEIGHTS[self.pooling]
@@ -69,4 +81,7 @@ class RegionWeights:
         for number, each in enumerate(objects):
             if each.mask is not None:
                 found[number] = mask_weights(torch.from_numpy(np.asarray(each.mask))[None], grids, num_tokens)[0]
-        return found
+        if self.copies in (1, None):
+            return found
+        first = grids[0].start
+        return torch.cat([found[:, :first], found[:, first:].repeat_interleave(self.copies or 1, dim=1)], dim=1)

@@ -213,6 +213,42 @@ def test_objective_and_data_that_do_not_fit_are_refused(changes, message):
     assert message in str(error.value)
 
 
+def test_weights_and_caps_of_sources_are_settings_of_the_run(tmp_path, model_folder):
+    data = {"pairs": {"path": str(write_rows(tmp_path)), "weight": 3}, "few": {"cap": 3, "weight": 1}}
+    data["few"]["path"] = data["pairs"]["path"]
+    path = write_recipe(tmp_path, model_folder, data=data, objective=["dpo"], train={"epoch_rows": 20})
+    recipe = load_recipe(str(path))
+    arguments = build_arguments(recipe)
+    assert (arguments.source_weights, arguments.source_caps) == ({"pairs": 3.0, "few": 1.0}, {"few": 3})
+    assert build_arguments(recipe_with()).source_weights is None
+    plan = str(plan_of(build_trainer(recipe)))
+    assert "  pairs: 4 rows, 15 an epoch, 75.0 %\n  few: 3 of 4 rows, 5 an epoch, 25.0 %\n" in plan
+
+
+@pytest.mark.parametrize(
+    ("weights", "train", "message"),
+    [
+        ((0, 0), {}, "data: every source has weight 0"),
+        ((1e-6, 1), {}, "data: source 'pairs' has 1e-06 of 1 shares"),
+        ((1, 1), {"source_weights": {"pairs": 1.0}}, "train.source_weights and data.pairs.weight say the same"),
+        (
+            (None, None),
+            {"source_caps": {"pears": 1}},
+            "data: source_caps names 'pears', but the sources are pairs, few",
+        ),
+        ((1, 1), {"max_tokens_per_batch": 100}, "train: source_weights and max_tokens_per_batch both say"),
+    ],
+)
+def test_shares_are_refused_before_the_model_is_loaded(tmp_path, model_folder, weights, train, message, monkeypatch):
+    monkeypatch.setattr("mllm_align.recipe.build.load_model", None)
+    rows = str(write_rows(tmp_path))
+    data = {name: {"path": rows, "weight": weight} for name, weight in zip(("pairs", "few"), weights, strict=True)}
+    path = write_recipe(tmp_path, model_folder, data=data, objective=["dpo"], train=train)
+    with pytest.raises(RecipeError) as error:
+        build_trainer(load_recipe(str(path)))
+    assert message in str(error.value)
+
+
 def test_settings_are_checked():
     assert build_arguments(recipe_with(), overwrite=True).overwrite_output_dir
     with pytest.raises(RecipeError, match="train: packing 'maybe' is none of"):

@@ -109,3 +109,28 @@ def test_missing_or_senseless_value(changes, message):
 def test_not_a_mapping():
     with pytest.raises(RecipeError, match="the recipe must be keys with values, not str 'train'"):
         parse_recipe("train")
+
+
+def test_weight_and_cap_of_a_source():
+    recipe = parse_recipe(raw(data={"pairs": {"path": "x", "weight": 2, "cap": 100}, "web": {"path": "y"}}))
+    assert (recipe.data["pairs"].weight, recipe.data["pairs"].cap) == (2.0, 100)
+    assert (recipe.data["web"].weight, recipe.data["web"].cap) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "message"),
+    [
+        ("data", {"weight": -1}, "data.pairs: weight must be a number of at least 0, not -1"),
+        ("data", {"cap": 0}, "data.pairs: cap must be a whole number of rows of at least 1, not 0"),
+        ("data", {"cap": 1.5}, "data.pairs.cap must be int or nothing, not float 1.5"),
+        ("data", {"weight": "2"}, "data.pairs.weight must be float or nothing, not str '2'"),
+        ("data", {"cap": 5, "streaming": True}, "data.pairs: a cap draws among all rows: leave streaming out"),
+        ("data", {"wieght": 5}, "did you mean 'data.pairs.weight'?"),
+        ("eval_data", {"weight": 5}, "eval_data.pairs: every row is evaluated once"),
+        ("eval_data", {"cap": 5}, "eval_data.pairs: every row is evaluated once"),
+    ],
+)
+def test_weights_and_caps_that_make_no_sense(section, options, message):
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(raw(**{section: {"pairs": {"path": "x"} | options}}))
+    assert message in str(error.value)

@@ -205,7 +205,7 @@ def with_draws(dataset: Any, change: Callable[[Draws], Draws]) -> Any:
     if isinstance(dataset, CorruptedDataset | CorruptedStream):
         return type(dataset)(dataset.rows, change(dataset.draws))
     if isinstance(dataset, MixedDataset | MixedStream) and draws_by_source(dataset):
-        return type(dataset)({name: with_draws(part, change) for name, part in dataset.parts.items()})
+        return dataset.with_parts({name: with_draws(part, change) for name, part in dataset.parts.items()})
     return dataset
 
 

@@ -129,6 +129,10 @@ class Embeddings:
         codes = self._light([column])[column].combine_chunks().dictionary_encode().indices
         return codes.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
 
+    def column(self, name: str) -> list[Any]:
+        """(num_rows,) what a column holds: `id`, `key`, `group` or `digest`."""
+        return self._light([name])[name].to_pylist()
+
     def summary(self) -> str:
         """How many there are, how many rows show one that an earlier row shows, and what could not be used."""
         copies = int((self.shown_by >= 0).sum()) - len(self)

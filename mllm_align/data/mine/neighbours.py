@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,7 +131,7 @@ def similar_images(
         "high": high,
     }
     job = BlockJob(folder, settings, embeddings.num_rows, SCHEMA, embeddings.block_size)
-    built = _index_of(embeddings, Path(folder) / INDEX_FILE, index) if isinstance(index, str) else index
+    built = kept_index(embeddings, Path(folder) / INDEX_FILE, index) if isinstance(index, str) else index
     if (len(built), built.dim) != (len(embeddings), embeddings.dim):
         raise ValueError(
             f"the index holds {len(built)} vectors of length {built.dim}, the embeddings are {len(embeddings)} of "
@@ -141,14 +141,20 @@ def similar_images(
     return Neighbours(embeddings, folder)
 
 
-def _index_of(embeddings: Embeddings, path: Path, kind: str) -> VectorIndex:
-    """Built by one process, read by all: a barrier would end the job where building takes longer than its patience."""
+def kept_index(vectors: Iterable[np.ndarray], path: Path, kind: str) -> VectorIndex:
+    """Built by one process, read by all: a barrier would end the job where building takes longer than its patience.
+
+    Args:
+        vectors: As `build_index` reads them.
+        path: Where it is kept, and taken from where it is there.
+        kind: Of index.
+    """
     state = processes()
     load_faiss()  # or every process says so
     if state.is_main_process and not path.exists():
         for draft in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
             draft.unlink(missing_ok=True)
-        build_index(embeddings, kind).save(path)
+        build_index(vectors, kind).save(path)
     while not path.exists():
         time.sleep(0.2)
     return VectorIndex.load(path, str(state.device))

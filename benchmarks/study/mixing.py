@@ -1,0 +1,104 @@
+"""Does a mixer give a model what its own tower is blind to? One command, resumable.
+
+    python benchmarks/study/mixing.py                                # trains the towers, then runs all that is missing
+    python benchmarks/study/mixing.py --arms no_mixer gated          # these arms alone
+    python benchmarks/study/mixing.py --device cuda --workers 12     # runs side by side on one GPU
+
+Towers, base model and the result of mining are kept in the cache. For each arm every learning rate is tried with seed
+0, the best on validation is kept, and then all seeds run with it; no choice looks at the test. Each finished run is a
+line of the records' file; a run that is killed is done again, a finished one never. The page is written at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from mixing_arms import ARMS, BASE, LEARNING_RATES, SEEDS, STEPS, Run
+from mixing_page import page
+from records import Records
+
+HERE = Path(__file__).resolve().parent
+
+
+def chosen_rate(records: Records, arm: str, steps: int) -> float | None:
+    """The learning rate with the best validation score, or None while one has not been tried."""
+    tried = {rate: records.get(Run(arm, rate, SEEDS[0], steps)) for rate in LEARNING_RATES}
+    if any(record is None for record in tried.values()):
+        return None
+    return max(LEARNING_RATES, key=lambda rate: tried[rate]["validation"])  # type: ignore[index]
+
+
+def next_runs(records: Records, arms: Sequence[str], steps: int) -> Iterator[Run]:
+    """What is to be done next: the base, then of each arm all rates first, then the other seeds at the best."""
+    if records.get(BASE) is None:
+        yield BASE
+    for arm in arms:
+        rate = chosen_rate(records, arm, steps)
+        if rate is None:
+            wanted = [Run(arm, tried, SEEDS[0], steps) for tried in LEARNING_RATES]
+        else:
+            wanted = [Run(arm, rate, seed, steps) for seed in SEEDS]
+        yield from (run for run in wanted if records.get(run) is None)
+
+
+def work_off(records: Records, arguments: argparse.Namespace) -> None:
+    """Runs what is missing until it is done or the time is up."""
+    from mixing_run import carry_out
+
+    until = time.monotonic() + 60 * arguments.minutes
+    with ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn")) as pool:
+        running: dict[Future[Any], Run] = {}
+        while True:
+            if time.monotonic() < until:
+                for run in next_runs(records, arguments.arms, arguments.steps):
+                    if len(running) >= arguments.workers:
+                        break
+                    if run not in running.values():
+                        running[pool.submit(carry_out, run, arguments.cache, arguments.device)] = run
+            if not running:
+                return
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                run = running.pop(future)
+                records.add(future.result())
+                score = records.found[run]["validation"]
+                print(f"{time.strftime('%H:%M:%S')} {run}: validation {score:.3f}", flush=True)
+
+
+def main() -> None:
+    """Trains and mines what is missing, runs what is missing, and writes the page of what is finished."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the runs")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--runs", type=Path, default=HERE / "mixing_runs.jsonl")
+    parser.add_argument("--page", type=Path, default=HERE / "mixing.md")
+    parser.add_argument("--cache", type=Path, default=Path("runs/mixing_cache"))
+    parser.add_argument("--workers", type=int, default=max(1, os.cpu_count() or 2))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after that")
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from mixing_folders import prepared
+    from mixing_mining import mining_record
+
+    found = prepared(arguments.cache)
+    mining = arguments.cache / "mining.json"
+    if not mining.exists():
+        mining.write_text(json.dumps(mining_record(found.blind, found.seeing), indent=1) + "\n", encoding="utf-8")
+    records = Records(arguments.runs, Run)
+    work_off(records, arguments)
+    facts = [json.loads(path.read_text(encoding="utf-8")) for path in (found.probes, mining)]
+    arguments.page.write_text(page(records, arguments.steps, *facts), encoding="utf-8")
+    print(arguments.page.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The arms of the mixing study: the same rows and steps, without a mixer and with each, beside two towers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+Spec = dict[str, Any]
+
+CONTROL = "no_mixer"
+SEEING, BLIND = "seeing", "blind"
+SEEDS = (0, 1, 2)
+LEARNING_RATES = (4e-3, 1e-3)
+STEPS, BATCH, NUM_ROWS = 150, 32, 4800
+# Of the steps of a mixer that changes the model from the start: those in which only it and the projector train.
+STAGE_1 = 0.4
+
+# The options of each kind at this size: one patch of the further tower lies in each cell.
+MIXERS: Mapping[str, Spec] = {
+    "additive": {},
+    "interleave": {},
+    "concat": {},
+    "gated": {},
+    "window": {"window": 1},
+    "sva": {"width": 128, "heads": 4, "depth": 1},
+    "x_former": {"num_queries": 16, "width": 96, "depth": 2, "heads": 4},
+}
+
+
+class Run(NamedTuple):
+    """What decides a run's result."""
+
+    arm: str
+    learning_rate: float
+    seed: int
+    steps: int
+
+
+BASE = Run("base", 0.0, 0, 0)
+
+
+class Arm(NamedTuple):
+    """A mixer, and which tower it mixes in; neither in the control."""
+
+    kind: str | None = None
+    tower: str = SEEING
+
+
+# The capacity controls mix in the blind tower once more: the same parameters and tokens, nothing new to see.
+ARMS: Mapping[str, Arm] = {
+    CONTROL: Arm(),
+    "gated": Arm("gated"),
+    "gated_blind": Arm("gated", BLIND),
+    "concat": Arm("concat"),
+    "interleave": Arm("interleave"),
+    "interleave_blind": Arm("interleave", BLIND),
+    "additive": Arm("additive"),
+    "window": Arm("window"),
+    "sva": Arm("sva"),
+    "x_former": Arm("x_former"),
+}
+
+
+def twin(arm: str) -> str | None:
+    """The arm with the same mixer and the blind tower, where there is one."""
+    return next((name for name, each in ARMS.items() if each == Arm(ARMS[arm].kind, BLIND) and name != arm), None)
+
+
+def mixer_of(arm: str, towers: Mapping[str, str]) -> Spec | None:
+    """The `mixer` of an arm as a recipe says it; None for the control.
+
+    Args:
+        arm: One of `ARMS`.
+        towers: The folder of each tower.
+    """
+    kind, tower = ARMS[arm]
+    if kind is None:
+        return None
+    return {"kind": kind, "encoders": [{"model": towers[tower], "train": "frozen"}], **MIXERS[kind]}

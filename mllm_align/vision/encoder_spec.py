@@ -1,0 +1,103 @@
+"""A further vision encoder beside the model's own: which one, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Literal, NamedTuple, get_args
+
+Training = Literal["frozen", "lora", "full"]
+Pixels = Literal["shared", "own"]
+
+
+class Encoder(NamedTuple):
+    """A vision model of `transformers` and what is read of it.
+
+    Attributes:
+        model: Name on the Hub, or folder; of a model with a text side (CLIP, SigLIP) the image side is taken.
+        layer: Which hidden state, as `transformers` counts them (0 the embeddings, -1 the last before the final norm);
+            several are concatenated along the channels (ConvNeXt's stages in Cambrian-1). None: the model's output,
+            which ViTs have normed (CLIP has not).
+        size: Side in pixels of the square that a view is shown as; its features are then resized to the wanted grid.
+            None: as large as the wanted grid has patches, so that no feature is resized.
+        train: "frozen", "lora", or "full".
+        pixels: "shared": it reads the base model's pixels, in its own normalisation. "own": the processor makes larger
+            ones for it of the same part of the image.
+        load_in_4bit: Whether its weights are NF4.
+        revision: Of the Hub: branch, tag or commit.
+    """
+
+    model: str
+    layer: int | tuple[int, ...] | None = None
+    size: int | None = None
+    train: Training = "frozen"
+    pixels: Pixels = "shared"
+    load_in_4bit: bool = False
+    revision: str | None = None
+
+    @property
+    def layers(self) -> tuple[int | None, ...]:
+        """What is read, one after the other."""
+        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
+
+    def __str__(self) -> str:
+        said = [
+            f"{name} {value}"
+            for name, value in self._asdict().items()
+            if name != "model" and value != self._field_defaults[name]
+        ]
+        return " ".join((self.model, *said))
+
+
+def encoder_from(given: Any, owner: str) -> Encoder:
+    """The encoder that an option says.
+
+    Args:
+        given: An `Encoder`, its `model`, or a mapping of its attributes.
+        owner: Whose option it is, for errors.
+
+    Raises:
+        ValueError: If it is none of these, or an attribute is unknown or makes no sense.
+
+    Example:
+        >>> encoder_from({"model": "facebook/dinov2-large", "layer": -1}, "mixer").layer
+        -1
+    """
+    if isinstance(given, Encoder):
+        given = given._asdict()
+    if isinstance(given, str):
+        given = {"model": given}
+    if not isinstance(given, Mapping) or not isinstance(given.get("model"), str) or not given["model"]:
+        raise ValueError(f"{owner}: encoder must be a model's name, or a mapping with `model`, got {given!r}")
+    for key in given:
+        if key not in Encoder._fields:
+            near = get_close_matches(str(key), Encoder._fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{owner}: encoder has no {key!r}{hint} ({', '.join(Encoder._fields)})")
+    made = Encoder(**given)
+    if isinstance(made.layer, list | tuple):
+        made = made._replace(layer=tuple(made.layer))
+    wrong = _wrong(made)
+    if wrong:
+        raise ValueError(f"{owner}: encoder {made.model!r}: {wrong}")
+    return made
+
+
+def _wrong(made: Encoder) -> str:
+    """What of the attributes makes no sense, or ""."""
+    if made.layer == () or any(layer is not None and type(layer) is not int for layer in made.layers):
+        return f"layer must be a whole number or several, got {made.layer!r}"
+    if isinstance(made.layer, tuple) and None in made.layer:
+        return f"layer must be a whole number or several, got {made.layer!r}"
+    if made.size is not None and (type(made.size) is not int or made.size < 1):
+        return f"size must be a number of pixels above 0, got {made.size!r}"
+    for name, choices in (("train", get_args(Training)), ("pixels", get_args(Pixels))):
+        if getattr(made, name) not in choices:
+            return f"{name} must be one of {', '.join(choices)}, got {getattr(made, name)!r}"
+    if type(made.load_in_4bit) is not bool:
+        return f"load_in_4bit must be true or false, got {made.load_in_4bit!r}"
+    if made.load_in_4bit and made.train == "full":
+        return "4-bit weights cannot be trained: set train to frozen or lora, or load_in_4bit off"
+    if made.revision is not None and not isinstance(made.revision, str):
+        return f"revision must be text, got {made.revision!r}"
+    return ""

@@ -1,0 +1,253 @@
+"""What is kept of a mixer beside a model's or an adapter's weights, and putting it back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mllm_align.families import family_of, inner, unwrap
+from mllm_align.vision.attach import MixerSettings, attach, drawn_image, drawn_pixels
+from mllm_align.vision.encoder_spec import encoder_from
+from mllm_align.vision.encoders import check_encoder, encoder_facts
+from mllm_align.vision.mixed_vision import MixedVision, mixed_of
+from mllm_align.vision.mixers import MIXERS
+
+SETTINGS_FILE, WEIGHTS_FILE = "mixer.json", "mixer.safetensors"
+VERSION, PROBES = 1, 16
+MIXER, ENCODERS, BASE = "mixer.", "encoders.", "base."
+
+
+def save_mixer(model: Any, folder: str | Path, processor: Any = None, *, carried: Sequence[str] = ()) -> None:
+    """Writes `mixer.json` and `mixer.safetensors`; what an adapter has trained of the mixer is in the adapter.
+
+    Args:
+        model: With a mixer, wrapped in adapters or not.
+        folder: Where to.
+        processor: The model's; with it a fingerprint of the outputs is written, which `load_model` checks.
+        carried: Names of base weights that are not the stock model's, which go along (those of an earlier stage).
+
+    Raises:
+        ValueError: If the model has no mixer.
+    """
+    hf = unwrap(model)
+    mixed = mixed_of(inner(hf))
+    if mixed is None:
+        raise ValueError("the model has no mixer to save")
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{MIXER}{name}": value for name, value in _own(mixed.mixer).state_dict().items()}
+    for number, encoder in enumerate(mixed.seeing):
+        # Trained in place, or merged; with adapters the trained weights are in those.
+        if encoder.spec.train != "frozen" and unwrap(model) is model and _own(encoder) is encoder:
+            tensors |= {f"{ENCODERS}{number}.{name}": value for name, value in encoder.state_dict().items()}
+    base = {name.replace(".original_module", ""): value for name, value in hf.state_dict().items()}
+    tensors |= {f"{BASE}{name}": base[name] for name in carried}
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, place / WEIGHTS_FILE)
+    kind = mixed.kind
+    settings = {
+        "version": VERSION,
+        "kind": kind_name(kind),
+        "options": kind.options,
+        "family": family_of(hf).name,
+        "widths": kind.widths._asdict(),
+        "encoders": [_own(encoder).spec._asdict() for encoder in mixed.seeing],
+        "facts": [encoder_facts(_own(encoder)) for encoder in mixed.seeing],
+        "statistics": mixed.statistics._asdict(),
+        "fingerprint": None if processor is None else fingerprint(model, processor),
+    }
+    (place / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def has_mixer(folder: str | os.PathLike[str]) -> bool:
+    """Whether a mixer lies beside what is in a folder."""
+    return (Path(folder) / SETTINGS_FILE).is_file()
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """What `mixer.json` says.
+
+    Raises:
+        ValueError: If it cannot be read, or is of another version.
+    """
+    file = Path(folder) / SETTINGS_FILE
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no mixer in {str(folder)!r}: {SETTINGS_FILE} could not be read ({error})") from None
+    if not isinstance(found, dict) or found.get("version") != VERSION:
+        raise ValueError(f"{str(file)!r} is of another version of mllm_align: it says {found.get('version')!r}")
+    return found
+
+
+def attach_saved(
+    model: Any, folder: str | Path, processor: Any, *, encoders: Sequence[str] | None = None, train: bool = True
+) -> MixedVision:
+    """Attaches the mixer that lies in a folder, with its weights.
+
+    Args:
+        model: The base, without adapters.
+        folder: Of a run, a checkpoint, an export, or of stage 1 of X-Former.
+        processor: The model's.
+        encoders: Where the further encoders are now, if they were moved.
+        train: Whether the mixer trains.
+
+    Raises:
+        ValueError: If it cannot be read, was made for another model or encoder, or weights are missing.
+    """
+    found = read_settings(folder)
+    specs = [encoder_from(each, str(folder)) for each in found["encoders"]]
+    if encoders is not None:
+        if len(encoders) != len(specs):
+            raise ValueError(f"the mixer in {str(folder)!r} has {len(specs)} further encoders, {len(encoders)} given")
+        specs = [spec._replace(model=name) for spec, name in zip(specs, encoders, strict=True)]
+    settings = MixerSettings(found["kind"], tuple(specs), found["options"], train)
+    mixed = attach(model, settings, None, processor)
+    widths = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in mixed.kind.widths._asdict().items()
+    }
+    if widths != found["widths"]:
+        raise ValueError(
+            f"the mixer in {str(folder)!r} was made for a {found['family']} with other widths: {found['widths']}, "
+            f"here they are {widths}"
+        )
+    for encoder, facts in zip(mixed.seeing, found["facts"], strict=True):
+        check_encoder(_own(encoder), facts, f"the mixer in {str(folder)!r}")
+    _load(unwrap(model), mixed, _weights(folder), str(folder))
+    return mixed
+
+
+def carried_by(folder: str | Path) -> list[str]:
+    """Names of the base weights that go along with a mixer."""
+    return [name.removeprefix(BASE) for name in _weights(folder) if name.startswith(BASE)]
+
+
+def load_mixer_weights(model: Any, folder: str | Path) -> None:
+    """Loads the weights that lie in a folder into the mixer that is attached.
+
+    Raises:
+        ValueError: If there is none, or it is another mixer.
+    """
+    mixed = mixed_of(inner(unwrap(model)))
+    if mixed is None:
+        raise ValueError("the model has no mixer")
+    kind = read_settings(folder)["kind"]
+    if kind != kind_name(mixed.kind):
+        raise ValueError(f"the mixer in {str(folder)!r} is {kind!r}, the model's {kind_name(mixed.kind)!r}")
+    _load(unwrap(model), mixed, _weights(folder), str(folder))
+
+
+def kind_name(mixer: nn.Module) -> str:
+    """What `vision.mixers.MIXERS` calls a mixer."""
+    return next(name for name, kind in MIXERS.items() if type(mixer) is kind)
+
+
+def _weights(folder: str | Path) -> dict[str, Tensor]:
+    try:
+        return load_file(Path(folder) / WEIGHTS_FILE)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"no mixer in {str(folder)!r}: {WEIGHTS_FILE} could not be read ({error})") from None
+
+
+def _load(hf: Any, mixed: MixedVision, tensors: Mapping[str, Tensor], folder: str) -> None:
+    """Every tensor into its place, and nothing left over."""
+    parts: list[tuple[str, nn.Module]] = [(MIXER, _own(mixed.mixer))]
+    parts += [(f"{ENCODERS}{number}.", _own(each)) for number, each in enumerate(mixed.encoders)]
+    for prefix, module in parts:
+        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        if not own and prefix != MIXER:
+            continue
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise ValueError(f"the mixer in {folder!r} does not fit: {' '.join(str(error).split())}") from None
+    with torch.no_grad():
+        base = hf.state_dict()
+        for name, value in tensors.items():
+            if name.startswith(BASE):
+                there = base.get(name.removeprefix(BASE))
+                if there is None or there.shape != value.shape:
+                    raise ValueError(f"the mixer in {folder!r} belongs to another model: no {name.removeprefix(BASE)}")
+                there.copy_(value)
+
+
+def _own(module: Any) -> Any:
+    """The module itself, of what PEFT keeps a trained copy beside."""
+    return getattr(module, "original_module", module)
+
+
+# -- the fingerprint ---------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def fingerprint(model: Any, processor: Any) -> dict[str, Any]:
+    """Some image tokens and logits of one drawn image, as the model makes them now.
+
+    Args:
+        model: In memory as a whole, with its adapters on.
+        processor: The model's.
+    """
+    hf = unwrap(model)
+    family = family_of(hf)
+    with _evaluating(hf):
+        tokens = family.encode_images(hf, [drawn_pixels(processor, family)]).tokens[0]
+        inputs = processor(text=[processor.image_token], images=[drawn_image()], return_tensors="pt")
+        placed = {key: value.to(tokens.device) for key, value in inputs.items()}
+        placed = {k: v.to(tokens.dtype) if k == "pixel_values" else v for k, v in placed.items()}
+        logits = hf(**placed).logits[0, -1]
+    return {
+        "tokens": _sample(tokens),
+        "logits": _sample(logits),
+        "dtype": str(hf.dtype),
+        "quantised": bool(getattr(hf, "is_quantized", False)),
+    }
+
+
+def check_fingerprint(model: Any, processor: Any, folder: str | Path) -> None:
+    """Refuses a model whose image tokens or logits are not those that were saved.
+
+    Logits are compared where precision and quantisation are the same.
+
+    Raises:
+        ValueError: If something of the model was not loaded, or is another model's.
+    """
+    saved = read_settings(folder)["fingerprint"]
+    if saved is None:
+        return
+    now = fingerprint(model, processor)
+    alike = all(saved[key] == now[key] for key in ("dtype", "quantised"))
+    exact = alike and saved["dtype"] == "torch.float32" and not saved["quantised"]
+    for name in ("tokens", "logits") if alike else ("tokens",):
+        theirs, ours = torch.tensor(saved[name]), torch.tensor(now[name])
+        tolerance = (1e-3 if exact else 5e-2) * theirs.abs().max().clamp(min=1e-6)
+        if theirs.shape != ours.shape or (theirs - ours).abs().max() > tolerance:
+            what = "image tokens" if name == "tokens" else "logits"
+            raise ValueError(
+                f"the model with what is in {str(folder)!r} gives other {what} of one and the same image than when it "
+                "was saved: a part was not loaded, or the base is another one"
+            )
+
+
+def _sample(values: Tensor) -> list[float]:
+    flat = values.detach().flatten().float()
+    index = torch.linspace(0, flat.numel() - 1, PROBES, dtype=torch.float64).long()
+    return [round(value, 6) for value in flat[index.to(flat.device)].tolist()]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Any:
+    """Inside, without dropout; afterwards every module is in its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

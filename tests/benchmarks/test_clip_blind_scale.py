@@ -1,0 +1,65 @@
+"""The benchmark of mining CLIP-blind pairs: its arms find the same, it runs, and what is kept clears the bars."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clip_blind_scale import ABOVE, ARMS, BELOW, SIZES, planted_pairs, vectors_of, written
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_all_arms_find_what_a_loop_finds(tmp_path: Path) -> None:
+    sizes = SIZES["tiny"]
+    vectors = vectors_of(300, sizes)
+    sides = [written(tmp_path / name, array) for name, array in zip(("visual", "semantic"), vectors, strict=True)]
+    visual, semantic = (side.array().astype(np.float64) for side in sides)
+    expected = {
+        (one, other)
+        for one in range(300)
+        for other in range(one + 1, 300)
+        if visual[one] @ visual[other] > ABOVE and semantic[one] @ semantic[other] < BELOW
+    }
+    planted = planted_pairs(300, vectors[0], sizes)
+    assert 5 < len(planted) <= len(expected)
+    assert planted <= expected
+    for arm in ARMS:
+        (tmp_path / arm).mkdir()
+        assert ARMS[arm](tmp_path, tmp_path / arm) == expected, arm
+
+
+@pytest.mark.slow
+def test_it_runs_and_writes_a_point_per_size_and_arm(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/clip_blind_scale.py", "--preset", "tiny", "--rounds", "1", "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    file = tmp_path / "result.json"
+    done = subprocess.run(
+        [*command, "--json", str(file)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    found = [(point["images"], point["arm"]) for point in result["points"]]
+    assert found == [(300, "ours"), *((600, arm) for arm in ARMS)]
+    assert all(point["planted"] == 1 and point["differs_from_ours"] == 0 for point in result["points"])
+    assert set(result["at_1m"]) == set(ARMS)
+    assert "One million images" in done.stdout
+
+
+def test_the_result_that_is_kept_clears_the_bars() -> None:
+    result = json.loads((ROOT / "benchmarks" / "clip_blind_scale.json").read_text())
+    assert result["preset"] == "small"
+    last = {point["arm"]: point for point in result["points"] if point["images"] == 100_000}
+    assert set(last) == set(ARMS)
+    for arm in ("ours", "whole", "command"):
+        assert last[arm]["peak_mb"] < 2000
+        assert last[arm]["planted"] == 1
+    assert min(result["ratios"]["seconds"][arm] for arm in ("numpy", "faiss")) > 2
+    # float32 products of NumPy and FAISS may put a pair on the other side of a bound.
+    assert all(point["differs_from_ours"] <= 2 for point in result["points"])

@@ -1,0 +1,176 @@
+"""The mixing study: what it runs next, its arms, the towers' losses, mining against a loop, its table and its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+import mixing_evaluation
+import mixing_folders
+import mixing_run
+import mixing_towers
+from mixing import chosen_rate, next_runs
+from mixing_arms import ARMS, BASE, BLIND, CONTROL, LEARNING_RATES, MIXERS, SEEDS, STAGE_1, Run, mixer_of, twin
+from mixing_mining import KINDS, draw_gallery, judged, other_colours
+from mixing_page import METRICS, differences, finished, page, table
+from mixing_probes import probe
+from mixing_towers import cells, pictures, recoloured, told_apart
+from mllm_align.data.world import SMALL, iter_scenes
+from mllm_align.demo.base_model import build_processor
+from mllm_align.vision.attach import mixer_from
+from mllm_align.vision.mixers import MIXERS as KNOWN
+from records import Records
+
+SOME = [CONTROL, "gated", "gated_blind"]
+STEPS = 4
+
+
+def record(arm: str, rate: float, seed: int, validation: float = 0.5, values: Any = (1, 0, 1)) -> dict[str, Any]:
+    part = {"values": list(values), "clusters": [0, 0, 1]}
+    cost = {} if arm == "base" else {"seconds": 3.0, "image_tokens": 16, "trained_parameters": 1200}
+    return {
+        "run": Run(arm, rate, seed, 0 if arm == "base" else STEPS)._asdict(),
+        **cost,
+        "validation": validation,
+        "test": {metric: part for metric in METRICS},
+    }
+
+
+def test_base_then_rates_then_seeds_and_nothing_twice(tmp_path: Path) -> None:
+    records = Records(tmp_path / "runs.jsonl", Run)
+    tried = [Run(arm, rate, SEEDS[0], STEPS) for arm in SOME for rate in LEARNING_RATES]
+    assert list(next_runs(records, SOME, STEPS)) == [BASE, *tried]
+    records.add(record("base", 0.0, 0))
+    for place, rate in enumerate(LEARNING_RATES):
+        records.add(record(CONTROL, rate, SEEDS[0], validation=0.3 + 0.1 * place))
+    again = Records(tmp_path / "runs.jsonl", Run)
+    assert chosen_rate(again, CONTROL, STEPS) == LEARNING_RATES[1]
+    seeds = [Run(CONTROL, LEARNING_RATES[1], seed, STEPS) for seed in SEEDS[1:]]
+    assert list(next_runs(again, SOME, STEPS)) == [*seeds, *tried[len(LEARNING_RATES) :]]
+    assert chosen_rate(again, CONTROL, STEPS + 1) is None
+
+
+def test_arms_are_mixers_that_exist_and_differ_from_their_twins_in_the_tower_alone() -> None:
+    towers = {"seeing": "S", "blind": "B"}
+    assert {arm.kind for arm in ARMS.values()} - {None} == set(MIXERS) == set(KNOWN)
+    assert mixer_of(CONTROL, towers) is None
+    for name, arm in ARMS.items():
+        if arm.kind is None:
+            continue
+        mixer = mixer_of(name, towers)
+        assert mixer_from(mixer).encoders[0].model == ("B" if arm.tower == BLIND else "S")
+        other = twin(name)
+        if other is not None:
+            assert {**mixer_of(other, towers), "encoders": []} == {**mixer, "encoders": []}  # type: ignore[dict-item]
+    assert twin("gated") == "gated_blind"
+    assert twin("gated_blind") is twin(CONTROL) is None
+
+
+def test_mixers_that_change_the_model_have_two_stages_within_the_steps() -> None:
+    class Kind:
+        starts_as_identity = False
+
+    assert mixing_run.stages(None, 100) == [(100, True)]
+    assert mixing_run.stages(Kind(), 100) == [(100 * STAGE_1, False), (100 - 100 * STAGE_1, True)]
+    Kind.starts_as_identity = True
+    assert mixing_run.stages(Kind(), 100) == [(100, True)]
+
+
+def test_the_tables_have_costs_and_differences_to_both_controls(tmp_path: Path) -> None:
+    records = Records(tmp_path / "runs.jsonl", Run)
+    records.add(record("base", 0.0, 0, values=(0, 0, 1)))
+    for seed in SEEDS:
+        records.add(record(CONTROL, LEARNING_RATES[0], seed, values=(1, 0, 0)))
+        records.add(record("gated", LEARNING_RATES[0], seed, values=(1, 1, 1)))
+        records.add(record("gated_blind", LEARNING_RATES[0], seed, values=(0, 1, 1)))
+    records.add(record("concat", LEARNING_RATES[0], SEEDS[0]))
+    assert list(finished(records, STEPS)) == ["base", *SOME]
+    lines = table(records, STEPS).splitlines()
+    assert lines[2].startswith("| base |  | 33.3 (")
+    assert lines[4].endswith("| 16 | 1,200 | 3 |")
+    rows = {line.split("|")[1].strip(): line for line in differences(records, STEPS).splitlines()[2:]}
+    assert list(rows) == [f"gated - {CONTROL}", "gated - gated_blind", f"gated_blind - {CONTROL}"]
+    assert "+66.7 (" in rows[f"gated - {CONTROL}"]
+    assert "+33.3 (" in rows["gated - gated_blind"]
+    probes = {"blind, linear": {"colour": 0.17, "shape": 1.0}}
+    mining = {"images": 4, "pairs of images": 6, "planted of each kind": 1, "bounds": {"found": 2, "precision": 0.5}}
+    text = page(records, STEPS, probes, mining)
+    assert "| blind, linear | 17.0 | 100.0 |" in text
+    assert "| bounds | 2 | 0.50 |" in text
+    assert table(records, STEPS) in text
+
+
+def test_colourings_differ_in_colour_alone() -> None:
+    scene = next(iter_scenes("train", 0, "balanced"))
+    other = recoloured(scene, Random(0))
+    assert [(i.row, i.column, i.shape, i.size) for i in other.items] == [
+        (i.row, i.column, i.shape, i.size) for i in scene.items
+    ]
+    assert [i.colour for i in other.items] != [i.colour for i in scene.items]
+
+
+def test_what_tells_colourings_apart_is_that_of_a_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(40, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    both = torch.cat([first, second])
+    mean = sum(both) / len(both)
+    covariance = sum(torch.outer(row - mean, row - mean) for row in both) / len(both)
+    inverse = torch.linalg.inv(covariance + 1e-4 * covariance.diagonal().mean() * torch.eye(5))
+    wanted = sum((a - b) @ inverse @ (a - b) for a, b in zip(first, second, strict=True)) / first.numel()
+    torch.testing.assert_close(told_apart(first, second), wanted)
+    # A direction that holds nothing else counts as much as one that is large in itself.
+    stretched = torch.diag(torch.tensor([1e-1, 1.0, 1.0, 1.0, 10.0], dtype=torch.float64))
+    torch.testing.assert_close(told_apart(first @ stretched, second @ stretched), wanted, rtol=0.2, atol=0)
+
+
+def test_towers_learn_and_probes_find_what_is_there() -> None:
+    processor, shown = build_processor(SMALL), pictures(70, 2, 0)
+    for train in (mixing_towers.train_blind, mixing_towers.train_seeing):
+        losses = [loss for _, loss in train(processor, shown, 8, 0)]
+        assert losses[-1] < losses[0]
+
+    def colours(given: Any) -> torch.Tensor:
+        tokens = torch.zeros(len(given.scenes), SMALL.grid**2, len(SMALL.colours))
+        for row, scene in enumerate(given.scenes):
+            for item, cell in zip(scene.items, cells(scene), strict=True):
+                tokens[row, cell, SMALL.colours.index(item.colour)] = 1
+        return tokens
+
+    found = probe(colours, shown, pictures(30, 1, 1, "pairs"))
+    assert found["colour"] == 1
+    assert found["shape"] < 0.6
+
+
+def test_mining_is_judged_by_what_was_planted(tmp_path: Path) -> None:
+    shown = draw_gallery(tmp_path / "gallery", 2, 0)
+    assert len(shown) == 2 * 2 * len(KINDS) == len(list((tmp_path / "gallery").iterdir()))
+    assert other_colours(shown["colour_0_a"], shown["colour_0_b"])
+    assert not other_colours(shown["size_1_a"], shown["size_1_b"])
+    found = [("colour_0_a", "colour_0_b"), ("size_1_a", "size_1_b"), ("colour_0_a", "colour_4_a")]
+    score = judged(found, shown, 2)
+    assert (score["found"], score["recall"], score["planted pairs of size"]) == (3, 0.5, 1)
+    assert score["precision"] == pytest.approx(1 / 3)
+    assert judged([], shown, 2)["precision"] == 0
+
+
+def test_from_the_towers_to_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"NUM_SCENES": 70, "CLIP_STEPS": 1, "SSL_STEPS": 1, "NUM_PROBED": (8, 4)}.items():
+        monkeypatch.setattr(mixing_folders, name, value)
+    found = mixing_folders.prepared(tmp_path, language_steps=1)
+    before = found.probes.stat().st_mtime_ns
+    assert mixing_folders.prepared(tmp_path).probes.stat().st_mtime_ns == before
+    for name in ("NUM_COLOUR", "NUM_OTHER", "NUM_PAIRS", "VALIDATION_COLOUR", "VALIDATION_OTHER"):
+        monkeypatch.setattr(mixing_evaluation, name, 3)
+    monkeypatch.setattr(mixing_run, "NUM_ROWS", 64)
+    mixing_evaluation.test_items.cache_clear()
+    twice = mixing_run.carry_out(Run("interleave", 1e-3, 0, 3), tmp_path, "cpu")
+    control = mixing_run.carry_out(Run(CONTROL, 1e-3, 0, 2), tmp_path, "cpu")
+    mixing_evaluation.test_items.cache_clear()
+    assert (twice["image_tokens"], control["image_tokens"]) == (32, 16)
+    assert twice["trained_parameters"] > control["trained_parameters"]
+    assert set(twice["test"]) == set(METRICS)
+    assert len(twice["test"]["colour_pairs"]["values"]) == 3
