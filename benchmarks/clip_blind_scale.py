@@ -242,8 +242,12 @@ def _conclusions(points: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Measures all and prints a table; see the module's text."""
-    arguments = parser_of(__doc__, rounds=1).parse_args()
-    result = compare(SIZES["tiny" if arguments.preset.startswith("tiny") else "small"], arguments)
+    parser = parser_of(__doc__, rounds=1)
+    parser.add_argument("--images", type=int, nargs="+", help="numbers of images, rising (default: of the preset)")
+    arguments = parser.parse_args()
+    sizes = SIZES["tiny" if arguments.preset.startswith("tiny") else "small"]
+    sizes = sizes._replace(images=tuple(arguments.images)) if arguments.images else sizes
+    result = compare(sizes, arguments)
     rows = []
     for point in result["points"]:
         cells = [f"{point['images']}", f"{point['seconds']:.1f}", f"{point['cpu_seconds']:.1f}"]

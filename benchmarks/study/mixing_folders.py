@@ -27,7 +27,7 @@ from mllm_align.demo.base_model import build_model, build_processor
 from mllm_align.demo.stage_language import train_language
 from mllm_align.models.loading import DEMO_BASE, model_path
 
-LANGUAGE_STEPS = 2500
+LANGUAGE_STEPS = 700
 NUM_PROBED = (800, 300)  # scenes that probes are trained on, and asked about
 
 

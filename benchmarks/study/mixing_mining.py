@@ -1,8 +1,9 @@
 """Does CLIP-blind mining find pairs that differ in what the blind tower ignores, and only these?
 
 A gallery holds minimal pairs that differ in one thing: colour, which is to be found, and size, side or shape, which is
-not. `mine_blind_pairs` searches all pairs of its images. Beside MMVP's bounds, one for the seeing tower is chosen on
-another gallery, because how cosines are spread differs from model to model.
+not; some more pictures show the same things in other colours by chance. `mine_blind_pairs` searches all pairs of its
+images. Beside MMVP's bounds, one for the seeing tower is chosen on another gallery, because how cosines are spread
+differs from model to model.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ NUM_PAIRS = 150  # of each kind
 PAPER = (0.95, 0.6)  # MMVP's bounds, for CLIP and DINOv2
 BELOW = (0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 SEED, CHOOSING_SEED = 0, 1
+PER_IMAGE = 100
 NO_COPIES = 1.0  # small pictures of few things are alike without being copies: all of them take part
 
 
@@ -40,8 +42,8 @@ def draw_gallery(folder: Path, num_pairs: int, seed: int) -> dict[str, Scene]:
     return shown
 
 
-def other_colours(first: Scene, second: Scene) -> bool:
-    """Whether two scenes have the same shapes in the same sizes, wherever they are, and not all in the same colour."""
+def only_colours(first: Scene, second: Scene) -> bool:
+    """Whether two scenes show the same shapes in the same sizes, wherever they are, and not all in the same colours."""
     sizes, colours = (
         [{item.shape: getattr(item, name) for item in scene.items} for scene in (first, second)]
         for name in ("size", "colour")
@@ -50,18 +52,27 @@ def other_colours(first: Scene, second: Scene) -> bool:
 
 
 def judged(found: Sequence[tuple[str, str]], shown: Mapping[str, Scene], num_pairs: int) -> dict[str, float]:
-    """Precision and recall of pairs of names, the planted pairs that differ in colour being right."""
+    """How well pairs of names are those that differ in colour alone, planted or there by chance.
+
+    Args:
+        found: Pairs of names.
+        shown: The gallery.
+        num_pairs: Planted pairs of each kind.
+
+    Returns:
+        `precision` and `recall` over all such pairs of the gallery, and how many planted pairs of each kind were
+        found, of colour as the part `planted found`.
+    """
+    wanted = sum(only_colours(one, other) for one, other in combinations(shown.values(), 2))
+    right = sum(only_colours(shown[one], shown[other]) for one, other in found)
     planted = [one.split("_")[0] for one, other in found if one.split("_")[:2] == other.split("_")[:2]]
-    right = planted.count("colour")
-    counts = {f"planted pairs of {kind}": planted.count(kind) for kind in KINDS}
-    number = max(1, len(found))
-    alike = sum(other_colours(shown[one], shown[other]) for one, other in found) / number
     return {
+        "to be found": wanted,
         "found": len(found),
-        "precision": right / number,
-        "recall": right / num_pairs,
-        "other colours": alike,
-        **counts,
+        "precision": right / max(1, len(found)),
+        "recall": right / wanted,
+        "planted found": planted.count("colour") / num_pairs,
+        **{f"planted pairs of {kind} found": planted.count(kind) for kind in KINDS[1:]},
     }
 
 
@@ -75,7 +86,7 @@ def mined(folder: Path, blind: Path, seeing: Path, bounds: Sequence[tuple[float,
         found = []
         for number, (above, below) in enumerate(bounds):
             output = Path(work) / f"pairs_{number}.jsonl"
-            options = BlindOptions(above=above, below=below, repeated_above=NO_COPIES)
+            options = BlindOptions(above=above, below=below, repeated_above=NO_COPIES, per_image=PER_IMAGE)
             mine_blind_pairs(str(folder), vectors[0], vectors[1], output, options, sheet=0, progress=False)
             rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
             found.append([(Path(row["image"]).stem, Path(row["contrast_image"]).stem) for row in rows])

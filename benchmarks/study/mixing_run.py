@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,19 @@ def stages(mixer: Any, steps: int) -> list[tuple[int, bool]]:
     return [(first, False), (steps - first, True)]
 
 
+@cache
+def training_rows() -> datasets.Dataset:
+    """The rows of every arm, made once in a process."""
+    return datasets.Dataset.from_list(instruction_rows(NUM_ROWS, 0, distribution="balanced", kinds=KINDS, noise=0.0))
+
+
 def train(run: Run, folder: Path, root: Path, device: str) -> tuple[Any, Any, dict[str, Any]]:
     """The trained model, its processor, and what it cost. The rows are the same for every seed, which orders them."""
     set_seed(run.seed)
     arguments = arguments_of(run.arm, root)
     model, processor = load_model(arguments, device=torch.device(device))
     mixed = mixed_of(model.model)
-    rows = datasets.Dataset.from_list(instruction_rows(NUM_ROWS, 0, distribution="balanced", kinds=KINDS, noise=0.0))
+    rows = training_rows()
     adapters, seconds, log = lora_config(model, replace(arguments, use_peft=True)), 0.0, []
     for number, (steps, with_lora) in enumerate(stages(mixed and mixed.kind, run.steps)):
         settings: dict[str, Any] = {

@@ -31,6 +31,7 @@ CLIP_RATE, SSL_RATE = 2e-3, 2e-3
 INVARIANCE = 30.0  # weight of the distance between the tokens of two colourings
 HIDDEN_PART = 0.4  # of the blocks of a picture that is to be drawn again
 BLOCK = 4  # pixels on a side
+END = "."
 
 VISION = {
     "hidden_size": WIDTH,
@@ -97,7 +98,7 @@ def train_blind(
         "max_position_embeddings": 64,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.convert_tokens_to_ids(END),  # what CLIP reads a text off; captions end with it
     }
     config = CLIPConfig(
         text_config=text,
@@ -119,7 +120,7 @@ def _blind_loss(model: Any, processor: LlavaProcessor, scenes: list[Scene], view
     single = sorted({phrase for own in phrases for phrase in own})
     captions = [" and ".join(own) for own in phrases]
     tokens = processor.tokenizer(
-        [f"{text}{processor.tokenizer.eos_token}" for text in captions + single],
+        [text + END for text in captions + single],
         padding=True,
         padding_side="right",
         return_tensors="pt",

@@ -45,7 +45,7 @@ from mllm_align_eval.dual_encoder import DualEncoder
 HERE = Path(__file__).resolve().parent
 SEEDS = (0, 1, 2)
 NUM_ROWS, NUM_TEST, BATCH = 3072, 720, 48
-TEXT_STEPS, FIRST_STEPS, STEPS, RATE, CLUSTERS = 200, 700, 150, 1e-3, 36
+TEXT_STEPS, FIRST_STEPS, STEPS, RATE, CLUSTERS = 200, 500, 60, 1e-3, 36
 PLACES = ("left", "middle", "right")
 ATTRIBUTES = {**dict.fromkeys(PLACES, SMALL.colours), "size": SMALL.sizes}
 WORDS = ["<pad>", "<unk>", "</s>", *SMALL.colours, *SMALL.sizes]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 from typing import Any
 
 from mllm_align.cli.commands import add_command
@@ -81,4 +83,16 @@ def _train(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
     )
     if trainer.is_world_process_zero():
-        print(f"saved in {arguments.output}: model.mixer.weights of a recipe takes it for the second stage")
+        print(f"saved in {arguments.output}; for the second stage a recipe has, below `model`:")
+        print("mixer: " + json.dumps(_mixer(arguments, trainer.own.model)))
+
+
+def _mixer(arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
+    """The mixer as a recipe says it, in YAML's form for one line."""
+    options = {name: value for name, value in model.base_model.vision_mixer.kind.options.items() if value}
+    return {
+        "kind": "x_former",
+        "encoders": [arguments.autoencoder],
+        "weights": str(Path(arguments.output).absolute()),
+        **options,
+    }

@@ -41,7 +41,8 @@ def lora_config(model: nn.Module, arguments: ModelArguments) -> LoraConfig:
     whole = [*(family.projectors(hf) if arguments.train_projector else []), *trained_with_adapter(hf)]
     if not targets and not whole:
         raise ValueError(
-            "nothing trains: name at least one of language, projector, vision in lora_scope, or set train_projector"
+            "lora_scope is empty and nothing else trains: name at least one of language, projector, vision, or set "
+            "train_projector"
         )
     return LoraConfig(
         task_type="CAUSAL_LM",

@@ -24,6 +24,7 @@ from mllm_align.vision.mixer_files import (
     carried_by,
     has_mixer,
     load_mixer_weights,
+    read_settings,
 )
 from mllm_align.vision.mixers import MIXERS
 
@@ -68,6 +69,9 @@ def attach_mixer(
         settings = mixer_from(arguments.mixer)
         if encoders is not None:
             raise ValueError("encoders say where those of a saved mixer are; a new one has them in `mixer`")
+        if settings.weights is not None:
+            # What it was built with is its own; what is said besides (dropout) holds for this run.
+            settings = settings._replace(options={**read_settings(settings.weights)["options"], **settings.options})
         attach(base, settings, None, processor)
         if settings.weights is not None:
             load_mixer_weights(base, settings.weights)

@@ -13,6 +13,7 @@ from mllm_align.contract import Batch, needs_for
 from mllm_align.data.corrupt.dataset import draws_by_source
 from mllm_align.data.schema import DEFAULT_SOURCE
 from mllm_align.families import Family, family_of, unwrap
+from mllm_align.recipe.costs import MixerCost, mixer_cost
 from mllm_align.signals.limits import can_share_prefixes
 from mllm_align.trainers import AlignTrainer
 from mllm_align.trainers.heads import trained_parameters
@@ -39,6 +40,7 @@ class Plan:
         budget: Bytes that the run may take, or that the device has; None where neither is known.
         contrast: Per source whose contrast images are made, how.
         shares: What is taken of each named source, where their rows or weights are known.
+        mixer: What a mixer and its encoders add; None without one, or without images.
     """
 
     views: dict[str, list[str]]
@@ -53,6 +55,7 @@ class Plan:
     budget: int | None = None
     contrast: Mapping[str, str] = field(default_factory=dict)
     shares: Sequence[SourceShare] = ()
+    mixer: MixerCost | None = None
 
     def __str__(self) -> str:
         """A page for the terminal."""
@@ -68,6 +71,8 @@ class Plan:
         total = sum(self.trainable.values())
         lines.append(f"Trained parameters: {total:,} of {self.parameters:,} ({100 * total / self.parameters:.2f} %)")
         lines += [f"  {part}: {count:,}" for part, count in self.trainable.items()]
+        if self.mixer is not None:
+            lines += self.mixer.lines
         lines.append(f"Prompts: {self.packing}")
         lines.append(f"Tokens per step: about {self.tokens_per_step:,}")
         lines.append(f"Steps: {self.steps if self.steps is not None else 'until the stream ends'}")
@@ -118,6 +123,7 @@ def plan_of(trainer: AlignTrainer) -> Plan:
         budget=_device_memory(trainer) if args.memory_budget is None else int(args.memory_budget * GIB),
         contrast={source or DEFAULT_SOURCE: str(draws) for source, draws in made.items()},
         shares=source_shares(trainer.train_dataset),
+        mixer=mixer_cost(model, run.work.batch.images),
     )
 
 

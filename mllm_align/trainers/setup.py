@@ -23,7 +23,7 @@ from mllm_align.signals import AdaptersOff, FrozenCopy, NamedAdapter, Reference
 from mllm_align.signals.limits import can_share_prefixes
 from mllm_align.trainers.config import AlignConfig
 from mllm_align.vision import RegionWeights
-from mllm_align.vision.mixed_vision import mixed_of
+from mllm_align.vision.mixed_vision import ATTRIBUTE, mixed_of
 
 logger = logging.getLogger(__name__)
 
@@ -146,15 +146,14 @@ def apply_peft(model: Any, peft_config: PeftConfig | None) -> Any:
 
 
 def _add_mixer(model: Any, config: Any) -> None:
-    whole = [
-        name for name in trained_with_adapter(model) if name not in (getattr(config, "modules_to_save", None) or ())
-    ]
+    named = getattr(config, "modules_to_save", None) or ()
+    whole = [name for name in trained_with_adapter(model) if name not in named]
     if whole:
         config.modules_to_save = [*(config.modules_to_save or ()), *whole]
     if mixed_of(inner(unwrap(model))) is None or getattr(config, "exclude_modules", None):
         return
-    named = config.target_modules
-    if isinstance(named, str) or not any(MIXED in name for name in named):
+    targets = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules
+    if not any(ATTRIBUTE in target for target in targets):
         config.exclude_modules = rf".*{re.escape(MIXED)}\..*"
 
 

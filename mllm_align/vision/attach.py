@@ -182,7 +182,7 @@ def detach(model: Any, processor: Any = None) -> MixedVision:
         unwrap_processor(processor)
         family = family_of(hf)
         seam = measure(hf, processor, family, "output")
-        if mixed.kind.num_tokens(seam.cells) != seam.cells[0] * seam.cells[1]:
+        if not mixed.kind.keeps_tokens:
             family.set_view_tokens(processor, seam.cells[0] * seam.cells[1] + seam.classes, seam.cells)
     return mixed
 
@@ -281,7 +281,7 @@ def _check_place(family: Family, settings: MixerSettings) -> None:
 def _tell_processor(processor: Any, family: Family, mixer: Mixer, seam: Measured) -> None:
     cells = seam.cells
     tokens = mixer.num_tokens(cells)
-    if tokens == cells[0] * cells[1]:
+    if mixer.on_grid and tokens == cells[0] * cells[1]:
         return
     try:
         family.set_view_tokens(processor, tokens + seam.classes, cells)

@@ -41,6 +41,7 @@ class MixedVision(nn.Module):
     Attributes:
         off: Numbers of further encoders that are switched off.
         enabled: Whether anything is mixed at all.
+        loaded: Whether weights of an earlier run were loaded into it.
     """
 
     def __init__(self, mixer: Mixer, encoders: Sequence[VisionEncoder], statistics: Statistics) -> None:
@@ -50,6 +51,7 @@ class MixedVision(nn.Module):
         self.statistics = statistics
         self.off: frozenset[int] = frozenset()
         self.enabled = True
+        self.loaded = False
         self.own_pixels: Tensor | None = None
 
     @property
@@ -224,7 +226,7 @@ def switched_off(mixed: MixedVision, encoders: Collection[int] | None = None) ->
     """
     before = mixed.off, mixed.enabled
     if encoders is None:
-        if mixed.kind.num_tokens((2, 2)) != 4:
+        if not mixed.kind.keeps_tokens:
             raise ValueError(
                 f"{type(mixed.kind).__name__} makes another number of tokens, for which prompts are laid out: it "
                 "cannot be switched off; load the model without it"

@@ -176,6 +176,7 @@ def _load(hf: Any, mixed: MixedVision, tensors: Mapping[str, Tensor], folder: st
                 if there is None or there.shape != value.shape:
                     raise ValueError(f"the mixer in {folder!r} belongs to another model: no {name.removeprefix(BASE)}")
                 there.copy_(value)
+    mixed.loaded = True
 
 
 def _own(module: Any) -> Any:

@@ -15,7 +15,7 @@ import mixing_run
 import mixing_towers
 from mixing import chosen_rate, next_runs
 from mixing_arms import ARMS, BASE, BLIND, CONTROL, LEARNING_RATES, MIXERS, SEEDS, STAGE_1, Run, mixer_of, twin
-from mixing_mining import KINDS, draw_gallery, judged, other_colours
+from mixing_mining import KINDS, draw_gallery, judged, only_colours
 from mixing_page import METRICS, differences, finished, page, table
 from mixing_probes import probe
 from mixing_towers import cells, pictures, recoloured, told_apart
@@ -148,11 +148,12 @@ def test_towers_learn_and_probes_find_what_is_there() -> None:
 def test_mining_is_judged_by_what_was_planted(tmp_path: Path) -> None:
     shown = draw_gallery(tmp_path / "gallery", 2, 0)
     assert len(shown) == 2 * 2 * len(KINDS) == len(list((tmp_path / "gallery").iterdir()))
-    assert other_colours(shown["colour_0_a"], shown["colour_0_b"])
-    assert not other_colours(shown["size_1_a"], shown["size_1_b"])
+    assert only_colours(shown["colour_0_a"], shown["colour_0_b"])
+    assert not only_colours(shown["size_1_a"], shown["size_1_b"])
     found = [("colour_0_a", "colour_0_b"), ("size_1_a", "size_1_b"), ("colour_0_a", "colour_4_a")]
     score = judged(found, shown, 2)
-    assert (score["found"], score["recall"], score["planted pairs of size"]) == (3, 0.5, 1)
+    assert (score["to be found"], score["found"], score["recall"], score["planted found"]) == (2, 3, 0.5, 0.5)
+    assert score["planted pairs of size found"] == 1
     assert score["precision"] == pytest.approx(1 / 3)
     assert judged([], shown, 2)["precision"] == 0
 
@@ -166,10 +167,12 @@ def test_from_the_towers_to_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name in ("NUM_COLOUR", "NUM_OTHER", "NUM_PAIRS", "VALIDATION_COLOUR", "VALIDATION_OTHER"):
         monkeypatch.setattr(mixing_evaluation, name, 3)
     monkeypatch.setattr(mixing_run, "NUM_ROWS", 64)
-    mixing_evaluation.test_items.cache_clear()
+    for kept in (mixing_evaluation.test_items, mixing_run.training_rows):
+        kept.cache_clear()
     twice = mixing_run.carry_out(Run("interleave", 1e-3, 0, 3), tmp_path, "cpu")
     control = mixing_run.carry_out(Run(CONTROL, 1e-3, 0, 2), tmp_path, "cpu")
-    mixing_evaluation.test_items.cache_clear()
+    for kept in (mixing_evaluation.test_items, mixing_run.training_rows):
+        kept.cache_clear()
     assert (twice["image_tokens"], control["image_tokens"]) == (32, 16)
     assert twice["trained_parameters"] > control["trained_parameters"]
     assert set(twice["test"]) == set(METRICS)

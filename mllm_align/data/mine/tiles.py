@@ -10,7 +10,8 @@ import numpy as np
 from mllm_align.data.mine.drawing import Sample
 from mllm_align.data.mine.embeddings import Embeddings
 
-HELD = 2  # tiles in memory: those of the pair that is being compared
+HELD = 2  # tiles in memory at the least: those of the pair that is being compared
+KEPT_BYTES = 400 * 2**20  # of further tiles, so that those of some 100,000 images are read once
 
 
 class Tiles:
@@ -27,6 +28,7 @@ class Tiles:
             raise ValueError(f"a block must have at least one image, not {size}")
         self.embeddings, self.rows, self.size = embeddings, rows, size
         self._held: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._kept: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         """How many tiles there are."""
@@ -39,10 +41,17 @@ class Tiles:
 
     def __getitem__(self, number: int) -> np.ndarray:
         """Vectors `number * size` and those that follow: (n, d) float32, of length 1."""
+        if number in self._kept:
+            return self._kept[number]
         if number not in self._held:
+            tile = self._read(number)
+            # Searches go through all tiles in turn: the last ones used would be the last ones wanted again.
+            if tile.nbytes * (len(self._kept) + 1) <= KEPT_BYTES:
+                self._kept[number] = tile
+                return tile
             while len(self._held) >= HELD:
                 self._held.popitem(last=False)
-            self._held[number] = self._read(number)
+            self._held[number] = tile
         self._held.move_to_end(number)
         return self._held[number]
 

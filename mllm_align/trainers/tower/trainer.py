@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +20,8 @@ from mllm_align.trainers.loader import BatchLoader
 from mllm_align.trainers.tower.config import TowerConfig
 from mllm_align.trainers.tower.dual import Dual, ImageSide
 from mllm_align.trainers.tower.rows import CaptionedImages, negatives
+
+logger = logging.getLogger(__name__)
 
 # Of images (B, d), texts (B, d), negatives (B, B) bool, scale and bias: (B,) losses.
 PairLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -75,6 +78,9 @@ class TowerTrainer(Trainer):
         clusters: np.ndarray | None = None,
         **others: Any,
     ) -> None:
+        if args.n_gpu > 1:
+            logger.warning("one of %d GPUs is used; start with `accelerate launch` for all of them", args.n_gpu)
+            args._n_gpu = 1
         super().__init__(model, args, train_dataset=rows, data_collator=collator, **others)
         self.loss, self.rows = loss, rows
         self.clusters = np.zeros(len(rows), dtype=np.int64) if clusters is None else clusters

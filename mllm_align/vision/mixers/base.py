@@ -135,6 +135,11 @@ class Mixer(nn.Module):
         """How many tokens the language model reads of a view that had `cells` without a mixer."""
         return cells[0] * cells[1]
 
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether an image becomes the tokens that it becomes without a mixer, in the same places."""
+        return self.on_grid and self.num_tokens((1, 1)) == 1
+
     def forward(self, x: Tensor, sight: Sight) -> Tensor:
         """(V, N, d) to (V, M, d); class tokens are not among them."""
         raise NotImplementedError

@@ -11,6 +11,7 @@ import torch
 
 from mllm_align.data.blocks import BlockJob
 from mllm_align.data.mine import alike_pairs, best_pairs
+from mllm_align.data.mine import tiles as tiles_module
 from mllm_align.data.mine.alike_pairs import TilePairs, exact_cosines, tile_pair
 from mllm_align.data.mine.best_pairs import BestPairs, Pairs
 from mllm_align.data.mine.embeddings import Embeddings, embedding_schema
@@ -42,7 +43,9 @@ def test_units_are_every_pair_of_tiles_once() -> None:
     assert tile_pair(far) == (0, 3_000_000)
 
 
-def test_tiles_are_the_vectors_of_their_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [0, 600, 10**9])
+def test_tiles_are_the_vectors_of_their_rows(tmp_path: Path, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles_module, "KEPT_BYTES", kept)
     vectors = clustered(250, 16, 1)
     whole = tiles_of(tmp_path, vectors, 60, "float16")
     rows = np.array([3, 4, 99, 100, 101, 249])
@@ -50,6 +53,8 @@ def test_tiles_are_the_vectors_of_their_rows(tmp_path: Path) -> None:
     assert len(tiles) == 2
     assert np.array_equal(np.concatenate(list(tiles)), whole.embeddings.array()[rows])
     assert np.array_equal(tiles[1], whole.embeddings.array()[rows[4:]])
+    for number in (2, 0, 4, 2, 1, 3, 0, 4):
+        assert np.array_equal(whole[number], whole.embeddings.array()[whole.rows][60 * number : 60 * number + 60])
     for count in (1, 6, 50):
         drawn = tiles.sample(count)
         assert len(drawn) == min(count, 6)
@@ -140,6 +145,7 @@ def test_memory_does_not_grow_with_the_pairs(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(alike_pairs, "STRIP", 2000)
     monkeypatch.setattr(alike_pairs, "SETTLED", 500)
     monkeypatch.setattr(best_pairs, "PENDING", 1000)
+    monkeypatch.setattr(tiles_module, "KEPT_BYTES", 0)
     peaks, pairs = [], []
     for count in (300, 1200):
         tiles = tiles_of(tmp_path / str(count), clustered(count, 8, 1, topics=3), 100)

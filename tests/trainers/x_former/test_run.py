@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from mllm_align.cli import main
@@ -204,7 +205,12 @@ def test_the_command(parts: tuple[Path, Path], tmp_path: Path, capsys: pytest.Ca
     small = ["--queries", "4", "--width", "32", "--depth", "2", "--heads", "2", "--batch-size", "2", "--steps", "1"]
     shared = ["x-former", str(rows), "--model", str(model), *small, "--cpu", "--output", str(tmp_path / "run")]
     assert main([*shared, "--autoencoder", str(autoencoder)]) == 0
-    assert (tmp_path / "run" / "mixer.safetensors").exists()
+    # What it says of the second stage loads what it wrote.
+    said = capsys.readouterr().out.splitlines()[-1].removeprefix("mixer: ")
+    loaded, _ = load_model(model, device="cpu", mixer=yaml.safe_load(said))
+    written = load_file(tmp_path / "run" / "mixer.safetensors")["mixer.q_former.queries"]
+    torch.testing.assert_close(loaded.base_model.vision_mixer.kind.q_former.queries.data, written, rtol=0, atol=0)
+    assert loaded.base_model.vision_mixer.kind.detail_cells == (4, 4)
     assert main([*shared, "--autoencoder", str(autoencoder)]) == 2
     assert "it is finished" in capsys.readouterr().err
     assert main([*shared[:-1], str(tmp_path / "other"), "--autoencoder", str(model)]) == 2
