@@ -33,6 +33,7 @@ def mixed_tiny(family: str, kind: str, encoder: Path | dict[str, Any], **options
     """A tiny model, its processor (padding on the left) and the mixer that is attached."""
     model, processor = tiny(family)
     processor.tokenizer.padding_side = "left"
+    torch.manual_seed(0)
     spec = encoder if isinstance(encoder, dict) else str(encoder)
     mixed = attach(model, {"kind": kind, **OPTIONS[kind], **options}, [spec], processor)
     return model, processor, mixed

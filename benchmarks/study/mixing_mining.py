@@ -43,7 +43,7 @@ def draw_gallery(folder: Path, num_pairs: int, seed: int) -> dict[str, Scene]:
 
 
 def only_colours(first: Scene, second: Scene) -> bool:
-    """Whether two scenes show the same shapes in the same sizes, wherever they are, and not all in the same colours."""
+    """Whether two scenes show the same shapes in the same sizes, wherever they are, not all in the same colours."""
     sizes, colours = (
         [{item.shape: getattr(item, name) for item in scene.items} for scene in (first, second)]
         for name in ("size", "colour")

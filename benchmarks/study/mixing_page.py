@@ -129,8 +129,8 @@ colour is right one time in six.
 ## Mining
 
 Among {images} pictures ({pairs} pairs of pictures) lie {planted} minimal pairs of each kind: two pictures that differ
-in the colour, the size, the side or the shape of one thing. To be found are all pairs, planted or there by chance, that
-show the same shapes in the same sizes and differ in colours; where things are may differ, too, unless they were
+in the colour, the size, the side or the shape of one thing. To be found are all pairs, planted or there by chance,
+that show the same shapes in the same sizes and differ in colours; where things are may differ, too, unless they were
 planted. Cosines of the blind tower must be above one bound, those of the seeing tower below another; the second was
 chosen on another gallery.
 

@@ -1,4 +1,4 @@
-"""The command line, `mllm-align`: demo, train, eval run, report, recipes, export, data ..., world train-base."""
+"""The command line, `mllm-align`: demo, train, eval run, report, inspect, recipes, export, data ..., world train-base."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mllm_align.cli import (
     counterfactual,
     embed,
     evaluation,
+    inspect,
     ocr,
     regions,
     reject,
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     training.add(commands)
     evaluation.add(commands)
+    inspect.add(commands)
     tower.add(commands)
     x_former.add(commands)
     data = commands.add_parser("data", help="look at data and make it").add_subparsers(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from mllm_align.families import Family, family_of, inner, unwrap
 from mllm_align.signals import AdaptersOff
@@ -182,7 +182,9 @@ class _Encoded(NamedTuple):
 def _encode(family: Family, hf: Any, mixed: MixedVision, image: Mapping[str, Tensor], *, enabled: bool) -> _Encoded:
     parts, handles = Counter[int](), list[Any]()
     before, mixed.enabled = mixed.enabled, enabled
-    with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=_formulas())
+    counter.mod_tracker = _OneModule()  # type: ignore[assignment]
+    with counter:
         for number, encoder in enumerate(mixed.seeing):
             handles += _watch(encoder, number, counter, parts)
         try:
@@ -192,6 +194,18 @@ def _encode(family: Family, hf: Any, mixed: MixedVision, image: Mapping[str, Ten
             for handle in handles:
                 handle.remove()
     return _Encoded(tokens, counter.get_total_flops(), parts)
+
+
+class _OneModule:
+    """In place of torch's module tracker, which asks for gradients of parameters that are read without."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
 
 def _watch(encoder: nn.Module, number: int, counter: FlopCounterMode, parts: Counter[int]) -> list[Any]:
@@ -206,11 +220,15 @@ def _watch(encoder: nn.Module, number: int, counter: FlopCounterMode, parts: Cou
 
 def _formulas() -> dict[Any, Any]:
     """For what torch's own counter leaves out: attention on the CPU, products with 4-bit weights."""
-    found: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
+    found: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
     if "bitsandbytes" in sys.modules:
         quantized = torch.ops.bitsandbytes
         found |= {quantized.gemm_4bit: _four_bit, quantized.gemv_4bit: _four_bit}
     return found
+
+
+def _attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
 
 
 def _four_bit(states: Any, weight: Any, shape: Sequence[int], *rest: Any, out_val: Any = None, **kwargs: Any) -> int:
