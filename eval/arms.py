@@ -16,6 +16,8 @@ from torch import nn
 
 from mllm_align.data.pixels import processor_facts
 from mllm_align.families import unwrap
+from mllm_align.families.base import MIXED
+from mllm_align.models import mixing_without
 from mllm_align.signals import AdaptersOff, NamedAdapter
 
 SAMPLES_PER_TENSOR = 4096
@@ -25,30 +27,43 @@ CODE = 1
 
 @dataclass(frozen=True)
 class Arm:
-    """A name for the tables, and the adapter that makes it: None for the base, all adapters off."""
+    """A name for the tables, and what makes it.
+
+    Attributes:
+        name: For the tables.
+        adapter: The active one; None for the base, all adapters off.
+        off: Further vision encoders of a mixer that are switched off, counted from 0; None for the whole mixer.
+    """
 
     name: str
     adapter: str | None = None
+    off: tuple[int, ...] | None = ()
 
 
 @contextmanager
 def active_arm(model: nn.Module, arm: Arm) -> Iterator[nn.Module]:
-    """Inside, the model answers as `arm`; afterwards its adapters are as before.
+    """Inside, the model answers as `arm`; afterwards its adapters, and its mixer, are as before.
 
     Raises:
-        ValueError: If the adapter is not loaded.
+        ValueError: If the adapter is not loaded, or an encoder to switch off is not there.
     """
-    if arm.adapter is not None:
-        with NamedAdapter(arm.adapter).on(model):
+    with mixing_without(model, arm.off):
+        if arm.adapter is not None:
+            with NamedAdapter(arm.adapter).on(model):
+                yield model
+        elif hasattr(model, "disable_adapter"):
+            with AdaptersOff().on(model):
+                yield model
+        else:
             yield model
-    elif hasattr(model, "disable_adapter"):
-        with AdaptersOff().on(model):
-            yield model
-    else:
-        yield model
 
 
-def fingerprint(model: nn.Module, adapter: str | None = None) -> str:
+def alike(arms: Sequence[Arm]) -> bool:
+    """Whether all arms mix the same vision encoders, so that only adapters can tell their image tokens apart."""
+    return len({arm.off for arm in arms}) <= 1
+
+
+def fingerprint(model: nn.Module, adapter: str | None = None, off: Sequence[int] | None = ()) -> str:
     """A hash by which cached answers are kept apart: another weight, adapter or quantisation is another model.
 
     Of each tensor of the base up to 4,096 evenly spaced entries are read, of the adapter all.
@@ -56,13 +71,14 @@ def fingerprint(model: nn.Module, adapter: str | None = None) -> str:
     Args:
         model: The model, wrapped in adapters or not.
         adapter: The adapter that is active; None for the base alone.
+        off: As in `Arm`; a mixer that is switched off as a whole is not read.
     """
     hf = unwrap(model)
     digest = hashlib.sha256(f"{type(hf).__name__}|{getattr(hf, 'dtype', '')}".encode())
     adapters, added = list(getattr(model, "peft_config", {})), _added_names(hf)
     for name, tensor in [*hf.named_parameters(), *hf.named_buffers()]:
         owner = _owner(name, adapters, added)
-        if owner not in (None, adapter):
+        if owner not in (None, adapter) or (off is None and MIXED in name):
             continue
         flat = tensor.detach().flatten()
         if owner is None and flat.numel() > SAMPLES_PER_TENSOR:
@@ -72,6 +88,8 @@ def fingerprint(model: nn.Module, adapter: str | None = None) -> str:
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode() + raw)
     if adapter is not None:
         digest.update(_scalings(hf, adapter).encode())
+    if off:
+        digest.update(f"without {sorted(off)}".encode())
     return digest.hexdigest()
 
 
@@ -90,7 +108,7 @@ def _owner(parameter: str, adapters: Sequence[str], added: set[str]) -> str | No
     return None
 
 
-def identity_of(model: nn.Module, processor: Any, adapter: str | None = None) -> str:
+def identity_of(model: nn.Module, processor: Any, adapter: str | None = None, off: Sequence[int] | None = ()) -> str:
     """A hash of who answers.
 
     The weights (`fingerprint`), the model's config and how it generates, and how its processor, tokenizer and chat
@@ -107,7 +125,7 @@ def identity_of(model: nn.Module, processor: Any, adapter: str | None = None) ->
         "generation": hf.generation_config.to_dict(),
     }
     text = json.dumps(facts, sort_keys=True, default=str)
-    return hashlib.sha256(f"{fingerprint(model, adapter)}|{text}".encode()).hexdigest()
+    return hashlib.sha256(f"{fingerprint(model, adapter, off)}|{text}".encode()).hexdigest()
 
 
 def _scalings(model: Any, adapter: str) -> str:

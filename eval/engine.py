@@ -75,16 +75,19 @@ class ModelEngine:
         model: The model, wrapped in adapters or not. Its weights must stay as they are while this engine is used.
         processor: Its processor.
         options: How log-probabilities are measured.
+        remember: Whether a picture's tokens may serve calls to come; not where those mix other vision encoders.
     """
 
-    def __init__(self, model: nn.Module, processor: Any, options: EngineOptions | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, processor: Any, options: EngineOptions | None = None, *, remember: bool = True
+    ) -> None:
         self.model, self.processor = model, processor
         self.family = check_model(model, processor)
         self.renderer = ChatRenderer(processor)
         self.options = options or EngineOptions()
         # Where no adapter changes what the tower says, all arms are shown the same image tokens.
         adapted = any(map(holds_adapter, self.family.vision_modules(unwrap(model))))
-        if self.options.feature_cache is None and not adapted:
+        if self.options.feature_cache is None and remember and not adapted:
             self.options = replace(self.options, feature_cache=FeatureCache(RecentTensors()))
         self._latest: tuple[list[tuple[Request, str]], Batch, View] | None = None
         self._collators = {view: self._collator(view) for view in (View("image", "chosen"), View(None, "chosen"))}

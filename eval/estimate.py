@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from mllm_align.data.processes import processes
-from mllm_align_eval.arms import Arm, active_arm, identity_of
+from mllm_align_eval.arms import Arm, active_arm, alike, identity_of
 from mllm_align_eval.asking import AnswerErrors, Asking, Voice, batches_of
 from mllm_align_eval.cache import AnswerCache
 from mllm_align_eval.engine import Engine, ModelEngine
@@ -57,8 +57,8 @@ def say_how_long(
     if sum(len(members) for members in asked.values()) < WORTH_IT * batch_size:
         return
     if engine is None:
-        engine = ModelEngine(model, processor)
-        names = [identity_of(model, processor, arm.adapter) for arm in arms]
+        engine = ModelEngine(model, processor, remember=alike(arms))
+        names = [identity_of(model, processor, arm.adapter, arm.off) for arm in arms]
     else:
         names = [arm.name for arm in arms]
     voices = [Voice(arm.name, name, partial(active_arm, model, arm)) for arm, name in zip(arms, names, strict=True)]

@@ -14,8 +14,8 @@ from accelerate.utils import broadcast_object_list
 from datasets.exceptions import DatasetNotFoundError
 
 from mllm_align.data.processes import processes
-from mllm_align.models import ModelArguments, load_adapter, load_model
-from mllm_align_eval.arms import Arm, fingerprint
+from mllm_align.models import ModelArguments, load_arms
+from mllm_align_eval.arms import Arm, active_arm, fingerprint
 from mllm_align_eval.benchmark import STRICT, Benchmark
 from mllm_align_eval.benchmarks import BENCHMARKS, world_items
 from mllm_align_eval.benchmarks.files import PictureFolder
@@ -101,6 +101,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     suite: str = "",
     check_letters: bool = False,
+    without: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Asks a base and its adapters the same questions on one load, and writes results and report.
 
@@ -121,11 +122,14 @@ def evaluate(
         max_new_tokens: Of a generated answer; by default each benchmark's own limit.
         suite: What part of their benchmarks the questions are (`suites.suite_label`), for the run card.
         check_letters: Ask multiple choice in two other ways, too (`letters`): three times the log-probabilities.
+        without: Further vision encoders of a mixer that are switched off, counted from 1. An arm that was not trained
+            with the mixer answers without all of it.
 
     Raises:
         FileExistsError: If there are results and `overwrite` is False.
         ValueError: If an arm is called "base", an adapter does not fit, there is a judge and nothing to judge, a
-            benchmark cannot be put to a model that writes, or `max_new_tokens` is less than 1.
+            benchmark cannot be put to a model that writes, `max_new_tokens` is less than 1, or there is no encoder
+            to switch off.
         AnswerErrors: If pictures cannot be read or the model fails; everything else is asked and kept first, and no
             results are written: those of fewer questions would compare with no other run.
     """
@@ -135,10 +139,11 @@ def evaluate(
     if max_new_tokens is not None:
         benchmarks = {name: replace(found, max_new_tokens=max_new_tokens) for name, found in benchmarks.items()}
     lengths = {name: found.max_new_tokens for name, found in benchmarks.items()}
-    model, processor = load_model(arguments)
-    for name, adapter in adapters.items():
-        model = load_adapter(model, adapter, name=name)
-    arms = [Arm(BASE), *(Arm(name, name) for name in adapters)]
+    model, processor, mixed = load_arms(arguments, adapters)
+    arms = _arms(mixed, without)
+    for arm in arms:
+        with active_arm(model, arm):
+            pass  # an encoder that is not there is said before anything is asked
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "parser": parser,
@@ -159,7 +164,7 @@ def evaluate(
             seconds=time.perf_counter() - started,
             benchmarks=benchmarks,
             parser=parser,
-            model=_model_card(arguments, adapters, model, arms, batch_size),
+            model=_model_card(arguments, adapters, model, arms, batch_size, without),
         )
         if suite:
             results["suite"] = suite
@@ -194,6 +199,12 @@ def _refuse(
         raise ValueError("--letter-checks: no question of this run has options by letter")
 
 
+def _arms(mixed: Mapping[str | None, bool], without: Sequence[int]) -> list[Arm]:
+    """The base and each adapter; one whose mixer it is not answers without it."""
+    off = tuple(number - 1 for number in without)
+    return [Arm(name or BASE, name, off if own else None) for name, own in mixed.items()]
+
+
 def _comparisons(adapters: Mapping[str, str]) -> list[tuple[str, str]]:
     """Each adapter with the base, and with the one that is called control, where one is."""
     others = [name for name in adapters if name != CONTROL]
@@ -201,7 +212,12 @@ def _comparisons(adapters: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _model_card(
-    arguments: ModelArguments, adapters: Mapping[str, str], model: Any, arms: Sequence[Arm], batch_size: int
+    arguments: ModelArguments,
+    adapters: Mapping[str, str],
+    model: Any,
+    arms: Sequence[Arm],
+    batch_size: int,
+    without: Sequence[int],
 ) -> dict[str, Any]:
     """What was asked: names, quantisation, and a hash of each arm's weights."""
     return {
@@ -209,8 +225,8 @@ def _model_card(
         "adapters": dict(adapters),
         "load_in_4bit": arguments.load_in_4bit,
         "batch_size": batch_size,
-        "sha256": {arm.name: fingerprint(model, arm.adapter)[:16] for arm in arms},
-    }
+        "sha256": {arm.name: fingerprint(model, arm.adapter, arm.off)[:16] for arm in arms},
+    } | ({"without_encoders": list(without)} if without else {})
 
 
 def _benchmarks(items: Sequence[Item], judge: Judge | None) -> dict[str, Benchmark]:

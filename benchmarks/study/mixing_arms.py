@@ -10,10 +10,10 @@ Spec = dict[str, Any]
 CONTROL = "no_mixer"
 SEEING, BLIND = "seeing", "blind"
 SEEDS = (0, 1, 2)
-LEARNING_RATES = (4e-3, 1e-3)
-STEPS, BATCH, NUM_ROWS = 150, 32, 4800
+LEARNING_RATES = (2e-3, 1e-3)
+STEPS, BATCH, NUM_ROWS = 300, 32, 9600
 # Of the steps of a mixer that changes the model from the start: those in which only it and the projector train.
-STAGE_1 = 0.4
+STAGE_1 = 0.25
 
 # The options of each kind at this size: one patch of the further tower lies in each cell.
 MIXERS: Mapping[str, Spec] = {
@@ -53,11 +53,11 @@ ARMS: Mapping[str, Arm] = {
     "gated_blind": Arm("gated", BLIND),
     "concat": Arm("concat"),
     "interleave": Arm("interleave"),
-    "interleave_blind": Arm("interleave", BLIND),
     "additive": Arm("additive"),
     "window": Arm("window"),
     "sva": Arm("sva"),
     "x_former": Arm("x_former"),
+    "interleave_blind": Arm("interleave", BLIND),
 }
 
 

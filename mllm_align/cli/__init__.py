@@ -1,4 +1,5 @@
-"""The command line, `mllm-align`: demo, train, eval run, report, inspect, recipes, export, data ..., world train-base."""
+"""The command line, `mllm-align`: demo, train, eval run, report, inspect, recipes, export, data ..., tower ...,
+world train-base."""
 
 from __future__ import annotations
 

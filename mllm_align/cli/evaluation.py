@@ -58,6 +58,8 @@ def _add_eval(commands: Any) -> None:
         help="ask multiple choice with its options in the opposite order and by their wording, too (three times the "
         "log-probabilities)",
     )
+    text = "a further vision encoder of a mixer to switch off, from 1 (as `inspect` numbers them)"
+    run.add_argument("--without", type=int, action="append", default=[], metavar="ENCODER", help=text)
     add_judge_options(run, "judge.jsonl in the output")
     run.add_argument("--output", required=True, help="folder for results.json, the report and the answers")
     run.add_argument("--overwrite", action="store_true", help="replace results in that folder; answers are reused")
@@ -97,6 +99,7 @@ def _eval_run(arguments: argparse.Namespace) -> None:
         "overwrite": arguments.overwrite,
         "suite": suite_label(arguments.suite, arguments.limit),
         "check_letters": arguments.letter_checks,
+        "without": arguments.without,
         "title": f"{', '.join(dict.fromkeys(arguments.benchmark))} with {arguments.model}",
     }
     try:

@@ -22,7 +22,9 @@ def add(commands: Any) -> None:
         "--data", required=True, metavar="ROWS", help="a file, a folder, a dataset on the Hub, or world:pairs"
     )
     add_source(inspect)
-    inspect.add_argument("--num-rows", type=int, default=200, metavar="N", help="the first rows (default: %(default)s)")
+    inspect.add_argument(
+        "--num-rows", type=int, default=200, metavar="N", help="the first rows (default: %(default)s)"
+    )
     inspect.add_argument("--encoders", nargs="+", metavar="FOLDER", help="where the further encoders are, if moved")
     inspect.add_argument("--load-in-4bit", action="store_true", help="NF4 with double quantisation")
     inspect.add_argument("--batch-size", type=int, default=8, help="rows at a time (default: %(default)s)")

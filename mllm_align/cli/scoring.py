@@ -1,4 +1,4 @@
-"""Commands about answers that any model gave, and benchmarks of your own: eval questions, score, poll, pairs."""
+"""Commands about answers that any model gave, and your own benchmarks: eval questions, score, poll, pairs, tasks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DATA_HELP = (
 
 
 def add(evaluation: Any) -> None:
-    """Adds `eval questions`, `eval score`, `eval poll` and `eval pairs`."""
+    """Adds `eval questions`, `eval score`, `eval poll`, `eval pairs` and `eval tasks`."""
     text = "print a benchmark's questions as JSON lines, for any model: id, split, image, prompt"
     questions = add_command(evaluation, "questions", _questions, text)
     score = add_command(evaluation, "score", _score, "score answers that any model gave; none is loaded")
@@ -61,6 +61,13 @@ def add(evaluation: Any) -> None:
     pairs.add_argument("--output", required=True, help="folder; questions and pictures go to mmvp/ in it")
     pairs.add_argument("--split")
     pairs.add_argument("--seed", type=int, default=0)
+    text = "write closed questions as tasks of lmms-eval, for its --include_path"
+    tasks = add_command(evaluation, "tasks", _tasks, text)
+    tasks.add_argument("benchmark", metavar="BENCH", help=f"world, {NAMES}")
+    tasks.add_argument("--output", required=True, help="folder for the tasks; missing or empty")
+    tasks.add_argument("--data", help=DATA_HELP)
+    tasks.add_argument("--num-scenes", type=int, default=300, help="of the rendered world (default: %(default)s)")
+    tasks.add_argument("--seed", type=int, default=0, help="of the rendered world")
 
 
 def _poll(arguments: argparse.Namespace) -> None:
@@ -83,6 +90,21 @@ def _pairs(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.output) / "mmvp"
     count = write_mined_pairs(load_rows(arguments.rows, arguments.split), folder, seed=arguments.seed)
     print(f"wrote {count} pairs to {folder}; evaluate them with --data {folder.parent} --images {folder / 'images'}")
+
+
+def _tasks(arguments: argparse.Namespace) -> None:
+    from mllm_align_eval.benchmarks.world import world_items
+    from mllm_align_eval.lmms_bridge.tasks import write_tasks
+    from mllm_align_eval.run import benchmark_items
+
+    if arguments.benchmark == "world":
+        count = arguments.num_scenes
+        items = world_items(count, count, count, seed=arguments.seed)
+    else:
+        items = benchmark_items(known(arguments.benchmark), arguments.data)
+    group, *names = write_tasks(items, arguments.output)
+    print("\n".join(names))
+    print(f"next: python -m lmms_eval --include_path {shlex.quote(arguments.output)} --tasks {group} --model ...")
 
 
 def _questions(arguments: argparse.Namespace) -> None:

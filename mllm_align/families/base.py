@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from mllm_align.families.grids import Grid, grid
 from mllm_align.families.seam import Seam
@@ -26,8 +27,8 @@ class EncodedImages:
 
     Attributes:
         tokens: Per image (T_i, d), the LLM-ready tokens.
-        deepstack: Per image, for each of the decoder's first layers, (T_i, d) that is added there; empty for families
-            without it.
+        deepstack: Per image, for each of the decoder's first layers, (T_i, d) that is added there; then, where a mixer
+            has layers in the decoder, (T_i, its own width) that these read. Empty where there is neither.
     """
 
     tokens: tuple[Tensor, ...]
@@ -109,7 +110,10 @@ class Family(Seam):
             for key, value in joined.items()
         }
         output = inner(model).get_image_features(**joined, return_dict=True)
-        layers = getattr(output, "deepstack_features", None) or ()
+        layers = [
+            self.split_tokens(BaseModelOutputWithPooling(pooler_output=layer), images)
+            for layer in getattr(output, "deepstack_features", None) or ()
+        ]
         return EncodedImages(tuple(self.split_tokens(output, images)), tuple(zip(*layers, strict=True)))
 
     def split_tokens(self, output: BaseModelOutputWithPooling, images: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
@@ -117,9 +121,24 @@ class Family(Seam):
         return list(image_entries(output))
 
     def mm_outputs(self, encoded: EncodedImages, order: Sequence[int]) -> dict[str, BaseModelOutputWithPooling]:
-        """What `forward` and `generate` take as `mm_encoder_outputs`, for placeholders that appear in `order`."""
-        tokens: Any = [encoded.tokens[index] for index in order]
-        return {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
+        """What `forward` and `generate` take as `mm_encoder_outputs`, for placeholders that appear in `order`.
+
+        With deepstack, for each of its layers what belongs to each placeholder.
+        """
+        tokens: Any = self.joined_tokens([encoded.tokens[index] for index in order])
+        if not encoded.deepstack:
+            return {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
+        layers = zip(*(encoded.deepstack[index] for index in order), strict=True)
+        deepstack: Any = [self.joined_tokens(layer) for layer in layers]
+        return {"image": BaseModelOutputWithDeepstackFeatures(pooler_output=tokens, deepstack_features=deepstack)}
+
+    def joined_tokens(self, images: Sequence[Tensor]) -> Any:
+        """Tensors (T_i, d) of images as the model's own `pooler_output` holds them: here one entry per image."""
+        return list(images)
+
+    def num_deepstack(self, config: Any) -> int:
+        """How many of the decoder's layers are given deepstack features by the model itself."""
+        return 0
 
     def token_grids(
         self, image: Mapping[str, Tensor], size: tuple[int, int], image_processor: Any, config: Any

@@ -39,9 +39,16 @@ class PaliGemma(Tiled):
         """As everywhere; Gemma2's mask for each kind of layer goes past the outer forward, which takes but one."""
         if not isinstance(attention_mask, dict):
             return super().hidden_states(model, attention_mask=attention_mask, **inputs)
-        outer, config = inner(model), inner(model).config
+        outer = inner(model)
+        if hasattr(outer, "reading"):  # a mixer has layers in the language model
+            with outer.reading(inputs) as taken:
+                return self._past_outer(outer, attention_mask, taken)
+        return self._past_outer(outer, attention_mask, inputs)
+
+    @staticmethod
+    def _past_outer(outer: Any, attention_mask: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tensor:
         ids = inputs["input_ids"]
-        is_image = ids == config.image_token_id
+        is_image = ids == outer.config.image_token_id
         # The image token may lie behind the end of the vocabulary.
         embeds = outer.get_input_embeddings()(ids.masked_fill(is_image, 0))
         if "mm_encoder_outputs" in inputs:

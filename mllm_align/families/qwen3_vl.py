@@ -6,15 +6,11 @@ does 4-bit loading, which then saves much less memory than it does elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-from mllm_align.families.base import EncodedImages
 from mllm_align.families.qwen2_vl import ROPE, QwenVL
 
 
@@ -24,11 +20,9 @@ class Qwen3VL(QwenVL):
 
     deepstack_mergers: str = "model.visual.deepstack_merger_list"
 
-    def mm_outputs(self, encoded: EncodedImages, order: Sequence[int]) -> dict[str, BaseModelOutputWithPooling]:
-        """Tokens per placeholder, and for each decoder layer its features per placeholder."""
-        tokens: Any = [encoded.tokens[index] for index in order]
-        layers: Any = [list(layer) for layer in zip(*(encoded.deepstack[index] for index in order), strict=True)]
-        return {"image": BaseModelOutputWithDeepstackFeatures(pooler_output=tokens, deepstack_features=layers)}
+    def num_deepstack(self, config: Any) -> int:
+        """As many as the tower hands over."""
+        return len(config.vision_config.deepstack_visual_indexes)
 
     def projectors(self, model: nn.Module) -> list[str]:
         """The merger of the tower's output and those of its inner layers."""

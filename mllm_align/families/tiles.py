@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from mllm_align.families.base import EncodedImages, Family, image_entries
+from mllm_align.families.base import Family, image_entries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +22,7 @@ class Tiled(Family):
         entries = [len(image["pixel_values"]) for image in images]
         return [tokens.flatten(0, 1) for tokens in image_entries(output).split(entries)]
 
-    def mm_outputs(self, encoded: EncodedImages, order: Sequence[int]) -> dict[str, BaseModelOutputWithPooling]:
+    def joined_tokens(self, images: Sequence[Tensor]) -> Tensor:
         """One tensor of equally long entries, none of which holds tokens of two images, as beams must copy images."""
-        tokens = [encoded.tokens[index] for index in order]
-        length = math.gcd(*(len(image) for image in tokens))
-        entries: Any = torch.cat(tokens).unflatten(0, (-1, length))
-        return {"image": BaseModelOutputWithPooling(pooler_output=entries)}
+        length = math.gcd(*(len(image) for image in images))
+        return torch.cat(list(images)).unflatten(0, (-1, length))

@@ -13,7 +13,7 @@ from torch import nn
 from mllm_align.families import family_of, inner, unwrap
 from mllm_align.models.arguments import ModelArguments
 from mllm_align.models.identity import check_base
-from mllm_align.models.mixing import encoder_targets, trained_with_adapter
+from mllm_align.models.mixing import encoder_targets, find_mixer, trained_with_adapter
 from mllm_align.vision.mixed_vision import mixed_of
 
 
@@ -75,7 +75,8 @@ def load_adapter(
         The PEFT model, in evaluation mode.
 
     Raises:
-        ValueError: If there is no adapter there, or it was trained on another base model.
+        ValueError: If there is no adapter there, it was trained on another base model, or with a mixer that the model
+            does not have.
     """
     folder = os.fspath(adapter)
     try:
@@ -83,6 +84,12 @@ def load_adapter(
     except (OSError, ValueError) as error:
         raise ValueError(f"no adapter in {folder!r}: adapter_config.json could not be read") from error
     check_base(model, folder, config.base_model_name_or_path)
+    # PEFT says nothing of weights for which the model has no place.
+    if mixed_of(inner(unwrap(model))) is None and find_mixer(folder) is not None:
+        raise ValueError(
+            f"the adapter in {folder!r} was trained with a mixer, which this model does not have: "
+            "load_model(base, adapter) attaches it first"
+        )
     try:
         if isinstance(model, PeftModel):
             model.load_adapter(folder, name, is_trainable=trainable)

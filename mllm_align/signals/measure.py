@@ -17,7 +17,7 @@ from mllm_align.signals.masks import in_dtype
 from mllm_align.signals.options import DEFAULTS, EngineOptions
 from mllm_align.signals.phrases import phrase_features
 from mllm_align.signals.plan import Group, mask_dtype, plan_groups
-from mllm_align.signals.reference import Reference
+from mllm_align.signals.reference import FrozenCopy, Reference
 from mllm_align.signals.scoring import assemble, encode, score_group, score_kept
 from mllm_align.signals.vision import frozen_tower_once, reads_the_same_tokens
 
@@ -55,8 +55,8 @@ def measure(
     family = family_of(hf)
     groups = plan_groups(family, hf, batch, options, reference=live is not None, features=features, scored=scored)
     other = None
-    with frozen_tower_once(family, hf) as again:
-        encoded = encode(family, hf, batch, options.feature_cache)
+    with frozen_tower_once(family, hf, encoders=options.encoder_cache is None) as again:
+        encoded = encode(family, hf, batch, options.feature_cache, options.encoder_cache)
         if live is not None:
             # The reference first: what it needs for a moment does not come on top of what the policy keeps.
             again()
@@ -93,7 +93,9 @@ def measure_reference(
     wanted = [replace(group, pools=()) for group in groups if group.referenced and len(group.scored_branch)]
     with torch.no_grad(), reference.on(model) as other:
         hf = match_attention(family, hf, unwrap(other))
-        encoded = encoded if share else encode(family, hf, batch, at_once=at_once)
+        # A copy may have other encoders than the policy, whose features are kept.
+        known = None if isinstance(reference, FrozenCopy) else options.encoder_cache
+        encoded = encoded if share else encode(family, hf, batch, encoders=known, at_once=at_once)
         # A copy may be in another precision than the policy, in whose own the masks were made.
         dtype = mask_dtype(hf)
         measured = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mllm_align.signals.encoder_cache import EncoderCache
 from mllm_align.signals.feature_cache import FeatureCache
 
 
@@ -20,6 +21,8 @@ class EngineOptions:
         recompute_without_image: Keep no activations of sequences without an image; they are run again in the backward
             pass, which costs little where they are the short ones.
         feature_cache: Where image tokens of a frozen vision side are kept; None to compute them each time.
+        encoder_cache: Where features of a mixer's frozen encoders are kept; None to compute them each time. Image
+            tokens that are kept need none.
     """
 
     packing: str = "auto"
@@ -29,6 +32,7 @@ class EngineOptions:
     max_images_per_forward: int = 16
     recompute_without_image: bool = False
     feature_cache: FeatureCache | None = None
+    encoder_cache: EncoderCache | None = None
 
 
 DEFAULTS = EngineOptions()

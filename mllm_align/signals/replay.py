@@ -9,7 +9,7 @@ group, whatever the batch, for one more forward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ class Replay:
         self.parts = parts_of(len(batch.images), options.max_images_per_forward)
         self.random: dict[Any, _Random] = {}
         self.reference: Signals | None = None
-        with torch.no_grad(), frozen_tower_once(self.family, self.hf) as again:
+        with torch.no_grad(), self._once() as again:
             encoded = self._encode_parts()
             if live is not None:
                 again()
@@ -127,7 +127,7 @@ class Replay:
 
     def _images_again(self, number: int, part: range) -> Tensor:
         with self.random["images", number].again():
-            encoded = encode(self.family, self.hf, images_alone(self.batch, part), self.options.feature_cache)
+            encoded = self._encode(images_alone(self.batch, part))
         return _towards(encoded.tensors, self._tensors_of(part))
 
     def _tensors_of(self, part: range) -> tuple[Tensor, ...]:
@@ -140,8 +140,14 @@ class Replay:
         for number, part in enumerate(self.parts):
             self.random["images", number] = _Random(self.hf.device)
             images = images_alone(self.batch, part)
-            encoded.append(encode(self.family, self.hf, images, self.options.feature_cache))
+            encoded.append(self._encode(images))
         return joined_images(encoded)
+
+    def _encode(self, images: Batch) -> EncodedImages:
+        return encode(self.family, self.hf, images, self.options.feature_cache, self.options.encoder_cache)
+
+    def _once(self) -> AbstractContextManager[Callable[[], None]]:
+        return frozen_tower_once(self.family, self.hf, encoders=self.options.encoder_cache is None)
 
     def _score(self, number: int, encoded: EncodedImages) -> Measured:
         self.random["group", number] = _Random(self.hf.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mllm_align.contract import Batch, Ragged, Signals
 from mllm_align.families import EncodedImages, Family
+from mllm_align.signals.encoder_cache import EncoderCache
 from mllm_align.signals.feature_cache import FeatureCache
 from mllm_align.signals.features import PHRASES
 from mllm_align.signals.logps import sum_by, token_logps
@@ -38,15 +40,23 @@ class Measured(NamedTuple):
 
 
 def encode(
-    family: Family, model: Any, batch: Batch, cache: FeatureCache | None = None, at_once: int | None = None
+    family: Family,
+    model: Any,
+    batch: Batch,
+    cache: FeatureCache | None = None,
+    encoders: EncoderCache | None = None,
+    at_once: int | None = None,
 ) -> EncodedImages:
-    """The LLM-ready tokens of a batch's distinct images, as far as possible from a cache, `at_once` at a time."""
+    """The LLM-ready tokens of a batch's distinct images, as far as possible from caches, `at_once` at a time."""
     if not batch.images:
         return EncodedImages(())
     if at_once is not None:
         parts = parts_of(len(batch.images), at_once)
-        return joined_images([encode(family, model, images_alone(batch, part), cache) for part in parts])
-    return cache.encode(family, model, batch) if cache is not None else family.encode_images(model, batch.images)
+        return joined_images([encode(family, model, images_alone(batch, part), cache, encoders) for part in parts])
+    if cache is not None:
+        return cache.encode(family, model, batch)
+    with nullcontext() if encoders is None else encoders.known(family, model, batch):
+        return family.encode_images(model, batch.images)
 
 
 def parts_of(count: int, size: int) -> list[range]:

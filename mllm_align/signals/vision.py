@@ -76,10 +76,13 @@ def _equal_weights(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 @contextmanager
-def frozen_tower_once(family: Family, model: nn.Module) -> Iterator[Callable[[], None]]:
+def frozen_tower_once(
+    family: Family, model: nn.Module, *, encoders: bool = True
+) -> Iterator[Callable[[], None]]:
     """Inside, a frozen tower runs once, without a graph; after `again()` its outputs are handed out in the same order.
 
-    So does each further encoder of a mixer that is frozen.
+    So does each further encoder of a mixer that is frozen, unless `encoders` says that their features are kept
+    elsewhere.
 
     Where the projector trains, policy and reference need image tokens of their own, but the tower before it is the
     same for both. A tower that holds the projector (Qwen), or that trains, runs each time.
@@ -88,7 +91,7 @@ def frozen_tower_once(family: Family, model: nn.Module) -> Iterator[Callable[[],
         `again`, to be called before the same images are encoded once more.
     """
     mixed = mixed_of(inner(model))
-    modules = [family.module(model, family.tower), *(mixed.seeing if mixed is not None else [])]
+    modules = [family.module(model, family.tower), *(mixed.seeing if mixed is not None and encoders else [])]
     with ExitStack() as stack:
         kept = [stack.enter_context(_once(module)) for module in modules if not is_trained(module)]
 

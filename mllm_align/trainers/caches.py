@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,24 @@ from torch import nn
 
 from mllm_align.contract import Objective
 from mllm_align.data.tensor_files import TensorFiles
-from mllm_align.models.fingerprint import Fingerprint, base_fingerprint, reference_fingerprint
+from mllm_align.families import family_of, inner, unwrap
+from mllm_align.models.fingerprint import Fingerprint, base_fingerprint, reference_fingerprint, weights_digest
 from mllm_align.signals import Reference
 from mllm_align.signals.cached_reference import CachedReference
+from mllm_align.signals.encoder_cache import EncoderCache
 from mllm_align.signals.feature_cache import FeatureCache, check_frozen_vision
 from mllm_align.signals.store import LogpStore
+from mllm_align.signals.vision import is_trained
 from mllm_align.trainers.config import AlignConfig
 from mllm_align.trainers.data import named_datasets
+from mllm_align.vision.encoders import encoder_facts
+from mllm_align.vision.mixed_vision import mixed_of
 
 logger = logging.getLogger(__name__)
 
 REFERENCE = "Log-probabilities of responses under one reference model. Safe to delete: they are computed again."
 TEACHERS = "What one teacher makes of images and the objects on them. Safe to delete: it is made again."
+ENCODERS = "What one vision encoder sees of images, one file each per view. Safe to delete: it is made again."
 FEATURES = "Image tokens as one model's vision side makes them, one file each. Safe to delete: they are made again."
 
 
@@ -49,6 +56,34 @@ def feature_cache(args: AlignConfig, policy: nn.Module) -> FeatureCache | None:
     return FeatureCache(
         _files(args, "features", FEATURES, base_fingerprint(policy, precision(args), vision_only=True))
     )
+
+
+def encoder_cache(args: AlignConfig, policy: nn.Module) -> EncoderCache | None:
+    """The cache of what frozen further encoders see, where one is asked for.
+
+    Raises:
+        ValueError: If there is no mixer, or none of its encoders is frozen.
+    """
+    if not args.cache_encoder_features:
+        return None
+    hf: Any = unwrap(policy)
+    mixed = mixed_of(inner(hf))
+    frozen = {} if mixed is None else {n: each for n, each in enumerate(mixed.seeing) if not is_trained(each)}
+    if mixed is None or not frozen:
+        what = "the model has no mixer" if mixed is None else "every further encoder trains"
+        raise ValueError(
+            f"cache_encoder_features keeps what frozen further encoders of a mixer see, but {what}: leave it out"
+        )
+    # Pixels reach an encoder in the dtype of the tower, and without the statistics of its own.
+    pixels = {"pixels": str(family_of(hf).module(hf, family_of(hf).tower).dtype), **mixed.statistics._asdict()}
+    return EncoderCache(
+        {number: _files(args, "encoders", ENCODERS, _of_encoder(each, pixels)) for number, each in frozen.items()}
+    )
+
+
+def _of_encoder(encoder: Any, facts: dict[str, Any]) -> Fingerprint:
+    told = encoder_facts(encoder) | {"dtype": str(encoder.dtype), "weights": weights_digest(encoder.state_dict().items())}
+    return Fingerprint({**facts, **told, "transformers": version("transformers")}, encoder.spec.model)
 
 
 def teacher_files(args: AlignConfig, fingerprint: Fingerprint) -> TensorFiles:

@@ -50,6 +50,7 @@ class CardFacts:
         recipe: The recipe as text.
         decisions: What was changed to fit a memory budget, one sentence each.
         shares: What was taken of each named source, one line each.
+        mixer: Kind, encoders and tokens of a mixer, in words, or None.
     """
 
     base_model: str
@@ -64,6 +65,7 @@ class CardFacts:
     recipe: str | None = None
     decisions: Sequence[str] = ()
     shares: Sequence[str] = ()
+    mixer: str | None = None
 
 
 def describe_objective(objective: Any) -> list[str]:
@@ -120,6 +122,8 @@ def _training(facts: CardFacts) -> str:
         lines.append(f"The base was loaded in {facts.quantization}.\n")
     if facts.adapter is not None:
         lines.append(f"Adapter: {_adapter(facts.adapter)}\n")
+    if facts.mixer:
+        lines.append(f"Mixer: {facts.mixer}\n")
     lines.append("## Objective\n")
     for line in describe_objective(facts.objective):
         indent = len(line) - len(line.lstrip())

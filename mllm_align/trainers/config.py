@@ -61,6 +61,8 @@ class AlignConfig(TrainingArguments):
         precompute_teachers: Run the teachers of an objective over the data once, before training, and keep what they
             say on disk; else they stay in memory and run as rows are collated, in the process that trains.
         cache_image_features: Keep on disk what the frozen vision tower makes of each image.
+        cache_encoder_features: Keep on disk what the frozen further encoders of a mixer see of each image; tower,
+            projector and mixer may train.
         cache_pixels: Keep on disk what the processor makes of each image.
         cache_dir: Where all of that is kept; None for `~/.cache/mllm_align`, or `$MLLM_ALIGN_CACHE`.
         memory_budget: Gigabytes of device memory that the run may take: switches that save memory are turned on
@@ -131,6 +133,7 @@ class AlignConfig(TrainingArguments):
     precompute_ref_batch_size: int | None = field(default=None, metadata={"help": "Rows scored at one time then."})
     precompute_teachers: bool = field(default=True, metadata={"help": "Run teachers once, before training."})
     cache_image_features: bool = field(default=False, metadata={"help": "Keep the frozen tower's output on disk."})
+    cache_encoder_features: bool = field(default=False, metadata={"help": "Keep further encoders' output on disk."})
     cache_pixels: bool = field(default=False, metadata={"help": "Keep processed images on disk."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where caches are kept."})
     memory_budget: float | None = field(default=None, metadata={"help": "Gigabytes the run may take."})

@@ -16,6 +16,8 @@ from mllm_align.trainers.config import AlignConfig
 logger = logging.getLogger(__name__)
 
 MATCHED = View("contrast_image", "rejected")
+# Settings that keep something of every image.
+KEPT_PER_IMAGE = ("cache_pixels", "cache_image_features", "cache_encoder_features")
 
 
 def settle_draws(args: AlignConfig, objective: Objective, train: Any, evaluation: Any) -> tuple[Any, Any]:
@@ -64,7 +66,7 @@ def _warn_of_matching(objective: Objective, source: str, draws: Draws) -> None:
 
 
 def _with_mosaics(args: AlignConfig, objective: Objective, train: Any, seed: int) -> Any:
-    kept = [name for name in ("cache_pixels", "cache_image_features") if getattr(args, name)]
+    kept = [name for name in KEPT_PER_IMAGE if getattr(args, name)]
     if args.precompute_teachers and any(feature.source == "teacher" for feature in objective.needs.features):
         kept.append("precompute_teachers")
 
@@ -93,7 +95,7 @@ def _reasons_for_once(args: AlignConfig, objective: Objective, draws: Draws) -> 
     taught = [feature for feature in objective.needs.features if feature.source == "teacher"]
     if args.precompute_teachers and any(feature.column == "contrast_image" for feature in taught):
         reasons.append("precompute_teachers shows them to a teacher before training")
-    for name in ("cache_pixels", "cache_image_features"):
+    for name in KEPT_PER_IMAGE:
         if getattr(args, name):
             reasons.append(f"{name} would keep all of them, and grow with every epoch")
     if args.max_tokens_per_batch is not None and not draws.corruption.keeps_size:

@@ -18,6 +18,7 @@ from mllm_align.signals.limits import layer_windows
 from mllm_align.trainers.activations import FLOAT, PLAIN, Precision, Stack, linears_of, stack_of
 from mllm_align.trainers.config import AlignConfig
 from mllm_align.trainers.heads import trained_parameters
+from mllm_align.trainers.mixer_memory import MixedBytes, mixed_bytes
 from mllm_align.trainers.workload import GroupShape, ImageShape, Workload, sample_workload
 
 GIB = 2**30
@@ -97,7 +98,8 @@ class Run:
         moments: Bytes of the optimiser's state.
         language: The decoder's layers.
         tower: The vision encoder's layers.
-        projector: Bytes that a trained projector keeps per image token.
+        mixed: Of a mixer and its encoders.
+        projector: Bytes that a projector with a gradient keeps per image token.
         vocabulary: Numbers per token that the head gives out.
         cos_and_sin: Bytes of the position rotation per token.
         windows: Of each kind of layer, how many tokens back one sees; None for all.
@@ -114,7 +116,8 @@ class Run:
     moments: int
     language: Stack
     tower: Stack
-    projector: int
+    mixed: MixedBytes
+    projector: float
     vocabulary: int
     cos_and_sin: int
     windows: tuple[int | None, ...]
@@ -164,9 +167,10 @@ class Run:
             "sequences without an image again": 0 if switches.cache_gradients else max(again_whole, default=0),
             "a layer in the backward pass": self.language.backward_work(largest.tokens)
             + (again if switches.activation_checkpointing and self.language.trains else 0),
-            # These two come before anything is kept.
+            # These come before anything is kept.
             "a layer without a graph": max(0, self.language.forward_work(largest.tokens) - kept_now),
             "the vision tower at work": max(0, self.tower.forward_work(_tower_tokens(seen)) - kept_now),
+            "further encoders at work": max(0, self.mixed.at_work(_tower_tokens(seen)) - kept_now),
         }
         if self.on_cuda:
             moving = kept_now + max(passing.values())
@@ -207,7 +211,8 @@ class Run:
 
     def _vision(self, images: Sequence[ImageShape], checkpointing: bool) -> int:
         tokens, keys = _tower_tokens(images), max((image.tower for image in images), default=0)
-        kept = sum(image.llm for image in images) * self.projector
+        kept = round(sum(image.llm for image in images) * self.projector)
+        kept += self.mixed.activations(tokens, checkpointing)
         if not self.tower.trains:
             return kept
         if checkpointing:
@@ -243,7 +248,11 @@ def run_of(
     text, vision = hf.config.get_text_config(), hf.config.vision_config
     precision = Precision(_float_bytes(hf, hf.get_input_embeddings()), autocast)
     trained = [p for p in model.parameters() if p.requires_grad] + trained_parameters(objective)
-    vision_trains = _trains(family, hf, family.tower) or _trains(family, hf, family.projector)
+    tower_trains, projector_trains = _trains(family, hf, family.tower), _trains(family, hf, family.projector)
+    vision_trains = tower_trains or projector_trains
+    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    mixed = mixed_bytes(hf, half, tower_trains=tower_trains, projector_trains=projector_trains)
+    embeddings_train = any(p.requires_grad for p in hf.get_input_embeddings().parameters())
     options = EngineOptions(packing=args.packing)
     frozen = reference.model if isinstance(reference, FrozenCopy) else None
     backend = text._attn_implementation or "sdpa"
@@ -259,7 +268,7 @@ def run_of(
             precision,
             heads=text.num_attention_heads,
             attention=backend,
-            input_trains=vision_trains or any(p.requires_grad for p in hf.get_input_embeddings().parameters()),
+            input_trains=vision_trains or mixed.trains or embeddings_train,
         ),
         tower=stack_of(
             family.module(hf, family.tower),
@@ -268,7 +277,8 @@ def run_of(
             attention=tower_backend,
             input_trains=False,
         ),
-        projector=_projector_bytes(family, hf, precision) if vision_trains else 0,
+        mixed=mixed,
+        projector=_projector_bytes(family, hf, precision, vision_trains, mixed),
         vocabulary=text.vocab_size,
         cos_and_sin=2 * precision.stream * _head_size(text),
         windows=tuple(layer_windows(hf).values()),
@@ -314,9 +324,17 @@ def _trains(family: Family, hf: Any, path: str) -> bool:
     return any(p.requires_grad for p in family.module(hf, path).parameters())
 
 
-def _projector_bytes(family: Family, hf: Any, precision: Precision) -> int:
-    """A projector's linear layers keep what they read, its activation what enters it."""
-    return sum(linear.inputs * 2 for linear in linears_of(family.module(hf, family.projector))) * precision.compute
+def _projector_bytes(family: Family, hf: Any, precision: Precision, vision_trains: bool, mixed: MixedBytes) -> float:
+    """A projector's linear layers keep what they read, its activation what enters it.
+
+    Where a gradient only passes through on its way to a mixer, that is the activation alone.
+    """
+    if not vision_trains and not mixed.before_projector:
+        return 0
+    inputs = [linear.inputs for linear in linears_of(family.module(hf, family.projector))]
+    kept = 2 * sum(inputs) if vision_trains else sum(inputs[1:])
+    # Its rows are tokens without those that a mixer adds.
+    return kept * precision.compute / mixed.more_tokens
 
 
 def _head_size(text: Any) -> int:

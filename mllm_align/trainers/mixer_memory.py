@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 
 from mllm_align.families import Family, family_of, inner
 from mllm_align.trainers.activations import PLAIN, Precision, Stack, stack_of
@@ -88,14 +89,15 @@ def mixed_bytes(hf: Any, autocast: torch.dtype | None, *, tower_trains: bool, pr
         return MixedBytes()
     cells, read = view_cells(hf.config, family)
     kind = mixed.kind
-    trains = any(p.requires_grad for p in mixed.parameters())
+    at = read if kind.place == "input" else cells
+    trains = _trains(mixed)
     moves = (tower_trains, tower_trains or (projector_trains and kind.place != "input"))
     return MixedBytes(
         patches=read[0] * read[1],
         more_tokens=kind.num_tokens(cells) / (cells[0] * cells[1]),
-        kept=_kept(mixed, cells, cells if family.projects_in_tower else read, autocast, moves),
+        kept=_kept(mixed, at, cells if family.projects_in_tower else read, autocast, moves),
         encoders=tuple(
-            _encoder(each, wanted, autocast) for each, wanted in zip(mixed.seeing, kind.wants(cells), strict=True)
+            _encoder(each, wanted, autocast) for each, wanted in zip(mixed.seeing, kind.wants(at), strict=True)
         ),
         before_projector=trains and kind.place != "output",
         trains=trains,
@@ -121,18 +123,20 @@ def view_cells(config: Any, family: Family) -> tuple[Cells, Cells]:
     return family.cells(config, view), family.read_cells(config, view)
 
 
-def _kept(
-    mixed: MixedVision, cells: Cells, read: Cells, autocast: torch.dtype | None, moves: tuple[bool, bool]
-) -> int:
+def _kept(mixed: MixedVision, at: Cells, read: Cells, autocast: torch.dtype | None, moves: tuple[bool, bool]) -> int:
     """Bytes that the graph of one view holds, parameters left out."""
     kind = mixed.kind
     own = next((p for p in mixed.mixer.parameters() if p.is_floating_point()), None)
     dtype, device = (own.dtype, own.device.type) if own is not None else (torch.float32, "cpu")
     given = autocast or dtype
     under = nullcontext() if autocast is None else torch.autocast(device, autocast)
+    with torch.device("meta"):
+        made = make_mixer(kind_name(kind), kind.widths, kind.options).eval()
+    shapes = {name: value.shape for name, value in made.state_dict().items()}
     with FakeTensorMode(), torch.device(device):
-        made = make_mixer(kind_name(kind), kind.widths, kind.options).to(dtype).eval()
-        made.requires_grad_(any(p.requires_grad for p in mixed.mixer.parameters()))
+        weights = {
+            name: torch.empty(shape, dtype=dtype, requires_grad=_trains(mixed.mixer)) for name, shape in shapes.items()
+        }
         base, placed = moves
 
         def drawn(of: Cells, width: int, kind_of: torch.dtype, gradient: bool) -> Tensor:
@@ -140,14 +144,13 @@ def _kept(
 
         extra = tuple(
             Map(drawn(wanted, encoder.width, encoder.dtype, _trains(encoder)), wanted)
-            for encoder, wanted in zip(map(_own, mixed.seeing), kind.wants(cells), strict=True)
+            for encoder, wanted in zip(map(_running, mixed.seeing), kind.wants(at), strict=True)
         )
-        at = read if kind.place == "input" else cells
         x = drawn(at, kind.widths.place, given, placed)
         sight = Sight(at, Map(drawn(read, kind.widths.base, given, base), read), extra)
-        known = {tensor.untyped_storage()._cdata for tensor in (*made.parameters(), *made.buffers())}
+        known = {tensor.untyped_storage()._cdata for tensor in weights.values()}
         with under:
-            return _held(lambda: made(x, sight), known)
+            return _held(lambda: functional_call(made, weights, (x, sight)), known)
 
 
 def _held(compute: Callable[[], Tensor], known: set[int]) -> int:
@@ -164,13 +167,13 @@ def _held(compute: Callable[[], Tensor], known: set[int]) -> int:
 
 
 def _encoder(encoder: Any, cells: Cells, autocast: torch.dtype | None) -> EncoderStack:
-    own = _own(encoder)
+    own = _running(encoder)
     config = own.model.config
     frozen = own.spec.train == "frozen"
     # A frozen one computes in its own dtype under autocast, too.
     size = None if frozen or autocast is None else autocast.itemsize
     stack = stack_of(
-        encoder,
+        own,
         Precision(own.dtype.itemsize, size),
         heads=_heads(config),
         attention=getattr(config, "_attn_implementation", None) or "sdpa",
@@ -190,6 +193,7 @@ def _trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _own(encoder: Any) -> Any:
-    """An encoder, without the copy that PEFT trains."""
-    return getattr(encoder, "original_module", encoder)
+def _running(encoder: Any) -> Any:
+    """The encoder that is run: of one that trains whole, PEFT's copy."""
+    copies = getattr(encoder, "modules_to_save", None)
+    return next(iter(copies.values())) if copies else encoder

@@ -49,7 +49,7 @@ class ReferenceScorer:
         # A frozen copy may see with other weights than the policy, whose image tokens are kept.
         self.options = trainer.options
         if isinstance(live, FrozenCopy):
-            self.options = replace(trainer.options, feature_cache=None)
+            self.options = replace(trainer.options, feature_cache=None, encoder_cache=None)
         self.scored = scored_views(trainer.objective.needs)
         self.autocast = trainer.accelerator.autocast
         self._pending: dict[bytes, Tensor] = {}

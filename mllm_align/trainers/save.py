@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from mllm_align.families import inner, unwrap
+from mllm_align.families import family_of, inner, unwrap
 from mllm_align.models.identity import save_base_identity
 from mllm_align.trainers.card import CardFacts, model_card
 from mllm_align.trainers.checkpoint import save_objective
 from mllm_align.trainers.heads import kept_experts
+from mllm_align.trainers.mixer_memory import view_cells
 from mllm_align.trainers.shares import source_shares
 from mllm_align.trainers.teachers import Teachers
 from mllm_align.vision.mixed_vision import mixed_of
-from mllm_align.vision.mixer_files import save_mixer
+from mllm_align.vision.mixer_files import kind_name, save_mixer
 from mllm_align.vision.object_expert import ExpertFacts, write_expert
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def write_card(trainer: AlignTrainer, folder: str) -> None:
         recipe=trainer.recipe,
         decisions=tuple(map(str, trainer.decisions)),
         shares=tuple(map(str, source_shares(trainer.train_dataset))),
+        mixer=_mixer(unwrap(model)),
     )
     (Path(folder) / CARD_FILE).write_text(model_card(facts), encoding="utf-8")
 
@@ -88,3 +90,20 @@ def _quantization(config: object) -> str | None:
         double = ", double quantisation" if getattr(config, "bnb_4bit_use_double_quant", False) else ""
         return f"4 bits ({getattr(config, 'bnb_4bit_quant_type', '?')}{double})"
     return str(getattr(config, "quant_method", "a quantised form"))
+
+
+def _mixer(hf: Any) -> str | None:
+    """Kind, encoders with the revision that was loaded, and tokens of a view."""
+    mixed = mixed_of(inner(hf))
+    if mixed is None:
+        return None
+    encoders = []
+    for each in mixed.seeing:
+        own = getattr(each, "original_module", each)  # PEFT keeps a trained copy beside it
+        commit = getattr(own.model.config, "_commit_hash", None)
+        spec = own.spec if own.spec.revision or not commit else own.spec._replace(revision=commit)
+        encoders.append(f"`{spec}`")
+    cells = view_cells(hf.config, family_of(hf))[0]
+    before, after = cells[0] * cells[1], mixed.kind.num_tokens(cells)
+    told = "as many image tokens as without it" if after == before else f"{after} image tokens per view, not {before}"
+    return f"{kind_name(mixed.kind)} of the model's own vision tower and {', '.join(encoders)}; {told}"

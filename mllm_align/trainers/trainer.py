@@ -164,6 +164,7 @@ class AlignTrainer(Trainer):
             max_tokens_per_forward=args.max_tokens_per_forward,
             recompute_without_image=args.recompute_without_image,
             feature_cache=caches.feature_cache(args, policy),
+            encoder_cache=caches.encoder_cache(args, policy),
         )
         self._sampler = loader.sampler_of(args, recorder, train, policy, self.options)
         self._window = Window()

@@ -15,14 +15,8 @@ from mllm_align.families import Family, family_of, inner, unwrap
 from mllm_align.families.base import EXTRA_PIXELS, MIXED
 from mllm_align.vision.encoder_spec import Encoder, encoder_from
 from mllm_align.vision.encoders import load_encoder
-from mllm_align.vision.mixed_vision import (
-    ATTRIBUTE,
-    MixedVision,
-    Statistics,
-    encoding_class,
-    mixed_of,
-    outer_class,
-)
+from mllm_align.vision.mixed_classes import encoding_class, outer_class, reading_class
+from mllm_align.vision.mixed_vision import ATTRIBUTE, MixedVision, Statistics, mixed_of
 from mllm_align.vision.mixers import MIXERS, Mixer, Widths, make_mixer
 from mllm_align.vision.own_pixels import unwrap_processor, wrap_processor
 
@@ -132,6 +126,7 @@ def attach(
         options.setdefault("base_window", max(seam.read[0] // seam.cells[0], 1))
     widths = Widths(seam.base, seam.place, seam.language, tuple(encoder.width for encoder in loaded))
     made = make_mixer(settings.kind, widths, options)
+    _check_layers(hf, family, made)
     own = [encoder.spec for encoder in loaded if encoder.spec.pixels == "own"]
     mixed = MixedVision(made.to(device, weight.dtype), loaded, statistics_of(processor))
     _tell_processor(processor, family, made, seam)
@@ -147,7 +142,7 @@ def put_in(hf: Any, mixed: MixedVision, *, own: bool) -> None:
     """Makes it the submodule that joins in; stock `save_pretrained` leaves it out."""
     core = inner(hf)
     setattr(core, ATTRIBUTE, mixed)
-    core.__class__ = encoding_class(type(core))
+    core.__class__ = (reading_class if mixed.kind.after else encoding_class)(type(core))
     if own:
         hf.__class__ = outer_class(type(hf))
     left_out = {f"{MIXED}.{name}" for name in mixed.state_dict()}
@@ -275,6 +270,16 @@ def _check_place(family: Family, settings: MixerSettings) -> None:
         raise ValueError(
             f"{family.name} shows its tower the whole image at the resolution it has: further encoders read the same "
             "pixels; leave pixels: own out"
+        )
+
+
+def _check_layers(hf: Any, family: Family, mixer: Mixer) -> None:
+    """Refuses layers behind the last one of the language model."""
+    layers: Any = family.module(hf, f"{family.language_model}.layers")
+    if mixer.after and mixer.after[-1] >= len(layers):
+        raise ValueError(
+            f"mixer layers lie behind the language model's layers {', '.join(map(str, mixer.after))}, and it has "
+            f"{len(layers)}, counted from 0: take fewer llm_layers, a smaller llm_stride, or an earlier llm_start"
         )
 
 

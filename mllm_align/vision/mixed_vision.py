@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,7 +12,8 @@ from torch import Tensor, nn
 
 from mllm_align.families import Family, family_of
 from mllm_align.families.base import EXTRA_PIXELS, MIXED, image_entries
-from mllm_align.vision.mixers import Map, Mixer, Sight
+from mllm_align.vision.inserting import Reading, entries_of, with_deepstack
+from mllm_align.vision.mixers import Cells, Map, Mixer, Sight
 from mllm_align.vision.vision_encoder import VisionEncoder
 
 ATTRIBUTE = MIXED.rpartition(".")[2]
@@ -42,6 +41,7 @@ class MixedVision(nn.Module):
         off: Numbers of further encoders that are switched off.
         enabled: Whether anything is mixed at all.
         loaded: Whether weights of an earlier run were loaded into it.
+        known: None, or what is asked in place of an encoder: its number, itself, pixels, cells, numbers of the views.
     """
 
     def __init__(self, mixer: Mixer, encoders: Sequence[VisionEncoder], statistics: Statistics) -> None:
@@ -52,7 +52,10 @@ class MixedVision(nn.Module):
         self.off: frozenset[int] = frozenset()
         self.enabled = True
         self.loaded = False
+        self.known: Callable[[int, VisionEncoder, Tensor, Cells, Sequence[int]], Map] | None = None
         self.own_pixels: Tensor | None = None
+        self.encoding: _Encoding | None = None
+        self.reading: Reading | None = None
 
     @property
     def kind(self) -> Mixer:
@@ -65,26 +68,31 @@ class MixedVision(nn.Module):
         return list(self.encoders)
 
     @contextmanager
-    def joining(self, model: Any) -> Iterator[None]:
+    def joining(self, model: Any) -> Iterator[_Encoding | None]:
         """Inside, what `model` (without its language head) makes of images is mixed."""
         if not self.enabled:
-            yield
+            yield None
             return
         encoding = _Encoding(self, family_of(model), model)
         handles = encoding.hooks()
+        before, self.encoding = self.encoding, encoding
         try:
-            yield
+            yield encoding
         finally:
+            self.encoding = before
             for handle in handles:
                 handle.remove()
 
-    def sees(self, pixels: Tensor, own: Tensor | None, cells: tuple[int, int]) -> tuple[Map | None, ...]:
+    def sees(
+        self, pixels: Tensor, own: Tensor | None, cells: Cells, views: Sequence[int] = ()
+    ) -> tuple[Map | None, ...]:
         """What the further encoders see of views of one shape.
 
         Args:
             pixels: (V, 3, h, w), normalised for the model's own encoder.
             own: (V, 3, S, S) in 0..1, for those with pixels of their own.
             cells: Rows and columns of the tokens.
+            views: Their numbers among all views that are encoded together, for `known`.
 
         Raises:
             ValueError: If an encoder has pixels of its own and there are none.
@@ -98,15 +106,19 @@ class MixedVision(nn.Module):
             if number in self.off:
                 found.append(None)
             elif encoder.spec.pixels == "shared":
-                found.append(encoder(shared, wanted))
+                found.append(self._look(number, encoder, shared, wanted, views))
             elif own is None:
                 raise ValueError(
                     f"encoder {encoder.spec.model!r} has pixels of its own, and {EXTRA_PIXELS} is missing: use the "
                     "processor that load_model or attach returned"
                 )
             else:
-                found.append(encoder(own.float() / 255 if own.dtype == torch.uint8 else own.float(), wanted))
+                drawn = own.float() / 255 if own.dtype == torch.uint8 else own.float()
+                found.append(self._look(number, encoder, drawn, wanted, views))
         return tuple(found)
+
+    def _look(self, number: int, encoder: Any, pixels: Tensor, cells: Cells, views: Sequence[int]) -> Map:
+        return encoder(pixels, cells) if self.known is None else self.known(number, encoder, pixels, cells, views)
 
 
 class _Encoding:
@@ -116,6 +128,8 @@ class _Encoding:
         self.mixed, self.family, self.model = mixed, family, model
         self.views: list[Tensor] = []
         self.read: Tensor | None = None
+        # What goes along with tokens into the language model: of all of them, or, packed, of each image.
+        self.rows: Tensor | list[Tensor] | None = None
 
     def hooks(self) -> list[Any]:
         """Puts hooks on the tower and the projector as they are now."""
@@ -175,19 +189,49 @@ class _Encoding:
             raise ValueError(f"{len(flat)} vectors where {len(counts)} views should have {sum(counts)}")
         parts = list(flat.split([count + classes for count in counts]))
         base = self._base(len(parts))
+        along: list[Tensor] = parts[:]
         together: dict[Any, list[int]] = defaultdict(list)
         for number, view in enumerate(self.views):
             together[view.shape].append(number)
         for numbers in together.values():
             where = cells[numbers[0]]
             stacked = torch.stack([parts[number] for number in numbers])
-            sight = Sight(where, self._map(base, numbers, stacked[:, classes:], where), self._extra(numbers, where))
+            own, kept = self._map(base, numbers, stacked[:, classes:], where), list[Tensor]()
+            sight = Sight(where, own, self._extra(numbers, where), kept if self.mixed.kind.after else None)
             mixed = self.mixed.mixer(stacked[:, classes:], sight)
+            for rows in kept:
+                for number, each in zip(numbers, rows, strict=True):
+                    along[number] = torch.cat([each.new_zeros(classes, each.shape[-1]), each])
             joined = torch.cat([stacked[:, :classes], mixed], dim=1) if classes else mixed
             for number, tokens in zip(numbers, joined, strict=True):
                 parts[number] = tokens
+        if self.mixed.kind.after:
+            self.rows = torch.cat(along)
         mixed = torch.cat(parts)
         return mixed.reshape(x.shape) if mixed.shape == flat.shape else mixed.unflatten(0, (len(parts), -1))
+
+    def pack(self, features: Sequence[Tensor], pack: Callable[[list[Tensor], Tensor], Any]) -> None:
+        """What goes along is laid out over tiles as the tokens are, with zeros for newlines.
+
+        Args:
+            features: Per image (views, tokens, d), before.
+            pack: The model's own: of a list like `features` and a newline.
+        """
+        if isinstance(self.rows, Tensor):
+            shapes = [each.shape[:2] for each in features]
+            split = self.rows.split([_product((views, tokens)) for views, tokens in shapes])
+            rows = [each.view(*shape, -1) for each, shape in zip(split, shapes, strict=True)]
+            self.rows = list(pack(rows, self.rows.new_zeros(self.rows.shape[-1]))[0])
+
+    def handed_on(self, output: Any) -> Any:
+        """What `get_image_features` gives, with what goes along; a forward pass that runs takes that by itself."""
+        if self.rows is None or not hasattr(output, "pooler_output"):
+            return output
+        if self.mixed.reading is not None:
+            self.mixed.reading.rows = self.rows if isinstance(self.rows, Tensor) else torch.cat(self.rows)
+            return output
+        layers = getattr(output, "deepstack_features", None) or ()
+        return with_deepstack(output, [*layers, entries_of(output, self.rows)])
 
     def _base(self, num_views: int) -> list[Tensor] | None:
         """What the projector reads of each view, without class tokens; None where it reads in an order of its own."""
@@ -209,7 +253,7 @@ class _Encoding:
         if own is not None and len(own) != len(self.views):
             raise ValueError(f"{EXTRA_PIXELS} has {len(own)} views, the model's own pixels {len(self.views)}")
         pixels = torch.stack([self.views[number] for number in numbers])
-        return self.mixed.sees(pixels, None if own is None else own[numbers].to(pixels.device), cells)
+        return self.mixed.sees(pixels, None if own is None else own[numbers].to(pixels.device), cells, numbers)
 
 
 def mixed_of(model: Any) -> MixedVision | None:
@@ -241,56 +285,6 @@ def switched_off(mixed: MixedVision, encoders: Collection[int] | None = None) ->
         yield
     finally:
         mixed.off, mixed.enabled = before
-
-
-@functools.cache
-def encoding_class(stock: type) -> type:
-    """The class of a model without its language head whose images are mixed; by name the stock one."""
-
-    def get_image_features(self: Any, *args: Any, **kwargs: Any) -> Any:
-        mixed = mixed_of(self)
-        own = kwargs.pop(EXTRA_PIXELS, None)
-        if mixed is None:
-            return stock.get_image_features(self, *args, **kwargs)  # type: ignore[attr-defined]
-        before, mixed.own_pixels = mixed.own_pixels, mixed.own_pixels if own is None else own
-        try:
-            with mixed.joining(self):
-                return stock.get_image_features(self, *args, **kwargs)  # type: ignore[attr-defined]
-        finally:
-            mixed.own_pixels = before
-
-    return _like(stock, {"get_image_features": get_image_features})
-
-
-@functools.cache
-def outer_class(stock: type) -> type:
-    """The class of a model whose processor makes pixels for further encoders, too; by name the stock one."""
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        mixed = mixed_of(self.base_model)
-        own = kwargs.pop(EXTRA_PIXELS, None)
-        if mixed is None or own is None:
-            return stock.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
-        before, mixed.own_pixels = mixed.own_pixels, own
-        try:
-            return stock.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
-        finally:
-            mixed.own_pixels = before
-
-    return _like(stock, {"forward": forward})
-
-
-def _like(stock: type, methods: Mapping[str, Any]) -> type:
-    """A subclass that goes by the stock class's name, as saved configurations do, its methods by their signatures."""
-    for name, method in methods.items():
-        own = getattr(stock, name)
-        functools.update_wrapper(method, own)
-        parameters = list(inspect.signature(own).parameters.values())
-        added = inspect.Parameter(EXTRA_PIXELS, inspect.Parameter.KEYWORD_ONLY, default=None)
-        rest = [each for each in parameters if each.kind is inspect.Parameter.VAR_KEYWORD]
-        method.__signature__ = inspect.Signature([*(each for each in parameters if each not in rest), added, *rest])
-    names = {"__module__": stock.__module__, "__qualname__": stock.__qualname__, "__doc__": stock.__doc__}
-    return type(stock.__name__, (stock,), {**names, **methods, "stock": stock})
 
 
 def _inside(path: str) -> str:

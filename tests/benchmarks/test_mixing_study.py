@@ -11,6 +11,7 @@ import torch
 
 import mixing_evaluation
 import mixing_folders
+import mixing_probes
 import mixing_run
 import mixing_towers
 from mixing import chosen_rate, next_runs
@@ -127,7 +128,8 @@ def test_what_tells_colourings_apart_is_that_of_a_loop() -> None:
     torch.testing.assert_close(told_apart(first @ stretched, second @ stretched), wanted, rtol=0.2, atol=0)
 
 
-def test_towers_learn_and_probes_find_what_is_there() -> None:
+def test_towers_learn_and_probes_find_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixing_towers, "BATCH", 16)
     processor, shown = build_processor(SMALL), pictures(70, 2, 0)
     for train in (mixing_towers.train_blind, mixing_towers.train_seeing):
         losses = [loss for _, loss in train(processor, shown, 8, 0)]
@@ -161,6 +163,8 @@ def test_mining_is_judged_by_what_was_planted(tmp_path: Path) -> None:
 def test_from_the_towers_to_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"NUM_SCENES": 70, "CLIP_STEPS": 1, "SSL_STEPS": 1, "NUM_PROBED": (8, 4)}.items():
         monkeypatch.setattr(mixing_folders, name, value)
+    monkeypatch.setattr(mixing_probes, "STEPS", 2)
+    monkeypatch.setattr(mixing_towers, "BATCH", 16)
     found = mixing_folders.prepared(tmp_path, language_steps=1)
     before = found.probes.stat().st_mtime_ns
     assert mixing_folders.prepared(tmp_path).probes.stat().st_mtime_ns == before

@@ -4,12 +4,13 @@ from dataclasses import replace
 import pytest
 
 from mllm_align.objectives import CHIP, DPO, MDPO, RDPO, SVCO, NextToken, Weighted
-from mllm_align.recipe import build_trainer, load_recipe, packaged_recipes, plan_of
+from mllm_align.recipe import build_trainer, load_recipe, packaged_recipes, plan_of, run_recipe
 from mllm_align.trainers.heads import trained_parameters
 from mllm_align.trainers.memory import GIB
 from mllm_align.trainers.planner import gigabytes
 from runs import ANSWERS, Headed, make_trainer, pair_rows, picture
 from tiny import save_tiny
+from tiny_encoders import save_encoder
 from tiny_teachers import save_teacher
 
 FAMILIES = {
@@ -21,8 +22,13 @@ FAMILIES = {
     "doco_like": "llava_next",
     "dpo_llava15_7b": "llava",
     "filip": "llava",
+    "gated_svco_llava15": "llava",
     "mdpo_llava15_7b": "llava",
+    "mof_llava15_stage1": "llava",
+    "mof_llava15_stage2": "llava",
     "rdpo_llava16_7b": "llava_next",
+    "sva_qwen25vl_stage1": "qwen2_5_vl",
+    "sva_qwen25vl_stage2": "qwen2_5_vl",
     "svco_llava15_7b": "llava",
     "svlc": "llava_next",
     "svco_qwen25vl_7b": "qwen2_5_vl",
@@ -31,13 +37,17 @@ OWN = ["chosen|image"]
 SVCO_VIEWS = [str(view) for view in SVCO().needs.views]
 # Recipes of pairs alone: their objective, and the file below that has rows of their format.
 PAIRS = {"chip": (CHIP(), "rlhf"), "dpo": (DPO(), "rlhf"), "mdpo": (MDPO(), "rlhf"), "rdpo": (RDPO(), "re_align")}
-# Recipes that contrast regions or tokens: the file below of each source, and its views.
+# Recipes that contrast regions or tokens, or train on texts alone: the file below of each source, and its views.
 TEXTS = {
     "clim": {"mosaics": ("instructions", []), "instructions": ("instructions", OWN)},
     "cloc_like": {"phrases": ("grit", OWN)},
     "colva_like": {"matches": ("mmvm", OWN)},
     "svlc": {"phrases": ("edited", OWN)},
     "filip": {"captions": ("instructions", OWN)},
+    "mof_llava15_stage1": {"captions": ("instructions", OWN)},
+    "mof_llava15_stage2": {"instructions": ("instructions", OWN)},
+    "sva_qwen25vl_stage1": {"captions": ("instructions", OWN)},
+    "sva_qwen25vl_stage2": {"instructions": ("instructions", OWN)},
 }
 
 
@@ -73,6 +83,8 @@ def folder(tmp_path_factory):
         ]
         re_align.append({"image": names[0], "retrieved_image": names[1], "chosen": both[0], "rejected": both[1]})
     save_teacher("layoutlmv3", folder / "layoutlmv3")
+    for encoder in ("dinov2", "siglip"):
+        save_encoder(encoder, folder / encoder)
     words = [{"box": [0.1, 0.1 * n, 0.9, 0.1 * n + 0.3], "text": f"word {n}"} for n in range(4)]
     pages = [{"image": f"{n}_own.png", "prompt": "Read.", "chosen": "words", "objects": words} for n in range(6)]
     chunks = [[0, 5, 0.1, 0.2, 0.6, 0.9, 0.9], [9, 13, 0.5, 0.1, 0.9, 0.4, 0.8]]
@@ -110,6 +122,7 @@ def folder(tmp_path_factory):
 def overrides(name, folder):
     """The packaged recipe on a tiny model and on local rows, everything else as it is."""
     found = [f"model.model_name_or_path={folder / FAMILIES[name]}", "train.disable_tqdm=true", "train.use_cpu=true"]
+    found += mixer_overrides(name, folder)
     if name == "demo_svco":
         return [*found, "data.pairs.num_rows=6", "data.instructions.num_rows=6"]
     method = name.split("_")[0]
@@ -128,6 +141,25 @@ def overrides(name, folder):
     for source, file in files.items():
         found += [f"data.{source}.path={folder / file}.json", f"data.{source}.image_folder={folder}"]
     return found
+
+
+def mixer_overrides(name, folder):
+    """Tiny encoders in place of those of the recipe, and a run of its first stage in place of the one it names."""
+    if name == "gated_svco_llava15":
+        return [f"model.mixer.encoders=[{folder}/dinov2]"]
+    if name == "mof_llava15_stage1":
+        return [f"model.mixer.encoders=[{{model: {folder}/dinov2, layer: -1}}]"]
+    if name == "sva_qwen25vl_stage1":
+        small = [f"model.mixer.{key}={value}" for key, value in {"width": 32, "heads": 4, "depth": 1}.items()]
+        return [f"model.mixer.encoders=[{folder}/siglip, {folder}/dinov2]", *small]
+    if not name.endswith("_stage2"):
+        return []
+    first = name.replace("_stage2", "_stage1")
+    run = folder / first
+    if not run.exists():
+        settings = [f"train.output_dir={run}", "train.max_steps=1", "train.gradient_accumulation_steps=1"]
+        run_recipe(load_recipe(first, [*overrides(first, folder), *settings]))
+    return [f"model.start_from={run}"]
 
 
 @pytest.mark.parametrize("name", sorted(packaged_recipes()))
@@ -155,6 +187,8 @@ def test_every_packaged_recipe_builds_and_has_a_plan(name, folder):
         assert plan.views["instructions"][0] == "chosen|image"
         assert plan.reference == {"pairs": True, "instructions": False}
     trained = {*recipe.model.lora_scope, *(["projector"] if recipe.model.train_projector else [])}
+    assert (plan.mixer is not None) == bool(mixer_overrides(name, folder))
+    trained |= {"mixer"} if plan.mixer else set()
     heads = trained_parameters(trainer.objective)
     assert {part.split()[0] for part in plan.trainable} == trained | ({"objective"} if heads else set())
     parameters = [*heads, *(p for p in trainer.model.parameters() if p.requires_grad)]

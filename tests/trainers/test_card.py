@@ -3,14 +3,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from peft import LoraConfig
 
+from mixed import mixed_tiny
 from mllm_align.objectives.dpo import DPO
 from mllm_align.objectives.next_token import NextToken
 from mllm_align.objectives.weighted import Weighted
 from mllm_align.trainers.card import CardFacts, describe_objective, model_card
-from runs import Headed, config
+from mllm_align.trainers.save import write_card
+from runs import Headed, config, make_trainer, pair_rows
+from tiny_encoders import save_encoder
 
 
 def facts(folder: Path, **changes: Any) -> CardFacts:
@@ -78,3 +82,17 @@ def test_batches_by_tokens_have_no_number_of_rows(tmp_path: Path) -> None:
     assert "| max_tokens_per_batch | 4096 |" in card
     assert "rows per step" not in card
     assert "| rows per step | 8 |" in model_card(facts(tmp_path))
+
+
+@pytest.mark.parametrize(("kind", "told"), [("gated", "as many image tokens"), ("interleave", "32 image tokens")])
+def test_a_mixer_is_told_with_encoders_and_tokens(kind: str, told: str, tmp_path: Path) -> None:
+    encoder = {"model": str(save_encoder("dinov2", tmp_path / "encoder")), "train": "full"}
+    model, processor, mixed = mixed_tiny("llava", kind, encoder)
+    # As a model of the Hub has it.
+    mixed.seeing[0].model.config._commit_hash = "0123abcd"
+    trainer = make_trainer(tmp_path / "run", NextToken(), pair_rows(2), model=model, processing_class=processor)
+    write_card(trainer, str(tmp_path))
+    (line,) = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("Mixer:")]
+    named = f"`{encoder['model']} train full revision 0123abcd`"
+    assert line.startswith(f"Mixer: {kind} of the model's own vision tower and {named}; {told}")
+    assert "Mixer:" not in model_card(facts(tmp_path))

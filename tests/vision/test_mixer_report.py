@@ -87,7 +87,7 @@ def test_an_identity_has_the_same_tokens(encoder: Path) -> None:
 
 
 def test_interleaved_tokens_are_compared_cell_by_cell(encoder: Path) -> None:
-    model, processor, mixed = mixed_tiny("llava", "interleave", encoder)
+    model, processor, _ = mixed_tiny("llava", "interleave", encoder)
     images = encoded(model, processor)
     meter = MixerMeter(model)
     meter.images(images)
@@ -139,9 +139,7 @@ def test_cells_of_finer_grids_are_means(encoder: Path) -> None:
 
 def test_of_several_copies_the_active_one_is_looked_at(encoder: Path) -> None:
     model, processor, _ = mixed_tiny("llava", "gated", encoder)
-    config = LoraConfig(
-        r=2, target_modules=r".*language_model.*q_proj", modules_to_save=["model.vision_mixer.mixer"]
-    )
+    config = LoraConfig(r=2, target_modules=r".*language_model.*q_proj", modules_to_save=["model.vision_mixer.mixer"])
     peft: Any = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in peft.named_parameters():

@@ -62,9 +62,11 @@ class AdditiveMoF(Mixer):
         if self.logits is not None:
             shares = precise(torch.cat([self.logits.new_zeros(1), self.logits])).softmax(dim=0)[1:].unbind()
         own = self.norms[0](self.own(x))
-        joined = own * (1 - sum(each.weight * shares[each.index] for each in found))
+        rest = 1 - sum(each.weight * shares[each.index] for each in found)
+        joined = own * rest
         if self.watched is not None:
             self.watched["norm/0"] = length(own)
+            self.watched["share/0"] = torch.as_tensor(rest, device=x.device).detach()
         for each in found:
             branch = self.norms[1 + each.index](self.maps[each.index](each.values))
             part = each.weight * shares[each.index]

@@ -32,11 +32,14 @@ class Sight(NamedTuple):
         base: Of the model's own encoder: what the projector reads, or, in families whose projector reads merged
             patches, the projector's output.
         extra: Of each further encoder; None for one that is switched off: the mixer then does as if it were not there.
+        along: None, or a list to which a mixer with layers in the language model adds what goes along with the tokens
+            for these, (V, M, its own width).
     """
 
     cells: Cells
     base: Map
     extra: tuple[Map | None, ...]
+    along: list[Tensor] | None = None
 
 
 class Widths(NamedTuple):
@@ -83,6 +86,7 @@ class Mixer(nn.Module):
     Attributes:
         replaces: Whether the tokens behind the model's own projector are read no more, so that it has no gradient.
         on_grid: Whether its tokens lie where those without it lay, `num_tokens((1, 1))` of them in each cell.
+        after: Numbers of the language model's layers behind which the mixer has one of its own, see `insert`.
         options: All options but for those left out; with the widths they build it anew (`make_mixer`). Numbers,
             strings, booleans, None, and lists of them, so that JSON holds them.
         watched: None, or a dictionary in which each forward pass writes what is worth a look, detached tensors without
@@ -112,6 +116,7 @@ class Mixer(nn.Module):
     place: ClassVar[Place]
     replaces: bool = False
     on_grid: bool = True
+    after: tuple[int, ...] = ()
     starts_as_identity: bool = True
 
     def __init__(self, widths: Widths, *, encoder_dropout: float = 0.0, **options: object) -> None:
@@ -142,6 +147,16 @@ class Mixer(nn.Module):
 
     def forward(self, x: Tensor, sight: Sight) -> Tensor:
         """(V, N, d) to (V, M, d); class tokens are not among them."""
+        raise NotImplementedError
+
+    def insert(self, number: int, states: Tensor, rows: Tensor) -> Tensor:
+        """What the mixer makes of the states of image tokens behind layer `after[number]` of the language model.
+
+        Args:
+            number: Which of the mixer's layers there, from 0.
+            states: (M, H), in the dtype of the language model.
+            rows: (M, width of `Sight.along`), what went along with these tokens; zeros for those of no cell.
+        """
         raise NotImplementedError
 
     def seen(self, x: Tensor, sight: Sight) -> list[Seen]:

@@ -13,6 +13,9 @@ from mllm_align.vision.mixers.base import Cells
 
 NORMS = ("none", "layer", "l2")
 
+# Which encoder; (M, s, C) of it, s for each query; one, or zero where it must not be attended to, or (M,) of these.
+Found = Sequence[tuple[int, Tensor, float | Tensor]]
+
 
 def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
     """Linear-GELU-Linear, as LLaVA-1.5's projector (Liu et al., 2023), https://arxiv.org/abs/2310.03744"""
@@ -87,14 +90,14 @@ class Attention(nn.Module):
         self.key = nn.ModuleList(normed(each) for each in sources)
         self.value = nn.ModuleList(normed(each) for each in sources)
 
-    def forward(self, query: Tensor, found: Sequence[tuple[int, Tensor, float]]) -> tuple[Tensor, dict[int, Tensor]]:
+    def forward(self, query: Tensor, found: Found) -> tuple[Tensor, dict[int, Tensor]]:
         """What is attended to, and how much of each source.
 
         Args:
             query: (M, query).
             found: At least one. For each source that takes part, which it is, what it has for each query (M, s, its
                 width), and one, or zero for a source that must not be attended to but whose parameters must have
-                gradients.
+                gradients; or that for each query, (M,).
 
         Returns:
             (M, width), zeros where nothing may be attended to; and by source its mean part of the attention, no
@@ -106,11 +109,12 @@ class Attention(nn.Module):
         keys, values = keys.unflatten(-1, (self.heads, -1)), values.unflatten(-1, (self.heads, -1))
         scores = precise(torch.einsum("mhd,mshd->mhs", queries, keys)) / math.sqrt(queries.shape[-1])
         sizes = [has.shape[1] for _, has, _ in found]
-        if all(weight for *_, weight in found):
+        if all(not isinstance(weight, Tensor) and weight for *_, weight in found):
             attention = scores.softmax(dim=-1)
         else:
-            weights = [weight for (*_, weight), size in zip(found, sizes, strict=True) for _ in range(size)]
-            mask = scores.new_tensor(weights)
+            weights = [torch.as_tensor(weight).to(scores).expand(len(query)).unsqueeze(1) for *_, weight in found]
+            mask = torch.cat([weight.expand(-1, size) for weight, size in zip(weights, sizes, strict=True)], dim=1)
+            mask = mask.unsqueeze(1)
             # Not minus infinity: where nothing is left, zeros are to come out, not NaN.
             attention = scores.masked_fill(mask == 0, torch.finfo(scores.dtype).min).softmax(dim=-1) * mask
         out = torch.einsum("mhs,mshd->mhd", attention.to(values.dtype), values).flatten(1)

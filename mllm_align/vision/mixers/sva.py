@@ -9,12 +9,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mllm_align.vision.mixers.along import TokenRows
 from mllm_align.vision.mixers.base import Cells, Mixer, Sight, Widths
 from mllm_align.vision.mixers.options import per_encoder, switch, whole
-from mllm_align.vision.mixers.parts import Attention, length, mlp
+from mllm_align.vision.mixers.parts import Attention, Found, length, mlp
 from mllm_align.vision.mixers.parts import windows as windows_of
-
-Found = Sequence[tuple[int, Tensor, float]]  # which encoder, (M, s, C) of it for each query, one or zero
 
 
 class SpatialVisionAggregator(Mixer):
@@ -35,12 +34,23 @@ class SpatialVisionAggregator(Mixer):
         residual: Ours, not Cambrian's: what comes out is added to the tokens behind the projector, times the tanh of a
             gate that starts at zero, so that the model starts as it was. At the first step the gate alone has a
             gradient.
+        llm_layers: How many layers lie between those of the language model: 0 for none. Cambrian-1 has 10 of them in
+            its 8B and 13B models.
+        llm_start: Number of the language model's layer, from 0, behind which the first of them lies.
+        llm_stride: From there to the next. Cambrian-1 has 3 (8B) and 4 (13B).
+        llm_zero_init: Ours, not Cambrian's: what they add is zero at first, so that they change nothing; at the first
+            step only their last matrices have a gradient.
         encoder_dropout: See `Mixer`.
 
     Without `residual` nothing reads the model's own projector any more, so it has no gradient: freeze it.
 
-    An encoder that is switched off has no keys. The layers between the language model's, newline tokens at the end of
-    rows, and masks of padding, all in Cambrian-1, are not here.
+    In a layer between those of the language model the queries are the states of the image tokens that lie in cells,
+    the windows are the same as before (projected once), and what comes out takes the states' place. Newlines that the
+    family has stay as they are. A token's windows go along with it into the language model: (1 + all positions of all
+    windows) x `width` numbers, 24 MB for an image of 576 tokens in bfloat16 with the sizes of Cambrian-1.
+
+    An encoder that is switched off has no keys. Newline tokens of its own at the end of rows, and masks of padding,
+    both in Cambrian-1, are not here.
     """
 
     place = "output"
@@ -56,6 +66,10 @@ class SpatialVisionAggregator(Mixer):
         depth: int = 3,
         groups: int = 1,
         residual: bool = False,
+        llm_layers: int = 0,
+        llm_start: int = 0,
+        llm_stride: int = 3,
+        llm_zero_init: bool = True,
         encoder_dropout: float = 0.0,
     ) -> None:
         sides = [whole("windows", each) for each in per_encoder("windows", windows, len(widths.extra))]
@@ -71,8 +85,14 @@ class SpatialVisionAggregator(Mixer):
             depth=whole("depth", depth),
             groups=whole("groups", groups),
             residual=switch("residual", residual),
+            llm_layers=whole("llm_layers", llm_layers, 0),
+            llm_start=whole("llm_start", llm_start, 0),
+            llm_stride=whole("llm_stride", llm_stride),
+            llm_zero_init=switch("llm_zero_init", llm_zero_init),
         )
-        self.starts_as_identity, self.replaces = residual, not residual
+        self.after = tuple(range(llm_start, llm_start + llm_layers * llm_stride, llm_stride))
+        self.starts_as_identity = residual and (llm_zero_init or not llm_layers)
+        self.replaces = not residual
         self.sides = [base_window, *sides]
         self.encoders = nn.ModuleList(
             nn.Sequential(*mlp(each, width, width), nn.LayerNorm(width)) for each in (widths.base, *widths.extra)
@@ -83,6 +103,10 @@ class SpatialVisionAggregator(Mixer):
         )
         self.projector = mlp(width * groups, widths.language, widths.language)
         self.gate = nn.Parameter(torch.zeros(())) if residual else None
+        self.inserted = nn.ModuleList(
+            AggregatorLayer(width, heads, self.sides, widths.language, zero=llm_zero_init) for _ in self.after
+        )
+        self.rows = TokenRows(width, self.sides)
 
     def wants(self, cells: Cells) -> Sequence[Cells]:
         """A window for each cell."""
@@ -98,11 +122,13 @@ class SpatialVisionAggregator(Mixer):
         own = self.encoders[0](self.own(sight.base.values))
         # Views times cells, as the queries of the layers.
         context = own.mean(dim=1).repeat_interleave(x.shape[1], dim=0)
-        found = [(0, windows_of(own, sight.cells, self.sides[0]), 1.0)]
+        found: list[tuple[int, Tensor, float]] = [(0, windows_of(own, sight.cells, self.sides[0]), 1.0)]
         for each in self.seen(x, sight):
             which = 1 + each.index
             projected = self.encoders[which](each.values)
             found.append((which, windows_of(projected, sight.cells, self.sides[which]), each.weight))
+        if sight.along is not None:
+            sight.along.append(self.rows.joined(context, found).unflatten(0, x.shape[:2]))
         results, shares = list[Tensor](), list[dict[int, Tensor]]()
         for query, layers in zip(self.queries, self.groups, strict=True):
             state, asked = query.expand_as(context), cast(nn.ModuleList, layers)
@@ -122,6 +148,14 @@ class SpatialVisionAggregator(Mixer):
             self.watched |= {"gate": gate.detach().abs(), "added": length(added) / length(x)}
         return x + added
 
+    def insert(self, number: int, states: Tensor, rows: Tensor) -> Tensor:
+        """See `Mixer`."""
+        context, found = self.rows.parts(self.own(rows))
+        layer = cast(AggregatorLayer, self.inserted[number])
+        change, _ = layer.change(self.own(states), context, found)
+        in_cell = cast(Tensor, found[0][-1]).unsqueeze(1)
+        return states + (change * in_cell).to(states.dtype)
+
 
 class AggregatorLayer(nn.Module):
     """One layer: q' = W_in [q; W_context g]; q + MLP(LayerNorm(q' + attention of q' to the windows)).
@@ -130,28 +164,40 @@ class AggregatorLayer(nn.Module):
         width: Of everything.
         heads: Of the attention.
         sides: Of each encoder's windows; where there is more than one position, each has a learned embedding.
+        query: Of what goes in and comes out, where it is another.
+        zero: Whether nothing is added at first.
     """
 
-    def __init__(self, width: int, heads: int, sides: Sequence[int]) -> None:
+    def __init__(
+        self, width: int, heads: int, sides: Sequence[int], query: int | None = None, *, zero: bool = False
+    ) -> None:
         super().__init__()
+        query = width if query is None else query
         self.context = nn.Linear(width, width, bias=False)
-        self.join = nn.Linear(2 * width, width, bias=False)
+        self.join = nn.Linear(query + width, width, bias=False)
         self.attention = Attention(width, [width] * len(sides), width, heads, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, width, bias=False), nn.GELU(), nn.Linear(width, width, bias=False))
+        self.mlp = nn.Sequential(nn.Linear(width, width, bias=False), nn.GELU(), nn.Linear(width, query, bias=False))
+        if zero:
+            nn.init.zeros_(cast(Tensor, self.mlp[2].weight))
         self.positions = nn.ParameterDict(
             {str(which): torch.randn(side**2, width) for which, side in enumerate(sides) if side > 1}
         )
 
     def forward(self, query: Tensor, context: Tensor, found: Found) -> tuple[Tensor, dict[int, Tensor]]:
-        """The queries (M, C) one layer on, and how much of the attention each encoder had.
+        """The queries one layer on, and how much of the attention each encoder had; see `change`."""
+        change, shares = self.change(query, context, found)
+        return query + change, shares
+
+    def change(self, query: Tensor, context: Tensor, found: Found) -> tuple[Tensor, dict[int, Tensor]]:
+        """What is added to the queries, and how much of the attention each encoder had.
 
         Args:
-            query: (M, C).
+            query: (M, query).
             context: (M, C), g: the mean of the model's own encoder over the view.
             found: For each encoder that takes part, which it is, its windows (M, s, C), and one, or zero for one that
-                must not be attended to but whose parameters must have gradients.
+                must not be attended to but whose parameters must have gradients; or that for each query, (M,).
         """
         joined = self.join(torch.cat([query, self.context(context)], dim=-1))
         placed = [
@@ -159,7 +205,7 @@ class AggregatorLayer(nn.Module):
             for which, has, weight in found
         ]
         attended, shares = self.attention(joined, placed)
-        return query + self.mlp(self.norm(joined + self.out(attended))), shares
+        return self.mlp(self.norm(joined + self.out(attended))), shares
 
 
 def _check_base(sight: Sight, side: int) -> None:

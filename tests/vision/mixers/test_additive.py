@@ -119,9 +119,10 @@ def test_what_is_watched() -> None:
     assert float(mixer.watched["norm/0"]) == pytest.approx(sum(map(norm, patches)) / len(patches))
     scale: Any = mixer.norms[2]
     assert float(mixer.watched["norm/2"]) == pytest.approx(abs(scale.scale.item()))
+    assert float(mixer.watched["share/0"]) == pytest.approx(0.3)
     assert float(mixer.watched["share/1"]) == pytest.approx(0.5)
     assert float(mixer.watched["share/2"]) == pytest.approx(0.2)
-    assert set(mixer.watched) == {"norm/0", "norm/1", "norm/2", "share/1", "share/2"}
+    assert set(mixer.watched) == {f"{name}/{number}" for name in ("norm", "share") for number in range(3)}
 
 
 @pytest.mark.parametrize(
