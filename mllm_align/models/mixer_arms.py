@@ -78,10 +78,10 @@ def mixing_without(model: nn.Module, off: Sequence[int] | None = ()) -> Iterator
     Raises:
         ValueError: If there is no such encoder, or no mixer to take it out of; said with numbers from 1.
     """
-    mixed = mixed_of(inner(unwrap(model)))
     if off is not None and not off:
         yield
         return
+    mixed = mixed_of(inner(unwrap(model)))
     if mixed is None:
         raise ValueError("the model has no mixer: there is no further vision encoder to switch off")
     for number in off or ():

@@ -23,6 +23,7 @@ from mllm_align.vision.mixer_files import (
     attach_saved,
     carried_by,
     has_mixer,
+    kind_name,
     load_mixer_weights,
     read_settings,
 )
@@ -137,7 +138,7 @@ def _check_same(mixed: Any, settings: Any, folder: str) -> None:
     wanted = [encoder.model for encoder in settings.encoders]
     if not isinstance(mixed.kind, MIXERS[settings.kind]) or known != wanted:
         raise ValueError(
-            f"start_from: the mixer in {folder!r} is a {type(mixed.kind).__name__} of {', '.join(known)}, model.mixer "
+            f"start_from: the mixer in {folder!r} is {kind_name(mixed.kind)} of {', '.join(known)}, model.mixer "
             f"says {settings.kind} of {', '.join(wanted)}: leave mixer out, or name the same"
         )
 

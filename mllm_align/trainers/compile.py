@@ -8,7 +8,8 @@ import torch
 from accelerate.utils import TorchDynamoPlugin
 from torch import nn
 
-from mllm_align.families import family_of, unwrap
+from mllm_align.families import family_of, inner, unwrap
+from mllm_align.vision.mixed_vision import mixed_of
 
 # Per layer code: policy and reference, with and without gradients, packed and plain masks.
 LEAST_RECOMPILES = 64
@@ -16,6 +17,8 @@ LEAST_RECOMPILES = 64
 
 def compile_layers(model: nn.Module, backend: str, mode: str | None = None) -> int:
     """Compiles every layer of a model's language model, for any number of sequences of any length.
+
+    Those behind which a mixer has a layer of its own stay as they are.
 
     The layers are nearly all of a step's work and look alike, so what is compiled for one serves the others. The model
     as a whole cannot be compiled: measuring calls parts of it.
@@ -26,7 +29,7 @@ def compile_layers(model: nn.Module, backend: str, mode: str | None = None) -> i
         mode: Of `torch.compile`.
 
     Returns:
-        How many layers there are.
+        How many layers that are.
 
     Raises:
         ValueError: If there is no such backend, or it cannot compile for this device.
@@ -45,9 +48,12 @@ def compile_layers(model: nn.Module, backend: str, mode: str | None = None) -> i
     layers: Any = family.module(hf, f"{family.language_model}.layers")
     limits: Any = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, LEAST_RECOMPILES)
-    for layer in layers:
+    mixed = mixed_of(inner(hf))
+    # Compiled code would go on without what a mixer puts behind a layer for one call.
+    chosen = [layer for number, layer in enumerate(layers) if mixed is None or number not in mixed.kind.after]
+    for layer in chosen:
         layer.compile(backend=backend, mode=mode, dynamic=True)
-    return len(layers)
+    return len(chosen)
 
 
 def not_the_whole(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -153,7 +153,8 @@ def _add_mixer(model: Any, config: Any) -> None:
     if mixed_of(inner(unwrap(model))) is None or getattr(config, "exclude_modules", None):
         return
     targets = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules
-    if not any(ATTRIBUTE in target for target in targets):
+    exact = {DUMMY_TARGET_MODULES, *(name for name, _ in model.named_modules())}  # names that hit nothing else
+    if not set(targets) <= exact and not any(ATTRIBUTE in target for target in targets):
         config.exclude_modules = rf".*{re.escape(MIXED)}\..*"
 
 

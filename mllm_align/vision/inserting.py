@@ -65,8 +65,8 @@ class Reading:
         output = None if given is None else given.get("image")
         if given is None or output is None:
             return given
-        found: Any = getattr(output, "deepstack_features", None)
-        layers, own = list(found or ()), self.family.num_deepstack(self.model.config)
+        layers: list[Any] = list(getattr(output, "deepstack_features", None) or ())
+        own = self.family.num_deepstack(self.model.config)
         if len(layers) > own:
             if self.mixed.enabled:
                 self.rows = torch.cat([entry.flatten(0, -2) for entry in layers[own]])
