@@ -17,7 +17,7 @@ from torch import nn
 from mllm_align.data.pixels import processor_facts
 from mllm_align.families import unwrap
 from mllm_align.families.base import MIXED
-from mllm_align.models import mixing_without
+from mllm_align.models import mixer_facts, mixing_without, stock_processor
 from mllm_align.signals import AdaptersOff, NamedAdapter
 
 SAMPLES_PER_TENSOR = 4096
@@ -73,6 +73,11 @@ def fingerprint(model: nn.Module, adapter: str | None = None, off: Sequence[int]
         adapter: The adapter that is active; None for the base alone.
         off: As in `Arm`; a mixer that is switched off as a whole is not read.
     """
+    with mixing_without(model, off):  # weights that a mixer's files carry are the base's there
+        return _digest(model, adapter, off)
+
+
+def _digest(model: nn.Module, adapter: str | None, off: Sequence[int] | None) -> str:
     hf = unwrap(model)
     digest = hashlib.sha256(f"{type(hf).__name__}|{getattr(hf, 'dtype', '')}".encode())
     adapters, added = list(getattr(model, "peft_config", {})), _added_names(hf)
@@ -88,8 +93,10 @@ def fingerprint(model: nn.Module, adapter: str | None = None, off: Sequence[int]
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode() + raw)
     if adapter is not None:
         digest.update(_scalings(hf, adapter).encode())
-    if off:
-        digest.update(f"without {sorted(off)}".encode())
+    mixer = mixer_facts(model)
+    if mixer is not None and off is not None:  # windows, layers, sizes; where the encoders lie does not matter
+        told = {name: mixer[name] for name in ("kind", "options", "read")} | {"off": sorted(off)}
+        digest.update(json.dumps(told, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -115,6 +122,7 @@ def identity_of(model: nn.Module, processor: Any, adapter: str | None = None, of
     template put a question.
     """
     hf: Any = unwrap(model)
+    processor = processor if off is not None else stock_processor(model) or processor
     tokenizer = processor.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     facts = processor_facts(processor) | {

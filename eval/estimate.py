@@ -10,10 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from mllm_align.data.processes import processes
-from mllm_align_eval.arms import Arm, active_arm, alike, identity_of
+from mllm_align_eval.arm_engine import engine_of
+from mllm_align_eval.arms import Arm, active_arm, identity_of
 from mllm_align_eval.asking import AnswerErrors, Asking, Voice, batches_of
 from mllm_align_eval.cache import AnswerCache
-from mllm_align_eval.engine import Engine, ModelEngine
+from mllm_align_eval.engine import Engine
 from mllm_align_eval.items import IMAGE_ARMS, METHODS, Item
 from mllm_align_eval.runner import is_askable
 
@@ -57,7 +58,7 @@ def say_how_long(
     if sum(len(members) for members in asked.values()) < WORTH_IT * batch_size:
         return
     if engine is None:
-        engine = ModelEngine(model, processor, remember=alike(arms))
+        engine = engine_of(model, processor, arms)
         names = [identity_of(model, processor, arm.adapter, arm.off) for arm in arms]
     else:
         names = [arm.name for arm in arms]

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from datasets.exceptions import DatasetNotFoundError
 
 from mllm_align.data.processes import processes
-from mllm_align.models import ModelArguments, load_arms
+from mllm_align.models import ModelArguments, load_arms, mixer_facts
 from mllm_align_eval.arms import Arm, active_arm, fingerprint
 from mllm_align_eval.benchmark import STRICT, Benchmark
 from mllm_align_eval.benchmarks import BENCHMARKS, world_items
@@ -102,6 +102,7 @@ def evaluate(
     suite: str = "",
     check_letters: bool = False,
     without: Sequence[int] = (),
+    encoders: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Asks a base and its adapters the same questions on one load, and writes results and report.
 
@@ -124,6 +125,7 @@ def evaluate(
         check_letters: Ask multiple choice in two other ways, too (`letters`): three times the log-probabilities.
         without: Further vision encoders of a mixer that are switched off, counted from 1. An arm that was not trained
             with the mixer answers without all of it.
+        encoders: Where the further vision encoders of a mixer are now, if they were moved.
 
     Raises:
         FileExistsError: If there are results and `overwrite` is False.
@@ -139,7 +141,7 @@ def evaluate(
     if max_new_tokens is not None:
         benchmarks = {name: replace(found, max_new_tokens=max_new_tokens) for name, found in benchmarks.items()}
     lengths = {name: found.max_new_tokens for name, found in benchmarks.items()}
-    model, processor, mixed = load_arms(arguments, adapters)
+    model, processor, mixed = load_arms(arguments, adapters, encoders)
     arms = _arms(mixed, without)
     for arm in arms:
         with active_arm(model, arm):
@@ -226,7 +228,18 @@ def _model_card(
         "load_in_4bit": arguments.load_in_4bit,
         "batch_size": batch_size,
         "sha256": {arm.name: fingerprint(model, arm.adapter, arm.off)[:16] for arm in arms},
-    } | ({"without_encoders": list(without)} if without else {})
+        **_mixer_card(model, arms, without),
+    }
+
+
+def _mixer_card(model: Any, arms: Sequence[Arm], without: Sequence[int]) -> dict[str, Any]:
+    """The mixer and its further encoders, and who was asked without them; empty where there is none."""
+    mixer = mixer_facts(model)
+    if mixer is None:
+        return {}
+    off = [arm.name for arm in arms if arm.off is None]
+    card = {"mixer": {"kind": mixer["kind"], "encoders": mixer["encoders"], **({"off in": off} if off else {})}}
+    return card | ({"without_encoders": list(without)} if without else {})
 
 
 def _benchmarks(items: Sequence[Item], judge: Judge | None) -> dict[str, Benchmark]:

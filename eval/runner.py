@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mllm_align_eval.arm_check import check_arms_differ
-from mllm_align_eval.arms import Arm, active_arm, alike, identity_of
+from mllm_align_eval.arm_engine import engine_of
+from mllm_align_eval.arms import Arm, active_arm, identity_of
 from mllm_align_eval.asking import AnswerErrors, Asking, Voice
 from mllm_align_eval.benchmark import Reading
 from mllm_align_eval.cache import AnswerCache
@@ -124,7 +125,7 @@ def answer_arms(
         ValueError: If an adapter gives the base's log-probabilities everywhere, as one that was not loaded does
             (`check_arms_differ`); or an argument is none of its values.
     """
-    engine = ModelEngine(model, processor, remember=alike(arms))
+    engine = engine_of(model, processor, arms)
     names = [identity_of(model, processor, arm.adapter, arm.off) for arm in arms]
     voices = [Voice(arm.name, name, partial(active_arm, model, arm)) for arm, name in zip(arms, names, strict=True)]
     answers: dict[str, Answers] = {arm.name: {} for arm in arms}

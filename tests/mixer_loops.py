@@ -129,3 +129,19 @@ def attend(attention: Any, query: Vector, sources: Mapping[int, list[Vector]]) -
         for weight, (which, _) in zip(weights, keys, strict=True):
             parts[which] += weight / attention.heads
     return out, parts
+
+
+def aggregator_layer(
+    layer: Any, query: Vector, context: Vector, sources: Mapping[int, list[Vector]]
+) -> tuple[Vector, dict[int, float]]:
+    """Of SVA: q' = W_in [q; W_ctx g], h = LN(q' + W_o attention), q + MLP(h); and what part of it each source had."""
+    joined = linear(layer.join, query + linear(layer.context, context))
+    placed = {
+        k: [plus(has, layer.positions[str(k)][at].tolist()) for at, has in enumerate(all_of)]
+        if len(all_of) > 1
+        else all_of
+        for k, all_of in sources.items()
+    }
+    attended, parts = attend(layer.attention, joined, placed)
+    hidden = layer_norm(layer.norm, plus(joined, linear(layer.out, attended)))
+    return plus(query, two_layers(layer.mlp[0], layer.mlp[2], hidden)), parts

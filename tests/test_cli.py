@@ -32,6 +32,7 @@ COMMANDS = (
     "data clip-blind",
     "data counterfactual",
     "data embed",
+    "data negatives",
     "data ocr",
     "data regions",
     "data reject",

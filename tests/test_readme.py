@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +14,20 @@ import yaml
 
 import mllm_align.objectives
 from mllm_align.cli import main
-from mllm_align.families import FAMILIES, family_of
+from mllm_align.families import FAMILIES, family_of, inner
 from mllm_align.objectives import SVCO, NextToken, Weighted
+from mllm_align.recipe import packaged_recipes
 from mllm_align.recipe.build import build_objective
 from mllm_align.recipe.schema import parse_recipe
 from mllm_align.signals.limits import can_share_prefixes
+from mllm_align.vision.attach import mixer_from
+from mllm_align.vision.mixed_vision import mixed_of
+from mllm_align.vision.mixers import MIXERS, Widths, make_mixer
 from mllm_align_eval.benchmarks import BENCHMARKS
 from runs import gradients, make_trainer, pair_rows, picture
 from tiny import FAMILIES as TINY
 from tiny import save_tiny, tiny
+from tiny_encoders import save_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -96,6 +102,33 @@ def test_table_of_benchmarks_is_that_of_the_evaluation() -> None:
     assert written == wanted, f"put this between the marks in README.md:\n\n{wanted}\n"
 
 
+def table_of_mixers() -> str:
+    """One row per mixer: its docstring's first paragraph, and what it makes of LLaVA-1.5-7B with DINOv2-Large."""
+    head = ("`kind`", "what", "image tokens", "new parameters", "starts as it was")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for kind, mixer in MIXERS.items():
+        with torch.device("meta"):
+            made = make_mixer(kind, Widths(1024, {"input": 1024}.get(mixer.place, 4096), 4096, (1024,)))
+        what = " ".join((inspect.getdoc(mixer) or "").split("\n\n")[0].split()).rstrip(".")
+        what = re.sub(r"arXiv:(\d+\.\d+)", r"https://arxiv.org/abs/\1", what)
+        what = re.sub(r"https://[^\s,)]+", r"[paper](\g<0>)", what)
+        file = Path(inspect.getfile(mixer)).name
+        size = sum(parameter.numel() for parameter in made.parameters())
+        millions = f"{size / 1e6:.1f} M" if size else "none"
+        start = "yes" if made.starts_as_identity else "with `residual`" if kind == "sva" else "no"
+        row = f"[`{kind}`](mllm_align/vision/mixers/{file})", what, str(made.num_tokens((24, 24))), millions, start
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def test_table_of_mixers_is_that_of_their_docstrings_and_sizes() -> None:
+    written = README.partition("<!-- mixers -->\n")[2].partition("\n<!-- mixers end -->")[0]
+    wanted = table_of_mixers()
+    assert written == wanted, f"put this between the marks in README.md:\n\n{wanted}\n"
+    widths = Widths(64, 64, 64, (64,))
+    assert make_mixer("sva", widths, {"residual": True}).starts_as_identity
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_table_of_families_says_what_the_engine_does(name: str) -> None:
     model, _ = tiny(name)
@@ -108,7 +141,7 @@ def test_every_family_of_the_table_has_a_tiny_model() -> None:
 
 
 def test_python_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = blocks("python")
+    example = blocks("python")[0]
     assert len(example.splitlines()) <= 25
     monkeypatch.chdir(tmp_path)
     save_tiny("llava", tmp_path / "model")
@@ -138,6 +171,30 @@ def test_the_example_of_regions_is_one() -> None:
     parts = yaml.safe_load(blocks("yaml")[1])
     recipe = parse_recipe({"train": {"output_dir": "runs/x"}, **parts})
     assert [feature.pooling for feature in build_objective(recipe).needs.features] == ["regions"]
+
+
+def test_the_examples_of_mixers_are_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = yaml.safe_load(blocks("yaml")[2])
+    recipe = parse_recipe({"train": {"output_dir": "runs/x"}, **parts})
+    assert build_objective(recipe).needs.views[0].image == "image"
+    assert mixer_from(recipe.model.mixer).encoders[0].model == "facebook/dinov2-large"
+    monkeypatch.chdir(tmp_path)
+    save_tiny("llava", tmp_path / "model")
+    save_encoder("dinov2", tmp_path / "dino")
+    code = blocks("python")[1].replace("llava-hf/llava-1.5-7b-hf", "model").replace("facebook/dinov2-large", "dino")
+    *before, last = code.splitlines()
+    assert last.startswith("detach(")
+    names: dict[str, Any] = {}
+    exec(compile("\n".join(before), "README.md", "exec"), names)
+    assert mixed_of(inner(names["model"])) is not None
+    exec(compile(last, "README.md", "exec"), names)
+    assert mixed_of(inner(names["model"])) is None
+
+
+def test_recipes_that_are_named_are_there() -> None:
+    named = re.findall(r"`(\w+_(?:llava15|qwen25vl)(?:_stage[12])?)`", README)
+    assert len(named) == 5
+    assert set(named) <= packaged_recipes().keys()
 
 
 def test_the_switches_that_save_memory_and_time_work_together(tmp_path: Path) -> None:

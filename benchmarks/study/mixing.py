@@ -4,8 +4,8 @@
     python benchmarks/study/mixing.py --arms no_mixer gated          # these arms alone
     python benchmarks/study/mixing.py --device cuda --workers 12     # runs side by side on one GPU
 
-Towers, base model and the result of mining are kept in the cache. For each arm every learning rate is tried with seed
-0, the best on validation is kept, and then all seeds run with it; no choice looks at the test. Each finished run is a
+Towers, base model and the result of mining are kept in the cache. Every learning rate is tried with seed 0 of one
+mixer, and the best on validation is that of all arms; no choice looks at the test. Each finished run is a
 line of the records' file; a run that is killed is done again, a finished one never. The page is written at the end.
 """
 
@@ -21,32 +21,30 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any
 
-from mixing_arms import ARMS, BASE, LEARNING_RATES, SEEDS, STEPS, Run
+from mixing_arms import ARMS, BASE, LEARNING_RATES, SEEDS, STEPS, TUNED, Run
 from mixing_page import page
 from records import Records
 
 HERE = Path(__file__).resolve().parent
 
 
-def chosen_rate(records: Records, arm: str, steps: int) -> float | None:
-    """The learning rate with the best validation score, or None while one has not been tried."""
-    tried = {rate: records.get(Run(arm, rate, SEEDS[0], steps)) for rate in LEARNING_RATES}
+def chosen_rate(records: Records, steps: int) -> float | None:
+    """The learning rate with which `TUNED` has the best validation score, or None while one has not been tried."""
+    tried = {rate: records.get(Run(TUNED, rate, SEEDS[0], steps)) for rate in LEARNING_RATES}
     if any(record is None for record in tried.values()):
         return None
     return max(LEARNING_RATES, key=lambda rate: tried[rate]["validation"])  # type: ignore[index]
 
 
 def next_runs(records: Records, arms: Sequence[str], steps: int) -> Iterator[Run]:
-    """What is to be done next: the base, then of each arm all rates first, then the other seeds at the best."""
-    if records.get(BASE) is None:
-        yield BASE
-    for arm in arms:
-        rate = chosen_rate(records, arm, steps)
-        if rate is None:
-            wanted = [Run(arm, tried, SEEDS[0], steps) for tried in LEARNING_RATES]
-        else:
-            wanted = [Run(arm, rate, seed, steps) for seed in SEEDS]
-        yield from (run for run in wanted if records.get(run) is None)
+    """What is to be done next: the base, then all rates of `TUNED`, then all seeds of each arm at the best."""
+    rate = chosen_rate(records, steps)
+    wanted = [BASE]
+    if rate is None:
+        wanted += [Run(TUNED, tried, SEEDS[0], steps) for tried in LEARNING_RATES]
+    else:
+        wanted += [Run(arm, rate, seed, steps) for arm in arms for seed in SEEDS]
+    yield from (run for run in wanted if records.get(run) is None)
 
 
 def work_off(records: Records, arguments: argparse.Namespace) -> None:

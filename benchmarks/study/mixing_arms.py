@@ -11,6 +11,7 @@ CONTROL = "no_mixer"
 SEEING, BLIND = "seeing", "blind"
 SEEDS = (0, 1, 2)
 LEARNING_RATES = (2e-3, 1e-3)
+TUNED = "gated"  # the arm whose validation chooses the learning rate of all
 STEPS, BATCH, NUM_ROWS = 300, 32, 9600
 # Of the steps of a mixer that changes the model from the start: those in which only it and the projector train.
 STAGE_1 = 0.25
@@ -25,6 +26,8 @@ MIXERS: Mapping[str, Spec] = {
     "sva": {"width": 128, "heads": 4, "depth": 1},
     "x_former": {"num_queries": 16, "width": 96, "depth": 2, "heads": 4},
 }
+# They make the tokens themselves: nothing reads the projector any more, so it does not train.
+WITHOUT_PROJECTOR = ("sva", "x_former")
 
 
 class Run(NamedTuple):

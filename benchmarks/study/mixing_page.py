@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from intervals import Columns, Interval, interval, paired_interval
-from mixing_arms import ARMS, BASE, CONTROL, SEEDS, Run, twin
+from mixing_arms import ARMS, BASE, CONTROL, SEEDS, TUNED, Run, twin
 from records import Records
 
 METRICS = ("colour", "colour_pairs", "others", "other_pairs")
@@ -62,6 +62,24 @@ def differences(records: Records, steps: int) -> str:
     return "\n".join(lines)
 
 
+def in_short(records: Records, steps: int) -> str:
+    """In words: on each metric, which arms' intervals of the difference to the control leave out zero."""
+    found = finished(records, steps)
+    said = []
+    for metric in METRICS if CONTROL in found else ():
+        control, ahead, behind = columns_of(found[CONTROL], metric), [], []
+        for arm in (arm for arm in found if arm not in ("base", CONTROL)):
+            cell = paired_interval(columns_of(found[arm], metric), control)
+            if cell.low > 0 or cell.high < 0:
+                (ahead if cell.low > 0 else behind).append(f"`{arm}` {100 * cell.value:+.1f}")
+        clear = [f"{word} {', '.join(arms)}" for word, arms in (("ahead", ahead), ("behind", behind)) if arms]
+        said.append(f"- {metric}, against `{CONTROL}`: {'; '.join(clear) or 'no arm is clearly ahead or behind'}.")
+    missing = [arm for arm in ARMS if arm not in found]
+    if missing:
+        said.append(f"- Not all seeds have run of: {', '.join(missing)}.")
+    return "\n".join(said)
+
+
 def towers_table(probes: Mapping[str, Mapping[str, float]]) -> str:
     """Markdown: what probes read off each tower."""
     names = list(next(iter(probes.values())))
@@ -92,6 +110,8 @@ def page(records: Records, steps: int, probes: Mapping[str, Any], mining: Mappin
         mining=mining_table(mining),
         steps=steps,
         seeds=len(SEEDS),
+        tuned=TUNED,
+        short=in_short(records, steps),
         table=table(records, steps),
         differences=differences(records, steps),
     )
@@ -138,12 +158,14 @@ chosen on another gallery.
 
 ## Mixers
 
-Every arm trains LoRA and the projector for {steps} steps on the same rows, of which a third ask for colour; mixers
-that change the model from the start have their first stage (mixer and projector alone) within these steps. Learning
-rates were chosen on validation for each arm. {seeds} seeds, per cent with 95 % intervals over seeds and scenes.
-`colour` is what the model's own tower is blind to; `others` are existence, size, side, count and relation; of pairs
-both questions must be right. Arms called `_blind` mix in the model's own blind tower once more: the same parameters
-and tokens, nothing new to see.
+Every arm trains LoRA and the projector (which `sva` and `x_former` take the place of) for {steps} steps on the same rows, of which a third ask for colour; mixers
+that change the model from the start have their first stage (mixer and projector alone) within these steps. One
+learning rate, chosen on validation with `{tuned}`, is that of all arms. {seeds} seeds, per cent with 95 % intervals
+over seeds and scenes. `colour` is what the model's own tower is blind to; `others` are existence, size, side, count
+and relation; of pairs both questions must be right. Arms called `_blind` mix in the model's own blind tower once more:
+the same parameters and tokens, nothing new to see.
+
+{short}
 
 {table}
 

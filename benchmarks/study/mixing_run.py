@@ -14,7 +14,7 @@ import torch
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from mixing_arms import BASE, BATCH, BLIND, NUM_ROWS, SEEING, STAGE_1, Run, mixer_of
+from mixing_arms import ARMS, BASE, BATCH, BLIND, CONTROL, NUM_ROWS, SEEING, STAGE_1, WITHOUT_PROJECTOR, Run, mixer_of
 from mixing_evaluation import packed, test_parts, validation_score
 from mixing_folders import folders
 from mllm_align import AlignConfig, AlignTrainer
@@ -39,7 +39,7 @@ def arguments_of(arm: str, root: Path) -> ModelArguments:
         lora_r=8,
         lora_alpha=16,
         lora_dropout=0.0,
-        train_projector=True,
+        train_projector=ARMS[arm].kind not in WITHOUT_PROJECTOR,
         mixer=mixer_of(arm, {SEEING: str(found.seeing), BLIND: str(found.blind)}),
     )
 
@@ -119,7 +119,7 @@ def carry_out(run: Run, root: Path, device: str) -> dict[str, Any]:
     quiet()
     torch.set_num_threads(1)
     if run == BASE:
-        model, processor = load_model(arguments_of("no_mixer", root), device=torch.device(device))
+        model, processor = load_model(arguments_of(CONTROL, root), device=torch.device(device))
         cost: dict[str, Any] = {}
     else:
         with tempfile.TemporaryDirectory() as folder:

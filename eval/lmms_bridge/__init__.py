@@ -1,4 +1,4 @@
-"""The package's models inside lmms-eval, so that any of its tasks runs on a base, and on an adapter.
+"""The package's models inside lmms-eval, so that any of its tasks runs on a base, an adapter and a mixer.
 
     python -m lmms_eval --model mllm_align --model_args pretrained=MODEL,adapter=FOLDER --tasks mmbench_en_dev
 

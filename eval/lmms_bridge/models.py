@@ -61,7 +61,7 @@ class ChatModel(Base):
         batch_size: Questions at a time.
         device: Where to; this process's own GPU where there is one, else the CPU.
         max_batch_size: Not used: the batch size is given.
-        **arguments: `dtype`, `load_in_4bit` and the others in `loading.LOADING`.
+        **arguments: `dtype`, `load_in_4bit` and the others in `loading.LOADING`; `encoders`, see `loading.load`.
 
     Raises:
         ValueError: If an argument is unknown, the batch size no positive integer, or the model cannot be loaded.

@@ -17,6 +17,7 @@ from mllm_align.cli import (
     embed,
     evaluation,
     inspect,
+    negatives,
     ocr,
     regions,
     reject,
@@ -75,6 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="look at data and make it").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    for command in (check, clip_blind, counterfactual, embed, ocr, regions, retrieve, reject):
+    for command in (check, clip_blind, counterfactual, embed, negatives, ocr, regions, retrieve, reject):
         command.add(data)
     return parser

@@ -60,6 +60,7 @@ def _add_eval(commands: Any) -> None:
     )
     text = "a further vision encoder of a mixer to switch off, from 1 (as `inspect` numbers them)"
     run.add_argument("--without", type=int, action="append", default=[], metavar="ENCODER", help=text)
+    run.add_argument("--encoders", nargs="+", metavar="FOLDER", help="where a mixer's further encoders are, if moved")
     add_judge_options(run, "judge.jsonl in the output")
     run.add_argument("--output", required=True, help="folder for results.json, the report and the answers")
     run.add_argument("--overwrite", action="store_true", help="replace results in that folder; answers are reused")
@@ -100,6 +101,7 @@ def _eval_run(arguments: argparse.Namespace) -> None:
         "suite": suite_label(arguments.suite, arguments.limit),
         "check_letters": arguments.letter_checks,
         "without": arguments.without,
+        "encoders": arguments.encoders,
         "title": f"{', '.join(dict.fromkeys(arguments.benchmark))} with {arguments.model}",
     }
     try:

@@ -41,6 +41,7 @@ def _add_export(commands: Any) -> None:
     export.add_argument("output", help="folder to write")
     export.add_argument("--merge", action="store_true", help="merge the adapter into a 16-bit base")
     export.add_argument("--base", help="the base model, if not the one that the adapter names")
+    export.add_argument("--encoders", nargs="+", metavar="FOLDER", help="where further encoders are, if moved")
     export.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     export.add_argument("--overwrite", action="store_true")
 
@@ -81,7 +82,8 @@ def _export(arguments: argparse.Namespace) -> None:
     from mllm_align.models import merge_and_export
 
     options = {"base": arguments.base, "dtype": arguments.dtype, "overwrite": arguments.overwrite}
-    print(merge_and_export(arguments.adapter, arguments.output, merge=arguments.merge, **options))
+    options |= {"merge": arguments.merge, "encoders": arguments.encoders}
+    print(merge_and_export(arguments.adapter, arguments.output, **options))
 
 
 def _train_base(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from mllm_align.models.arguments import ModelArguments
 from mllm_align.models.export import merge_and_export
 from mllm_align.models.identity import base_probe, check_base, save_base_identity
 from mllm_align.models.loading import load_model, load_processor, model_path
-from mllm_align.models.mixer_arms import load_arms, mixing_without
+from mllm_align.models.mixer_arms import is_mixing, load_arms, mixer_facts, mixing_without, stock_processor
 from mllm_align.models.towers import put_tower
 
 __all__ = [
@@ -13,14 +13,17 @@ __all__ = [
     "attach_lora",
     "base_probe",
     "check_base",
+    "is_mixing",
     "load_adapter",
     "load_arms",
     "load_model",
     "load_processor",
     "lora_config",
     "merge_and_export",
+    "mixer_facts",
     "mixing_without",
     "model_path",
     "put_tower",
     "save_base_identity",
+    "stock_processor",
 ]

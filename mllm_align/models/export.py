@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from peft import PeftConfig
 
 from mllm_align.families import inner
 from mllm_align.models.arguments import ModelArguments
-from mllm_align.models.loading import load_model
+from mllm_align.models.loading import load_model, load_processor
 from mllm_align.vision.mixed_vision import mixed_of
 from mllm_align.vision.mixer_files import save_mixer
 from mllm_align.vision.object_expert import SETTINGS_FILE, WEIGHTS_FILE
@@ -27,10 +28,12 @@ def merge_and_export(
     merge: bool = True,
     overwrite: bool = False,
     device: str | None = None,
+    encoders: Sequence[str] | None = None,
 ) -> Path:
     """Writes a folder that needs nothing of ours to be served.
 
-    A kept object expert goes along, as files beside the weights (`vision.load_expert`).
+    A kept object expert goes along, as files beside the weights (`vision.load_expert`); so does a mixer, which
+    `load_model` attaches again. Without ours such a folder loads as a stock model that mixes nothing.
 
     Args:
         adapter: Folder of a trained adapter.
@@ -40,6 +43,7 @@ def merge_and_export(
         merge: True for one merged model, False for the adapter with its processor, without the run's state.
         overwrite: Replace what is in `output_dir`.
         device: Where to merge.
+        encoders: Where the further vision encoders of a mixer are now, if they were moved.
 
     Returns:
         `output_dir`.
@@ -56,11 +60,13 @@ def merge_and_export(
         raise ValueError(f"{str(target)!r} has something in it: name another folder or pass overwrite")
     name = base or PeftConfig.from_pretrained(str(source)).base_model_name_or_path
     if merge:
-        model, processor = load_model(ModelArguments(model_name_or_path=name, dtype=dtype), source, device=device)
+        arguments = ModelArguments(model_name_or_path=name, dtype=dtype)
+        model, processor = load_model(arguments, source, device=device, encoders=encoders)
         merged = model.merge_and_unload()
         _clear(target)
         merged.save_pretrained(target)
-        processor.save_pretrained(target)
+        # As it was before a mixer told it of another number of tokens: without the mixer the model is a stock one.
+        load_processor(str(name)).save_pretrained(target)
         if mixed_of(inner(merged)) is not None:
             save_mixer(merged, target, processor)
         for name in (WEIGHTS_FILE, SETTINGS_FILE):  # an object expert stays, and cannot be merged

@@ -4,56 +4,107 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from peft import PeftConfig
-from torch import nn
+from torch import Tensor, nn
 
 from mllm_align.families import inner, unwrap
 from mllm_align.models.adapters import load_adapter
 from mllm_align.models.arguments import ModelArguments
-from mllm_align.models.loading import load_model
+from mllm_align.models.loading import load_model, load_processor
 from mllm_align.models.mixing import MIXER_PATH, find_mixer
 from mllm_align.signals import NamedAdapter
-from mllm_align.vision.mixed_vision import mixed_of, switched_off
-from mllm_align.vision.mixer_files import WEIGHTS_FILE, attach_saved, carried_by, check_fingerprint, read_settings
+from mllm_align.vision.mixed_vision import MixedVision, mixed_of, switched_off
+from mllm_align.vision.mixer_files import (
+    WEIGHTS_FILE,
+    attach_saved,
+    carried_by,
+    check_fingerprint,
+    kind_name,
+    read_settings,
+)
+
+STOCK = "stock_parts"  # what `load_arms` leaves at a model
 
 
-def load_arms(arguments: ModelArguments, adapters: Mapping[str, str]) -> tuple[Any, Any, dict[str | None, bool]]:
+class Stock(NamedTuple):
+    """What a model with a mixer that adapters brought needs to be the base again.
+
+    Attributes:
+        processor: The base's own; it lays prompts out for as many image tokens as the base has.
+        weights: Tensors of the model that the mixer's files changed (an earlier stage trained them), each with the
+            base's values.
+    """
+
+    processor: Any
+    weights: tuple[tuple[Tensor, Tensor], ...]
+
+
+def load_arms(
+    arguments: ModelArguments, adapters: Mapping[str, str], encoders: Sequence[str] | None = None
+) -> tuple[Any, Any, dict[str | None, bool]]:
     """A base with adapters on it, each by a name; a mixer that lies beside them is attached first.
 
     Args:
         arguments: The base model and its quantisation.
         adapters: Folders by name.
+        encoders: Where the further vision encoders are now, if they were moved.
 
     Returns:
         `(model, processor, mixed)`; `mixed` says of the base (None) and of each adapter whether it is to be asked with
         its vision encoders as they are. False where a mixer came with other adapters: it is to be switched off then
-        (`mixing_without(model, None)`).
+        (`mixing_without(model, None)`), and asked by `stock_processor(model)`.
 
     Raises:
-        ValueError: If a part cannot be loaded, mixers are not the same, or one cannot be switched off for the others.
+        ValueError: If a part cannot be loaded, or mixers are not the same.
     """
     found = {name: place for name, folder in adapters.items() if (place := find_mixer(folder)) is not None}
-    model, processor = load_model(arguments)
+    model, processor = load_model(arguments, encoders=encoders)
     brought = bool(found) and mixed_of(inner(model)) is None
     if brought:
         _check_alike(found)
         first = next(iter(found.values()))
-        mixed = attach_saved(model, first, processor, train=False)
-        what = None if mixed.kind.keeps_tokens else f"{type(mixed.kind).__name__} makes another number of tokens"
-        what = "it carries weights of an earlier stage" if any(map(carried_by, found.values())) else what
-        if what is not None:
-            raise ValueError(
-                f"the mixer in {str(first)!r} cannot share a load with the base: {what}; write a model of its own "
-                "(mllm-align export), evaluate that by itself, and compare with mllm-align report"
-            )
+        state = model.state_dict()
+        kept = tuple((state[name], state[name].clone()) for name in carried_by(first) if name in state)
+        attach_saved(model, first, processor, encoders=encoders, train=False)
+        setattr(model, STOCK, Stock(load_processor(arguments.model_name_or_path or "", arguments), kept))
     for name, folder in adapters.items():
-        model = load_adapter(model, folder, name=name)
+        # It is compared with the base that it was trained on.
+        with mixing_without(model, None if brought and name not in found else ()):
+            model = load_adapter(model, folder, name=name)
     for name, place in found.items():
         with NamedAdapter(name).on(model):
             check_fingerprint(model, processor, place)
     return model, processor, {name: name in found or not brought for name in (None, *adapters)}
+
+
+def stock_processor(model: nn.Module) -> Any:
+    """The processor that a model is asked with while its mixer is off; None where no adapter brought the mixer."""
+    stock = getattr(unwrap(model), STOCK, None)
+    return None if stock is None else stock.processor
+
+
+def is_mixing(model: nn.Module) -> bool:
+    """Whether a mixer takes part now."""
+    mixed = mixed_of(inner(unwrap(model)))
+    return mixed is not None and mixed.enabled
+
+
+def mixer_facts(model: nn.Module) -> dict[str, Any] | None:
+    """What of a model's mixer no tensor holds: None where there is none.
+
+    Returns:
+        `kind`, `options`, and of the further encoders `encoders`, as words, and `read`, all but their names.
+    """
+    mixed = mixed_of(inner(unwrap(model)))
+    if mixed is None:
+        return None
+    specs = [getattr(each, "original_module", each).spec for each in mixed.seeing]
+    read = [spec._replace(model="", revision=None)._asdict() for spec in specs]
+    encoders = [str(spec) for spec in specs]
+    return {"kind": kind_name(mixed.kind), "options": mixed.kind.options, "encoders": encoders, "read": read}
 
 
 def _check_alike(found: Mapping[str, Any]) -> None:
@@ -62,12 +113,13 @@ def _check_alike(found: Mapping[str, Any]) -> None:
     settings = {name: {**read_settings(place), "fingerprint": None} for name, place in found.items()}
     configs: list[Any] = [PeftConfig.from_pretrained(str(place)) for place in found.values()]
     trained = [MIXER_PATH in (getattr(config, "modules_to_save", None) or ()) for config in configs]
+    own = all(trained) and not any(map(carried_by, found.values()))
     for name, place in others:
         if settings[name] != settings[first[0]]:
             raise ValueError(
                 f"the adapters {first[0]!r} and {name!r} have different mixers: evaluate them in two runs"
             )
-        if not all(trained) and (place / WEIGHTS_FILE).read_bytes() != (first[1] / WEIGHTS_FILE).read_bytes():
+        if not own and (place / WEIGHTS_FILE).read_bytes() != (first[1] / WEIGHTS_FILE).read_bytes():
             raise ValueError(f"the mixers of {first[0]!r} and {name!r} have other weights: evaluate them in two runs")
 
 
@@ -89,5 +141,23 @@ def mixing_without(model: nn.Module, off: Sequence[int] | None = ()) -> Iterator
             raise ValueError(
                 f"there is no further vision encoder {number + 1}: the mixer has 1 to {len(mixed.seeing)}"
             )
-    with switched_off(mixed, off):
+    stock = getattr(unwrap(model), STOCK, None)
+    with _as_stock(mixed, stock) if off is None and stock is not None else switched_off(mixed, off):
         yield
+
+
+@contextmanager
+def _as_stock(mixed: MixedVision, stock: Stock) -> Iterator[None]:
+    """Inside, nothing is mixed, and what an earlier stage trained is as the base has it."""
+    before, carried = mixed.enabled, [tensor.clone() for tensor, _ in stock.weights]
+    mixed.enabled = False
+    with torch.no_grad():
+        for tensor, value in stock.weights:
+            tensor.copy_(value)
+    try:
+        yield
+    finally:
+        mixed.enabled = before
+        with torch.no_grad():
+            for (tensor, _), value in zip(stock.weights, carried, strict=True):
+                tensor.copy_(value)

@@ -30,6 +30,7 @@ ELSEWHERE = (
     "somewhere else than the base: the language model has not learned to read this; train stage 1 first (mixer "
     "without LoRA, on captions), then name its folder as model.start_from"
 )
+STAGE_1 = "somewhere else than the base; this run is stage 1: the language model stays, and the mixer learns to fit it"
 
 
 class PartCost(NamedTuple):
@@ -45,6 +46,7 @@ class MixerCost:
 
     Operations are those of matrix products, convolutions and attention in a forward pass, a product and a sum being
     two; adapters, as they can be merged, are not counted, nor are the vocabulary head and the text around an image.
+    Layers of the mixer in the language model count as the mixer's.
 
     Attributes:
         kind: Of the mixer.
@@ -113,12 +115,13 @@ def mixer_cost(model: Any, images: Sequence[Mapping[str, Tensor]]) -> MixerCost 
     if mixed is None or not images:
         return None
     looked_at = images[:IMAGES]
+    moves = any(p.requires_grad for name, p in hf.named_parameters() if family.scope_of(name) == "language")
     with torch.no_grad(), _as_the_base(model):
         with_it = [_encode(family, hf, mixed, image, enabled=True) for image in looked_at]
         without = [_encode(family, hf, mixed, image, enabled=False) for image in looked_at]
     pairs = list(zip(with_it, without, strict=True))
     base_language = [language_flops(hf, family, len(base.tokens)) for base in without]
-    alike = all(torch.equal(one.tokens, base.tokens) for one, base in pairs)
+    alike = all(torch.equal(one.read, base.tokens) for one, base in pairs)
     encoders = [mean([one.parts[number] for one in with_it]) for number in range(len(mixed.seeing))]
     mixer = mean([one.flops - base.flops - sum(one.parts.values()) for one, base in pairs])
     return MixerCost(
@@ -134,7 +137,7 @@ def mixer_cost(model: Any, images: Sequence[Mapping[str, Tensor]]) -> MixerCost 
         language=mean([language_flops(hf, family, len(one.tokens)) for one in with_it]) - mean(base_language),
         base_vision=mean([base.flops for base in without]),
         base_language=mean(base_language),
-        start=EARLIER if mixed.loaded else AT_FIRST if alike else ELSEWHERE,
+        start=EARLIER if mixed.loaded else AT_FIRST if alike else ELSEWHERE if moves else STAGE_1,
     )
 
 
@@ -172,9 +175,11 @@ def _pairs(tokens: int, window: int | None) -> int:
 
 
 class _Encoded(NamedTuple):
-    """One image: tokens, operations of all that made them, and of each further encoder."""
+    """One image: tokens, what layers of the mixer in the language model make of them, operations of all of it, and of
+    each further encoder."""
 
     tokens: Tensor
+    read: Tensor
     flops: int
     parts: Counter[int]
 
@@ -188,12 +193,15 @@ def _encode(family: Family, hf: Any, mixed: MixedVision, image: Mapping[str, Ten
         for number, encoder in enumerate(mixed.seeing):
             handles += _watch(encoder, number, counter, parts)
         try:
-            tokens = family.encode_images(hf, [image]).tokens[0]
+            encoded = family.encode_images(hf, [image])
+            read = encoded.tokens[0]
+            for layer in range(len(mixed.kind.after) if enabled else 0):
+                read = mixed.mixer.insert(layer, read, encoded.deepstack[0][-1])
         finally:
             mixed.enabled = before
             for handle in handles:
                 handle.remove()
-    return _Encoded(tokens, counter.get_total_flops(), parts)
+    return _Encoded(encoded.tokens[0], read, counter.get_total_flops(), parts)
 
 
 class _OneModule:

@@ -19,6 +19,7 @@ class FeatureCache:
     """What a model's frozen vision side made of images, by image id.
 
     An image takes as much room as its tokens: 9 MB for 576 tokens of width 4096 in float32, half of it in bfloat16.
+    What layers of a mixer in the language model read of it is kept, too, and is several times as large.
 
     Args:
         files: Where the tokens are kept; of one model, see `check_frozen_vision`.

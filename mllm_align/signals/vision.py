@@ -76,9 +76,7 @@ def _equal_weights(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 @contextmanager
-def frozen_tower_once(
-    family: Family, model: nn.Module, *, encoders: bool = True
-) -> Iterator[Callable[[], None]]:
+def frozen_tower_once(family: Family, model: nn.Module, *, encoders: bool = True) -> Iterator[Callable[[], None]]:
     """Inside, a frozen tower runs once, without a graph; after `again()` its outputs are handed out in the same order.
 
     So does each further encoder of a mixer that is frozen, unless `encoders` says that their features are kept

@@ -82,7 +82,10 @@ def encoder_cache(args: AlignConfig, policy: nn.Module) -> EncoderCache | None:
 
 
 def _of_encoder(encoder: Any, facts: dict[str, Any]) -> Fingerprint:
-    told = encoder_facts(encoder) | {"dtype": str(encoder.dtype), "weights": weights_digest(encoder.state_dict().items())}
+    told = encoder_facts(encoder) | {
+        "dtype": str(encoder.dtype),
+        "weights": weights_digest(encoder.state_dict().items()),
+    }
     return Fingerprint({**facts, **told, "transformers": version("transformers")}, encoder.spec.model)
 
 

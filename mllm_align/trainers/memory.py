@@ -146,6 +146,11 @@ class Run:
         if switches.cache_gradients:
             # The images' turn comes when the last group is done.
             vision = max(0, vision - activations)
+        read = self.work.image_tokens_of(self._rows(switches))
+        if switches.cache_gradients:
+            read = min(read, max((group.tokens for group in groups), default=0))
+        activations += read * self.mixed.inserted
+        per_token = self.language.width * self.precision.stream + self.mixed.along
         copies = self.reference_stays or not switches.precompute_ref_log_probs
         lasting = {
             "weights": self.weights,
@@ -154,7 +159,7 @@ class Run:
             "optimiser": self.moments,
             "activations": activations,
             "attention masks": sum(self._mask(group) for group in groups),
-            "images": sum(image.pixels + image.llm * self.language.width * self.precision.stream for image in images),
+            "images": sum(image.pixels + image.llm * per_token for image in images),
             "vision activations": vision,
             "signals": sum(group.scored for group in groups) * self.language.width * self.precision.compute,
         }

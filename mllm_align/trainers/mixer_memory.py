@@ -16,7 +16,7 @@ from mllm_align.families import Family, family_of, inner
 from mllm_align.trainers.activations import PLAIN, Precision, Stack, stack_of
 from mllm_align.vision.mixed_vision import MixedVision, mixed_of
 from mllm_align.vision.mixer_files import kind_name
-from mllm_align.vision.mixers import Cells, Map, Sight, make_mixer
+from mllm_align.vision.mixers import Cells, Map, Mixer, Sight, make_mixer
 
 # Patches along a view of a family that reads images of any size: everything here is in proportion to them.
 PATCHES = 16
@@ -43,6 +43,8 @@ class MixedBytes:
         patches: That the model's own tower reads of the view.
         more_tokens: Tokens with the mixer for each without it.
         kept: Bytes that autograd keeps of the mixer, with what it read of encoders.
+        along: Bytes that go along with an image token into the language model, for layers of the mixer there.
+        inserted: Bytes per image token that these keep.
         encoders: Their layers.
         before_projector: Whether a gradient goes back through the projector, trained or not, to the mixer.
         trains: Whether any of it trains.
@@ -51,6 +53,8 @@ class MixedBytes:
     patches: int = 1
     more_tokens: float = 1.0
     kept: int = 0
+    along: int = 0
+    inserted: int = 0
     encoders: tuple[EncoderStack, ...] = ()
     before_projector: bool = False
     trains: bool = False
@@ -88,14 +92,15 @@ def mixed_bytes(hf: Any, autocast: torch.dtype | None, *, tower_trains: bool, pr
     if mixed is None:
         return MixedBytes()
     cells, read = view_cells(hf.config, family)
+    side, patch = _square(hf.config, family)
     kind = mixed.kind
     at = read if kind.place == "input" else cells
     trains = _trains(mixed)
     moves = (tower_trains, tower_trains or (projector_trains and kind.place != "input"))
     return MixedBytes(
-        patches=read[0] * read[1],
+        patches=(side // patch) ** 2,
         more_tokens=kind.num_tokens(cells) / (cells[0] * cells[1]),
-        kept=_kept(mixed, at, cells if family.projects_in_tower else read, autocast, moves),
+        **_kept(mixed, at, cells if family.projects_in_tower else read, autocast, moves),
         encoders=tuple(
             _encoder(each, wanted, autocast) for each, wanted in zip(mixed.seeing, kind.wants(at), strict=True)
         ),
@@ -113,18 +118,24 @@ def view_cells(config: Any, family: Family) -> tuple[Cells, Cells]:
         config: The model's.
         family: The model's.
     """
-    vision = config.vision_config
-    side, patch = getattr(vision, "image_size", None), vision.patch_size
-    patch = patch if isinstance(patch, int) else max(patch)
-    side = max(side) if isinstance(side, list | tuple) else side
-    if family.projects_in_tower or not side:
-        side = PATCHES * patch
+    side, _ = _square(config, family)
     view = torch.empty(3, side, side, device="meta")
     return family.cells(config, view), family.read_cells(config, view)
 
 
-def _kept(mixed: MixedVision, at: Cells, read: Cells, autocast: torch.dtype | None, moves: tuple[bool, bool]) -> int:
-    """Bytes that the graph of one view holds, parameters left out."""
+def _square(config: Any, family: Family) -> tuple[int, int]:
+    """Pixels along that view's side, and along a patch's."""
+    vision = config.vision_config
+    side, patch = getattr(vision, "image_size", None), vision.patch_size
+    patch = patch if isinstance(patch, int) else max(patch)
+    side = max(side) if isinstance(side, list | tuple) else side
+    return (PATCHES * patch if family.projects_in_tower or not side else side), patch
+
+
+def _kept(
+    mixed: MixedVision, at: Cells, read: Cells, autocast: torch.dtype | None, moves: tuple[bool, bool]
+) -> dict[str, int]:
+    """Of one view what its graph holds, parameters left out; of layers in the language model the same per token."""
     kind = mixed.kind
     own = next((p for p in mixed.mixer.parameters() if p.is_floating_point()), None)
     dtype, device = (own.dtype, own.device.type) if own is not None else (torch.float32, "cpu")
@@ -147,10 +158,32 @@ def _kept(mixed: MixedVision, at: Cells, read: Cells, autocast: torch.dtype | No
             for encoder, wanted in zip(map(_running, mixed.seeing), kind.wants(at), strict=True)
         )
         x = drawn(at, kind.widths.place, given, placed)
-        sight = Sight(at, Map(drawn(read, kind.widths.base, given, base), read), extra)
+        along: list[Tensor] | None = [] if kind.after else None
+        sight = Sight(at, Map(drawn(read, kind.widths.base, given, base), read), extra, along)
         known = {tensor.untyped_storage()._cdata for tensor in weights.values()}
         with under:
-            return _held(lambda: functional_call(made, weights, (x, sight)), known)
+            found = {"kept": _held(lambda: functional_call(made, weights, (x, sight)), known)}
+            if not along:
+                return found
+            rows = along[0].detach().flatten(0, 1).requires_grad_(along[0].requires_grad)
+            states = torch.empty(len(rows), kind.widths.language, dtype=given, requires_grad=rows.requires_grad)
+            own = {f"mixer.{name}": weight for name, weight in weights.items()}
+            known.add(rows.untyped_storage()._cdata)
+            inside = _held(lambda: functional_call(_Inserted(made), own, (states, rows)), known)
+        return found | {"along": rows.nbytes // len(rows), "inserted": inside // len(rows)}
+
+
+class _Inserted(nn.Module):
+    """The layers of a mixer in the language model, one after another."""
+
+    def __init__(self, mixer: Mixer) -> None:
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, states: Tensor, rows: Tensor) -> Tensor:
+        for number in range(len(self.mixer.after)):
+            states = self.mixer.insert(number, states, rows)
+        return states
 
 
 def _held(compute: Callable[[], Tensor], known: set[int]) -> int:

@@ -320,7 +320,7 @@ MENDS = {
     "reference": "Train adapters (use_peft), whose reference is the same model with them off",
     "gradients": FEWER_TRAINED,
     "optimiser": FEWER_TRAINED,
-    "vision activations": "Freeze the vision tower, or use smaller images (max_pixels)",
+    "vision activations": "Freeze the vision tower and further encoders, or use smaller images (max_pixels)",
     "images": "Use smaller or fewer images (max_pixels), or fewer rows at a time",
     "vocabulary head": "Lower logits_chunk_size",
     "driver and allocator": SMALLER,

@@ -92,6 +92,11 @@ class Workload:
         """The images of some rows, each once per row."""
         return [self.images[index] for row in rows for index in row.images]
 
+    def image_tokens_of(self, rows: Sequence[_Row]) -> int:
+        """Image tokens in the sequences of some rows: one that several sequences show counts for each."""
+        shown = [self.batch.prefixes[pack.prefix].images for row in rows for pack in row.packs]
+        return sum(self.images[index].llm for images in shown for index in images)
+
     def _shape(self, packs: Sequence[Pack]) -> GroupShape:
         length = max(pack.length for pack in packs)
         return GroupShape(

@@ -274,12 +274,14 @@ def _check_place(family: Family, settings: MixerSettings) -> None:
 
 
 def _check_layers(hf: Any, family: Family, mixer: Mixer) -> None:
-    """Refuses layers behind the last one of the language model."""
+    """Refuses layers behind the last one of the language model: no token reads image tokens any more there."""
     layers: Any = family.module(hf, f"{family.language_model}.layers")
-    if mixer.after and mixer.after[-1] >= len(layers):
+    last = len(layers) - 2
+    if mixer.after and mixer.after[-1] > last:
         raise ValueError(
-            f"mixer layers lie behind the language model's layers {', '.join(map(str, mixer.after))}, and it has "
-            f"{len(layers)}, counted from 0: take fewer llm_layers, a smaller llm_stride, or an earlier llm_start"
+            f"mixer layers would lie behind the language model's layers {', '.join(map(str, mixer.after))}; the last "
+            f"behind which image tokens are read is {last}, counted from 0: take fewer llm_layers, a smaller "
+            "llm_stride, or an earlier llm_start"
         )
 
 

@@ -83,18 +83,19 @@ class Reading:
             if self.rows is None:
                 return None
             states = output if isinstance(output, Tensor) else output[0]
-            where = self._placeholders(self.rows).to(states.device)
             rows = self.rows
-            own = states[where]
+            index = self._placeholders(rows).to(states.device)
+            flat = states.flatten(0, 1)
+            own = flat.index_select(0, index)
             # Through the mixer's own attribute: PEFT gives the trained copy, or the original where adapters are off.
             changed = self.mixed.mixer.insert(number, own.to(rows.device), rows).to(own.device)
-            states = states.masked_scatter(where.unsqueeze(-1), changed)
+            states = flat.index_copy(0, index, changed).view_as(states)
             return states if isinstance(output, Tensor) else (states, *output[1:])
 
         return behind
 
     def _placeholders(self, rows: Tensor) -> Tensor:
-        """(B, T) where image tokens are."""
+        """(M,) where image tokens are, counted over all sequences."""
         if self._where is not None:
             return self._where
         if self.input_ids is None:
@@ -102,9 +103,9 @@ class Reading:
                 "a mixer with layers in the language model finds image tokens by input_ids: pass these, not "
                 "inputs_embeds"
             )
-        where = self.input_ids == self.model.config.image_token_id
-        if int(where.sum()) != len(rows):
-            raise ValueError(f"{int(where.sum())} image tokens in input_ids, and {len(rows)} of the images")
+        where = (self.input_ids == self.model.config.image_token_id).flatten().nonzero().squeeze(1)
+        if len(where) != len(rows):
+            raise ValueError(f"{len(where)} image tokens in input_ids, and {len(rows)} of the images")
         self._where = where
         return where
 

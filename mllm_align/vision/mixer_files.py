@@ -48,7 +48,11 @@ def save_mixer(model: Any, folder: str | Path, processor: Any = None, *, carried
         # Trained in place, or merged; with adapters the trained weights are in those.
         if encoder.spec.train != "frozen" and unwrap(model) is model and _own(encoder) is encoder:
             tensors |= {f"{ENCODERS}{number}.{name}": value for name, value in encoder.state_dict().items()}
-    base = {name.replace(".original_module", ""): value for name, value in hf.state_dict().items()}
+    # As they are called without the adapter, which keeps a trained copy or LoRA layers beside them.
+    base = {
+        name.replace(".original_module", "").replace(".base_layer", ""): value
+        for name, value in hf.state_dict().items()
+    }
     tensors |= {f"{BASE}{name}": base[name] for name in carried}
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, place / WEIGHTS_FILE)
     kind = mixed.kind

@@ -15,7 +15,7 @@ import mixing_probes
 import mixing_run
 import mixing_towers
 from mixing import chosen_rate, next_runs
-from mixing_arms import ARMS, BASE, BLIND, CONTROL, LEARNING_RATES, MIXERS, SEEDS, STAGE_1, Run, mixer_of, twin
+from mixing_arms import ARMS, BASE, BLIND, CONTROL, LEARNING_RATES, MIXERS, SEEDS, STAGE_1, TUNED, Run, mixer_of, twin
 from mixing_mining import KINDS, draw_gallery, judged, only_colours
 from mixing_page import METRICS, differences, finished, page, table
 from mixing_probes import probe
@@ -41,18 +41,26 @@ def record(arm: str, rate: float, seed: int, validation: float = 0.5, values: An
     }
 
 
+def long(given: dict[str, Any], value: int) -> dict[str, Any]:
+    part = {"values": [value] * 20, "clusters": list(range(20))}
+    return {**given, "test": {metric: part for metric in METRICS}}
+
+
 def test_base_then_rates_then_seeds_and_nothing_twice(tmp_path: Path) -> None:
     records = Records(tmp_path / "runs.jsonl", Run)
-    tried = [Run(arm, rate, SEEDS[0], STEPS) for arm in SOME for rate in LEARNING_RATES]
-    assert list(next_runs(records, SOME, STEPS)) == [BASE, *tried]
+    assert list(next_runs(records, SOME, STEPS)) == [
+        BASE,
+        *(Run(TUNED, rate, SEEDS[0], STEPS) for rate in LEARNING_RATES),
+    ]
     records.add(record("base", 0.0, 0))
     for place, rate in enumerate(LEARNING_RATES):
-        records.add(record(CONTROL, rate, SEEDS[0], validation=0.3 + 0.1 * place))
+        records.add(record(TUNED, rate, SEEDS[0], validation=0.3 + 0.1 * place))
     again = Records(tmp_path / "runs.jsonl", Run)
-    assert chosen_rate(again, CONTROL, STEPS) == LEARNING_RATES[1]
-    seeds = [Run(CONTROL, LEARNING_RATES[1], seed, STEPS) for seed in SEEDS[1:]]
-    assert list(next_runs(again, SOME, STEPS)) == [*seeds, *tried[len(LEARNING_RATES) :]]
-    assert chosen_rate(again, CONTROL, STEPS + 1) is None
+    assert chosen_rate(again, STEPS) == LEARNING_RATES[1]
+    all_seeds = [Run(arm, LEARNING_RATES[1], seed, STEPS) for arm in SOME for seed in SEEDS]
+    assert list(next_runs(again, SOME, STEPS)) == [run for run in all_seeds if again.get(run) is None]
+    assert len(list(next_runs(again, SOME, STEPS))) == len(all_seeds) - 1
+    assert chosen_rate(again, STEPS + 1) is None
 
 
 def test_arms_are_mixers_that_exist_and_differ_from_their_twins_in_the_tower_alone() -> None:
@@ -103,6 +111,13 @@ def test_the_tables_have_costs_and_differences_to_both_controls(tmp_path: Path) 
     assert "| blind, linear | 17.0 | 100.0 |" in text
     assert "| bounds | 2 | 0.50 |" in text
     assert table(records, STEPS) in text
+    assert f"- colour, against `{CONTROL}`: ahead `gated` +66.7." in text  # that of the twin may be nothing
+    assert "- Not all seeds have run of: concat, " in text
+    records = Records(tmp_path / "more.jsonl", Run)
+    for seed in SEEDS:  # as many scenes as leave no doubt
+        records.add(long(record(CONTROL, LEARNING_RATES[0], seed), 0))
+        records.add(long(record("gated", LEARNING_RATES[0], seed), 1))
+    assert f"- others, against `{CONTROL}`: ahead `gated` +100.0" in page(records, STEPS, probes, mining)
 
 
 def test_colourings_differ_in_colour_alone() -> None:

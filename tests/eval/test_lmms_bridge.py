@@ -10,12 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
 from batches import processed
 from mllm_align.data.errors import DataError
-from mllm_align.models import load_model
+from mllm_align.models import ModelArguments, load_model, merge_and_export
+from mllm_align.vision.mixer_files import save_mixer
 from mllm_align_eval.benchmarks.world import world_items
 from mllm_align_eval.engine import ModelEngine, Request
 from mllm_align_eval.items import Item
@@ -24,7 +26,8 @@ from mllm_align_eval.lmms_bridge.decoding_engine import DecodingEngine
 from mllm_align_eval.lmms_bridge.loading import load
 from mllm_align_eval.lmms_bridge.models import ChatModel, SimpleModel
 from mllm_align_eval.lmms_bridge.prompts import of_messages, of_visuals
-from tiny import tiny
+from tiny import save_tiny, tiny
+from tiny_encoders import save_encoder
 
 RED, BLUE = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "temperature": 0, "top_p": 1.0, "num_beams": 1, "until": ["\n\n"]}
@@ -132,7 +135,7 @@ def test_a_base_an_adapter_and_the_folder_of_a_run(tmp_path: Path) -> None:
         assert found[0].peft_config["default"].r == 4
     with pytest.raises(ValueError, match="an adapter itself"):
         load(folder, folder, None, {})
-    with pytest.raises(ValueError, match="has no device_map, max_pixels; there are pretrained, adapter"):
+    with pytest.raises(ValueError, match="has no device_map, max_pixels; there are pretrained, adapter, encoders"):
         load("demo-base", None, None, {"max_pixels": 1, "device_map": "auto"})
     with pytest.raises(ValueError, match="needs pretrained"):
         load(None, None, None, {})
@@ -141,6 +144,37 @@ def test_a_base_an_adapter_and_the_folder_of_a_run(tmp_path: Path) -> None:
         load(folder, None, None, {})
     with pytest.raises(ValueError, match="batch_size must be a positive integer, not 'auto'"):
         ChatModel("demo-base", batch_size="auto")
+
+
+@pytest.mark.parametrize("kind", ["gated", "interleave"])
+def test_a_run_with_a_mixer_and_its_export(kind: str, tmp_path: Path) -> None:
+    base, encoder = str(save_tiny("llava", tmp_path / "base")), save_encoder("dinov2", tmp_path / "dinov2")
+    arguments = ModelArguments(base, use_peft=True, mixer={"kind": kind, "encoders": [str(encoder)]})
+    model, processor = load_model(arguments, device="cpu", trainable=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    run = str(tmp_path / "run")
+    model.save_pretrained(run)
+    save_mixer(model, run, processor)
+    exported = str(merge_and_export(run, tmp_path / "exported", dtype="float32", device="cpu"))
+    items = world_items(4, 4, 4, regimes=["adversarial"])[:4]
+    requests = [chat_request(item, number, GREEDY) for number, item in enumerate(items)]
+
+    def said(pretrained: str, **given: Any) -> list[str]:
+        lm = ChatModel(pretrained, batch_size=3, **given)
+        lm.task_dict = documents(items)
+        return lm.generate_until(requests)
+
+    shown = [Request(tuple(p.load() for p in item.pictures), item.prompt, ()) for item in items]
+    expected = [each.text for each in ModelEngine(model, processor).generate(shown, 6)]
+    moved = encoder.rename(tmp_path / "moved")
+    assert said(base, adapter=run, encoders=str(moved)) == expected
+    assert said(run, encoders=str(moved)) == said(exported, encoders=str(moved)) == expected
+    assert said(base) != expected
+    with pytest.raises(ValueError, match="has 1 further encoders, 2 given"):
+        load(base, run, "cpu", {"encoders": f"{moved};{moved}"})
 
 
 def documents(items: list[Item]) -> dict[str, Any]:

@@ -132,8 +132,6 @@ def test_what_cannot_be_is_said(folders: Folders, tmp_path: Path, capsys: pytest
     stock, _ = load_model(folders.base, device="cpu")
     with pytest.raises(ValueError, match=r"was trained with a mixer.*load_model\(base, adapter\) attaches it"):
         load_adapter(stock, folders.mixed)
-    with pytest.raises(ValueError, match="InterleavedMoF makes another number of tokens; write a model of its own"):
-        load_arms(ModelArguments(folders.base), {"interleaved": folders.interleaved})
     with pytest.raises(ValueError, match="'mixed' and 'interleaved' have different mixers"):
         load_arms(ModelArguments(folders.base), {"mixed": folders.mixed, "interleaved": folders.interleaved})
     command = ["eval", "run", folders.base, "--limit", "4", "--output", str(tmp_path / "out"), "--without", "3"]

@@ -15,7 +15,7 @@ from mllm_align.families import family_of, inner
 from mllm_align.models import ModelArguments, load_model, lora_config
 from mllm_align.objectives import NextToken
 from mllm_align.recipe import plan_of
-from mllm_align.recipe.costs import AT_FIRST, EARLIER, ELSEWHERE, language_flops, mixer_cost
+from mllm_align.recipe.costs import AT_FIRST, EARLIER, ELSEWHERE, STAGE_1, language_flops, mixer_cost
 from mllm_align.vision.attach import attach, drawn_pixels
 from mllm_align.vision.encoder_cost import encoder_cost
 from mllm_align.vision.mixed_vision import mixed_of
@@ -156,6 +156,29 @@ def test_two_views_and_a_second_encoder_are_all_counted(encoder: str) -> None:
         assert name == f"encoder {own.spec}"
 
 
+@pytest.mark.parametrize("zero", [True, False])
+def test_layers_in_the_language_model_are_the_mixers(zero: bool, encoder: str) -> None:
+    options = {"residual": True, **OPTIONS["sva"]}
+    costs = []
+    for layers in (0, 1):
+        model, processor = tiny("llava")
+        given = {"kind": "sva", "encoders": [encoder], "llm_layers": layers, "llm_zero_init": zero, **options}
+        attach(model, given, None, processor)
+        costs.append(mixer_cost(model, [drawn_pixels(processor, family_of(model))]))
+    without, with_it = costs
+    assert without is not None
+    assert with_it is not None
+    # Context, its half of the join, queries, keys and values of two encoders, what comes out, half of the MLP; the
+    # other halves take states of the language model's width in, and give such out; attention to two positions.
+    width, tokens = 32, 16
+    weights = (1 + 1 + 1 + 4 + 1 + 1) * width**2 + 2 * WIDTH * width
+    assert with_it.mixer.flops - without.mixer.flops == 2 * tokens * (weights + 2 * 2 * width)
+    norms = 2 * (WIDTH + 2 * width + width)
+    assert with_it.mixer.parameters - without.mixer.parameters == pytest.approx(weights + norms, rel=0.01)
+    assert without.start == AT_FIRST
+    assert with_it.start == (AT_FIRST if zero else ELSEWHERE)
+
+
 def test_windows_of_the_decoder() -> None:
     model, _ = tiny("gemma3")
     text = model.config.get_text_config()
@@ -190,7 +213,11 @@ def test_where_training_starts(encoder: str, tmp_path: Path) -> None:
         cost = mixer_cost(model, images)
         assert cost is not None
         assert cost.start == (AT_FIRST if kind in ("gated", "concat") else ELSEWHERE)
-        assert ("train stage 1" in cost.start) == (kind in ("interleave", "sva"))
+        assert ("train stage 1 first" in cost.start) == (kind in ("interleave", "sva"))
+        model.model.language_model.requires_grad_(False)
+        cost = mixer_cost(model, images)
+        assert cost is not None
+        assert cost.start == (AT_FIRST if kind in ("gated", "concat") else STAGE_1)
     # As a run of stage 1 leaves it.
     attached: Any = mixed_of(inner(model))
     shake(attached)

@@ -167,6 +167,34 @@ def test_cached_gradients_look_no_more_often(encoder: Path, tmp_path: Path, pict
         torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-4)
 
 
+def test_a_disk_that_is_full_changes_nothing(encoder: Path, tmp_path: Path, pictures: list[Any]) -> None:
+    """What is kept of some images alone must not be taken for others that the reference looks at again."""
+
+    class Full(TensorFiles):
+        def offer(self, key: str, tensors: Any, text: Any = None) -> None:
+            if not any(self.keys()):
+                super().offer(key, tensors, text)
+
+    model, processor, mixed = mixed_tiny("llava", "gated", encoder)
+    shake(mixed)
+    config = LoraConfig(
+        r=4,
+        target_modules=family_of(model).lora_targets(model),
+        modules_to_save=["model.vision_mixer.mixer"],
+        init_lora_weights=False,
+    )
+    peft = get_peft_model(model, config)
+    batch = batch_of(model, processor, pictures[:3])
+    found = []
+    for cache in (None, EncoderCache({0: Full(tmp_path, {})})):
+        options = EngineOptions(encoder_cache=cache, max_images_per_forward=1)
+        found.append(Replay(peft, batch, reference=AdaptersOff(), options=options).reference)
+    assert found[0] is not None
+    assert found[1] is not None
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    assert all(torch.equal(found[1].logps[view], logps) for view, logps in found[0].logps.items())
+
+
 def test_batches_without_ids_are_refused_and_models_without_a_mixer_left_alone(
     encoder: Path, tmp_path: Path, pictures: list[Any]
 ) -> None:

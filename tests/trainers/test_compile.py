@@ -9,12 +9,14 @@ import torch
 from peft import get_peft_model
 
 from batches import make_batch
+from mixed import mixed_tiny, prompts, shake
 from mllm_align.objectives.dpo import DPO
 from mllm_align.objectives.svco import SVCO
 from mllm_align.signals import AdaptersOff, measure
 from mllm_align.trainers.compile import compile_layers
 from runs import gradients, lora, make_trainer, pair_rows
 from tiny import tiny
+from tiny_encoders import save_encoder
 
 
 @pytest.fixture(autouse=True)
@@ -135,3 +137,15 @@ def test_an_unknown_backend_is_refused() -> None:
     model, _ = tiny("llava")
     with pytest.raises(ValueError, match="torch_compile_backend 'fast' is none of"):
         compile_layers(model, "fast")
+
+
+@torch.no_grad()
+def test_layers_behind_which_a_mixer_has_its_own_stay_as_they_are(tmp_path: Any, pictures: Any) -> None:
+    """What is put behind a layer for one call alone, compiled code does not see."""
+    options = {"llm_layers": 1, "residual": True}
+    model, processor, mixed = mixed_tiny("llava", "sva", save_encoder("dinov2", tmp_path), **options)
+    shake(mixed)
+    inputs = prompts(processor, pictures)
+    before = model(**inputs).logits
+    assert compile_layers(model, "eager") == 1
+    torch.testing.assert_close(model(**inputs).logits, before, atol=1e-4, rtol=0)

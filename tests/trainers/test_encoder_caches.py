@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from mixed import mixed_tiny
+from mllm_align.data.corrupt import Crop, corrupted
 from mllm_align.data.corrupt.dataset import draws_by_source
-from mllm_align.objectives import DPO, SVCO, NextToken
-from mllm_align.recipe import load_recipe
+from mllm_align.objectives import DPO, MDPO, SVCO, NextToken
 from mllm_align.trainers.caches import encoder_cache
 from runs import config, make_trainer, pair_rows, trained
 from tiny import tiny
@@ -84,12 +84,10 @@ def test_another_encoder_layer_dtype_or_tower_dtype_has_its_own(encoder: str, tm
         "first": encoder,
         "weights": other,
         "layer": {"model": encoder, "layer": 1},
-        "size": {"model": encoder, "size": 28},
     }
     for cached in (False, True):
         for name, spec in specs.items():
-            model, processor, mixed = mixed_tiny("llava", "interleave", spec if isinstance(spec, dict) else Path(spec))
-            del mixed
+            model, processor, _ = mixed_tiny("llava", "interleave", spec if isinstance(spec, dict) else Path(spec))
             given = {"model": model, "processing_class": processor, "max_steps": 1}
             trainer = trainer_of(tmp_path / f"{name}{cached}", encoder, rows, cached=cached, **given)
             trainer.train()
@@ -125,8 +123,7 @@ def test_a_copy_as_reference_with_another_encoder_sees_for_itself(encoder: str, 
     other = save_encoder("dinov2", tmp_path / "other", seed=1)
     logs = []
     for cached in (False, True):
-        ref_model, _, mixed = mixed_tiny("llava", "interleave", other)
-        del mixed
+        ref_model, _, _ = mixed_tiny("llava", "interleave", other)
         model, processor, _ = mixed_tiny("llava", "interleave", Path(encoder))
         given = {"model": model, "processing_class": processor, "ref_model": ref_model, "max_steps": 2}
         trainer = trainer_of(tmp_path / f"{cached}", encoder, pair_rows(2), cached=cached, **given)
@@ -136,12 +133,8 @@ def test_a_copy_as_reference_with_another_encoder_sees_for_itself(encoder: str, 
 
 
 def test_made_images_are_drawn_once(encoder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from mllm_align.data.corrupt.dataset import CorruptedDataset, Draws
-    from mllm_align.data.corrupt import Crop
-
     rows = [{key: value for key, value in row.items() if key != "contrast_image"} for row in pair_rows(2)]
-    made = CorruptedDataset(rows, Draws(Crop()))
     with caplog.at_level(logging.WARNING):
-        trainer = trainer_of(tmp_path / "run", encoder, made, cached=True)
+        trainer = trainer_of(tmp_path / "run", encoder, corrupted(rows, Crop()), MDPO(), cached=True)
     assert "cache_encoder_features would keep all of them" in caplog.text
     assert not any(draws.by_epoch for draws in draws_by_source(trainer.train_dataset).values())

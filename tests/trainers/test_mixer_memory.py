@@ -10,14 +10,16 @@ import torch
 
 from live_memory import LiveBytes, kept_for_backward, storages_of
 from mixed import mixed_tiny
+from mllm_align.contract import Batch
 from mllm_align.families import family_of, unwrap
 from mllm_align.objectives import DPO
-from mllm_align.signals import measure
+from mllm_align.signals import EngineOptions, measure
 from mllm_align.trainers.memory import Run, Switches, run_of
 from mllm_align.trainers.mixer_memory import MixedBytes, mixed_bytes
+from mllm_align.trainers.workload import ImageShape, sample_workload
 from mllm_align.vision.attach import attach, drawn_pixels
 from runs import make_trainer, pair_rows
-from tiny import tiny
+from tiny import FAMILIES, tiny
 from tiny_encoders import save_encoder
 
 GRAPH = ("activations", "attention masks", "vision activations", "signals")
@@ -29,7 +31,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def trainer_of(folder: Path, family: str, kind: str, encoder: Any, *, half: bool = False, **changes: Any) -> Any:
-    model, processor, _ = mixed_tiny(family, kind, encoder if isinstance(encoder, dict) else Path(encoder))
+    inside = {"llm_layers": changes.pop("llm_layers")} if "llm_layers" in changes else {}
+    model, processor, _ = mixed_tiny(family, kind, encoder if isinstance(encoder, dict) else Path(encoder), **inside)
     settings = {"activation_checkpointing": False} | changes
     made = make_trainer(
         folder,
@@ -75,6 +78,8 @@ CASES = [
     ("llava", "interleave", {"adapter": {"train_projector": True}}),
     ("llava", "gated", {"adapter": {"lora_scope": ["language", "projector", "vision"]}}),
     ("llava", "gated", {"half": True}),
+    ("llava", "sva", {"llm_layers": 1}),
+    ("llava", "sva", {"llm_layers": 1, "packing": "off"}),
     ("llava", "concat", {"bf16": True}),
     ("llava", "concat", {"activation_checkpointing": True}),
 ]
@@ -97,9 +102,11 @@ def test_what_autograd_keeps_of_encoders_that_train(train: str, encoder: str, tm
     assert 0.9 < ratio_to_autograd(trainer) < 1.4
 
 
-@pytest.mark.parametrize(("family", "kind"), [case[:2] for case in CASES[:11]])
+@pytest.mark.parametrize(
+    ("family", "kind"), [*(case[:2] for case in CASES[:11]), *((family, "gated") for family in FAMILIES)]
+)
 def test_the_vision_side_alone(family: str, kind: str, encoder: str) -> None:
-    """Where the decoder's activations do not hide it; 56 x 56 pixels are the views that are counted of LLaVA."""
+    """Where the decoder's activations do not hide it."""
     model, processor, mixed = mixed_tiny(family, kind, Path(encoder))
     model.requires_grad_(False)
     mixed.mixer.requires_grad_(True)
@@ -107,8 +114,7 @@ def test_the_vision_side_alone(family: str, kind: str, encoder: str) -> None:
     images = [drawn_pixels(processor, own)]
     real = kept_for_backward(lambda: own.encode_images(model, images), storages_of(model))
     found = mixed_bytes(model, None, tower_trains=False, projector_trains=False)
-    pixels = images[0]["pixel_values"]
-    patches = len(pixels) if family == "qwen2_5_vl" else 16 * pixels.shape[:-3].numel()
+    (patches,) = [image.tower for image in sample_images(model, images)]
     through = 0
     if found.before_projector:
         # The activation of a frozen projector keeps what enters it.
@@ -116,6 +122,12 @@ def test_the_vision_side_alone(family: str, kind: str, encoder: str) -> None:
         through = 4 * width * patches // {"llava": 1, "qwen2_5_vl": 4}[family]
     assert real > 4000
     assert found.activations(patches, False) + through == pytest.approx(real, rel=0.05)
+
+
+def sample_images(model: Any, images: list[Any]) -> tuple[ImageShape, ...]:
+    """As a plan counts them."""
+    empty = Batch((), (), tuple(images), (), (), ())
+    return sample_workload(model, lambda rows: {"batch": empty}, [], EngineOptions(), reference=False).images
 
 
 def test_two_encoders_and_another_dtype_of_the_mixer(encoder: str) -> None:

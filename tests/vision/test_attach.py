@@ -142,14 +142,14 @@ def _tokens_with(model: Any, processor: Any, mixed: MixedVision, shown: Image.Im
     kept: list[Any] = []
     sees = mixed.sees
 
-    def record(pixels: Any, own: Any, cells: Any) -> Any:
-        kept.append(sees(pixels, own, cells))
+    def record(*given: Any) -> Any:
+        kept.append(sees(*given))
         return kept[-1]
 
     mixed.sees = record  # type: ignore[method-assign]
     tokens_of(model, processor, seen)
     replay = iter(kept[:])
-    mixed.sees = lambda pixels, own, cells: next(replay)  # type: ignore[method-assign]
+    mixed.sees = lambda *given: next(replay)  # type: ignore[method-assign]
     try:
         return tokens_of(model, processor, shown)
     finally:

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from mllm_align.data.errors import DataError
 from mllm_align.data.files import write_whole
-from mllm_align.data.mine.instructions import Instruction
 from mllm_align.data.mine.problems import Problems, RowProblem
 from mllm_align.data.mine.reasons import REASONS
 from mllm_align.data.output import RowFile
@@ -23,6 +22,20 @@ class TextSimilarity(Protocol):
 
     def similarities(self, first: Sequence[str], second: Sequence[str]) -> list[float]:
         """The cosine of each pair."""
+        ...
+
+
+class Named(Protocol):
+    """A row that was read."""
+
+    @property
+    def id(self) -> str | None:
+        """Its own, or None."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """How errors speak of it."""
         ...
 
 
@@ -53,7 +66,7 @@ class Tally:
             raise DataError(problem)
         self.problems.add(problem)
 
-    def is_new(self, item: Instruction) -> bool:
+    def is_new(self, item: Named) -> bool:
         """Whether no earlier row has its id; of rows with one id the first is used, and the others are problems.
 
         Raises:

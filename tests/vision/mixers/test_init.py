@@ -35,6 +35,13 @@ def test_those_that_say_so_start_as_identity() -> None:
     assert [build for build in BUILDS if made(*build).starts_as_identity] == STARTING
 
 
+def test_only_interleaving_makes_more_tokens() -> None:
+    assert {kind for kind, options in BUILDS if not made(kind, options).keeps_tokens} == {"interleave"}
+    for kind, options in BUILDS:
+        mixer = made(kind, options)
+        assert mixer(*sight(mixer, dtype=torch.float32)).shape[1] == mixer.num_tokens((2, 3))
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "options"), STARTING)

@@ -13,11 +13,10 @@ from mixer_loops import (
     CELLS,
     WIDTHS,
     Vector,
-    attend,
+    aggregator_layer,
     gradients_check,
     in_cell,
     layer_norm,
-    linear,
     norm,
     plus,
     sight,
@@ -33,20 +32,6 @@ OPTIONS: dict[str, Any] = {"windows": [2, 1], "width": 4, "heads": 2, "depth": 2
 
 def made(**changes: object) -> SpatialVisionAggregator:
     return weighty(SpatialVisionAggregator(WIDTHS, **{**OPTIONS, **changes}))
-
-
-def layered(layer: Any, query: Vector, context: Vector, sources: dict[int, list[Vector]]) -> Any:
-    """q' = W_in [q; W_ctx g], h = LN(q' + W_o attention), q + MLP(h)."""
-    joined = linear(layer.join, query + linear(layer.context, context))
-    placed = {
-        k: [plus(has, layer.positions[str(k)][at].tolist()) for at, has in enumerate(all_of)]
-        if len(all_of) > 1
-        else all_of
-        for k, all_of in sources.items()
-    }
-    attended, parts = attend(layer.attention, joined, placed)
-    hidden = layer_norm(layer.norm, plus(joined, linear(layer.out, attended)))
-    return plus(query, two_layers(layer.mlp[0], layer.mlp[2], hidden)), parts
 
 
 def aggregated(mixer: Any, seen: Sight) -> tuple[list[list[Vector]], dict[int, float]]:
@@ -70,7 +55,7 @@ def aggregated(mixer: Any, seen: Sight) -> tuple[list[list[Vector]], dict[int, f
                 for query, layers in zip(mixer.queries.tolist(), mixer.groups, strict=True):
                     state = query
                     for layer in layers:
-                        state, parts = layered(layer, state, context, sources)
+                        state, parts = aggregator_layer(layer, state, context, sources)
                         for k, part in parts.items():
                             shares[k] += part / (len(mixer.groups) * len(layers))
                     results += state
@@ -183,6 +168,10 @@ def test_grids_that_do_not_fit_are_named() -> None:
         ({"windows": [1]}, "windows must be one value or a list of 2"),
         ({"base_window": -1}, "base_window must be a whole number"),
         ({"residual": "no"}, "residual must be true or false"),
+        ({"llm_layers": -1}, "llm_layers must be a whole number of 0 or more"),
+        ({"llm_start": 1.5}, "llm_start must be a whole number"),
+        ({"llm_stride": 0}, "llm_stride must be a whole number of 1 or more"),
+        ({"llm_zero_init": 1}, "llm_zero_init must be true or false"),
     ],
 )
 def test_what_cannot_be_built_is_refused(options: dict[str, object], said: str) -> None:
