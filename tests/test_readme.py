@@ -222,7 +222,7 @@ def shell_lines() -> list[str]:
 def test_every_command_line_of_the_readme_parses(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.partition("#")[0].split() for line in shell_lines()]
     commands = [line[1:] for line in lines if line and line[0] == "mllm-align"]
-    assert len(commands) == 22
+    assert len(commands) == 30
     for command in commands:
         with pytest.raises(SystemExit) as stop:
             main([*command, "--help"])

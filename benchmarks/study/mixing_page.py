@@ -158,12 +158,13 @@ chosen on another gallery.
 
 ## Mixers
 
-Every arm trains LoRA and the projector (which `sva` and `x_former` take the place of) for {steps} steps on the same rows, of which a third ask for colour; mixers
-that change the model from the start have their first stage (mixer and projector alone) within these steps. One
-learning rate, chosen on validation with `{tuned}`, is that of all arms. {seeds} seeds, per cent with 95 % intervals
-over seeds and scenes. `colour` is what the model's own tower is blind to; `others` are existence, size, side, count
-and relation; of pairs both questions must be right. Arms called `_blind` mix in the model's own blind tower once more:
-the same parameters and tokens, nothing new to see.
+Every arm trains LoRA and the projector (but `sva` and `x_former` take its place) for {steps} steps on the same rows,
+of which a third ask for colour; mixers that change the model from the start have their first stage (mixer and
+projector alone) within these steps. One learning rate, chosen on validation with `{tuned}`, is that of all arms.
+{seeds} seeds, per cent with 95 % intervals over seeds and scenes. `colour` is what the model's own tower is blind to;
+`others` are existence, size, side, count and relation; of pairs both questions must be right. Arms called `_blind` mix
+in the model's own blind tower once more: the same parameters and tokens, nothing new to see. Seconds are of training
+on one CPU thread beside other work, so they tell little; tokens and parameters are exact.
 
 {short}
 

@@ -96,7 +96,7 @@ def load_adapter(
             loaded: Any = model
         else:
             loaded = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=trainable)
-    except (RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, ValueError) as error:
         detail = "; ".join(line.strip() for line in str(error).splitlines()[:2])
         raise ValueError(
             f"the adapter in {folder!r} was trained on {config.base_model_name_or_path!r} and does not fit this "

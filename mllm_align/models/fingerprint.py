@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mllm_align.families import family_of, unwrap
+from mllm_align.families import family_of, inner, unwrap
 from mllm_align.models.adapters import adapter_parameters
 from mllm_align.signals import AdaptersOff, FrozenCopy, NamedAdapter, Reference
+from mllm_align.vision.mixed_vision import mixed_of
 
 SAMPLES = 64
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -73,7 +74,11 @@ def base_fingerprint(model: nn.Module, precision: str, *, vision_only: bool = Fa
     if vision_only:
         weights = {name: value for name, value in weights.items() if family.scope_of(name) != "language"}
     weights |= {f"{name}.{part}": scale for name, value in weights.items() for part, scale in _scales(value)}
-    return _fingerprint(hf, weights.items(), precision, {"part": "vision" if vision_only else "all"})
+    facts: dict[str, Any] = {"part": "vision" if vision_only else "all"}
+    mixed = mixed_of(inner(hf))
+    if mixed is not None:
+        facts["mixer"] = mixed.settings
+    return _fingerprint(hf, weights.items(), precision, facts)
 
 
 def reference_fingerprint(reference: Reference, policy: nn.Module, precision: str) -> Fingerprint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers.utils.hub import cached_file
 from mllm_align.families import inner, unwrap
 from mllm_align.models.arguments import ModelArguments
 from mllm_align.vision.attach import attach, mixer_from
-from mllm_align.vision.encoder_gradients import read_linears
+from mllm_align.vision.encoder_gradients import keep_read_parameters, read_linears
 from mllm_align.vision.mixed_vision import mixed_of
 from mllm_align.vision.mixer_files import (
     SETTINGS_FILE,
@@ -56,13 +57,20 @@ def attach_mixer(
     Raises:
         ValueError: If it cannot be attached, or is said twice in different words.
     """
+    beside = find_mixer(name)
     if adapter is not None:
         found = find_mixer(adapter)
-        if found is not None:
-            attach_saved(base, found, processor, encoders=encoders)
-        elif arguments.mixer is not None:
-            raise ValueError(f"there is no mixer beside the adapter in {os.fspath(adapter)!r}: leave mixer out")
+        if arguments.mixer is not None:
+            raise ValueError(
+                f"the adapter in {os.fspath(adapter)!r} has "
+                + ("its own mixer" if found is not None else "no mixer beside it")
+                + ": leave mixer out"
+            )
+        if found is not None or beside is not None:
+            attach_saved(base, found or beside or name, processor, encoders=encoders)
         return found
+    if beside is not None and (arguments.mixer is not None or arguments.start_from is not None):
+        raise ValueError(f"{name!r} has a mixer already: leave mixer and start_from out, or begin with its stock base")
     if arguments.start_from is not None:
         base_of_stage(base, processor, arguments, encoders)
         return None
@@ -77,10 +85,9 @@ def attach_mixer(
         if settings.weights is not None:
             load_mixer_weights(base, settings.weights)
         return None
-    if has_mixer(name):
-        attach_saved(base, name, processor, encoders=encoders)
-        return Path(name)
-    return None
+    if beside is not None:
+        attach_saved(base, beside, processor, encoders=encoders)
+    return beside
 
 
 def find_mixer(folder: str | os.PathLike[str]) -> Path | None:
@@ -88,7 +95,10 @@ def find_mixer(folder: str | os.PathLike[str]) -> Path | None:
     if Path(folder).is_dir():
         return Path(folder) if has_mixer(folder) else None
     quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    settings = cached_file(os.fspath(folder), SETTINGS_FILE, **quietly)
+    try:
+        settings = cached_file(os.fspath(folder), SETTINGS_FILE, **quietly)
+    except (OSError, ValueError):  # no name of a repository either: who loads the rest says so
+        return None
     if settings is None:
         return None
     cached_file(os.fspath(folder), WEIGHTS_FILE)
@@ -114,33 +124,57 @@ def base_of_stage(base: Any, processor: Any, arguments: ModelArguments, encoders
             "(mllm-align export), and name that as model_name_or_path"
         )
     found = find_mixer(folder)
+    if found is None:
+        raise ValueError(
+            f"start_from: the run in {folder!r} has no mixer; merge it into a model of its own first (mllm-align "
+            "export), and name that as model_name_or_path"
+        )
     settings = None if arguments.mixer is None else mixer_from(arguments.mixer)
-    if found is not None:
-        mixed = attach_saved(base, found, processor, encoders=encoders, train=settings is None or settings.train)
-        _check_same(mixed, settings, folder)
-    elif settings is not None:
-        attach(base, settings, None, processor)
+    mixed = attach_saved(base, found, processor, encoders=encoders, train=settings is None or settings.train)
+    _check_same(mixed, settings, folder, moved=encoders is not None)
     trained = list(getattr(config, "modules_to_save", None) or ())
+    # PEFT switches off what trains beside an adapter, here all that is to train next.
+    trains = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
     load_adapter(base, folder).merge_and_unload()
-    base.requires_grad_(False)
-    earlier = [] if found is None else carried_by(found)
+    for name, parameter in base.named_parameters():
+        parameter.requires_grad_(name in trains)
+    for number, encoder in enumerate(mixed.seeing):
+        if f"{ENCODERS_PATH}.{number}" in trained:
+            encoder.changed = True
+    earlier = carried_by(found)
     names = [name for name in base.state_dict() if any(name.startswith(f"{each}.") for each in trained)]
     base.carried_weights = sorted({*earlier, *(name for name in names if not name.startswith("model.vision_mixer."))})
-    mixed = mixed_of(inner(base))
-    if mixed is not None and (settings is None or settings.train):
-        mixed.mixer.requires_grad_(True)
 
 
-def _check_same(mixed: Any, settings: Any, folder: str) -> None:
+def _check_same(mixed: Any, settings: Any, folder: str, *, moved: bool) -> None:
+    """Refuses another mixer than that of the stage before; what of its encoders trains may differ, and is set."""
     if settings is None:
         return
-    known = [encoder.spec.model for encoder in mixed.encoders]
-    wanted = [encoder.model for encoder in settings.encoders]
+
+    def read(spec: Any) -> str:
+        return str(spec._replace(train="frozen", **({"model": ""} if moved else {})))
+
+    known = [read(encoder.spec) for encoder in mixed.seeing]
+    wanted = [read(spec) for spec in settings.encoders]
     if not isinstance(mixed.kind, MIXERS[settings.kind]) or known != wanted:
         raise ValueError(
             f"start_from: the mixer in {folder!r} is {kind_name(mixed.kind)} of {', '.join(known)}, model.mixer "
             f"says {settings.kind} of {', '.join(wanted)}: leave mixer out, or name the same"
         )
+    for name, value in settings.options.items():
+        if json.dumps(mixed.kind.options.get(name)) != json.dumps(value) and name != "encoder_dropout":
+            raise ValueError(
+                f"start_from: the mixer in {folder!r} has {name} {mixed.kind.options.get(name)!r}, model.mixer says "
+                f"{value!r}: leave it out, or name the same"
+            )
+    for encoder, spec in zip(mixed.seeing, settings.encoders, strict=True):
+        if encoder.spec.train == spec.train:
+            continue
+        encoder.spec = encoder.spec._replace(train=spec.train)
+        encoder.requires_grad_(spec.train == "full")
+        if spec.train == "full":
+            keep_read_parameters(encoder)
+        encoder.eval()
 
 
 def trained_with_adapter(model: nn.Module) -> list[str]:

@@ -54,14 +54,16 @@ def reads_the_same_tokens(family: Family, model: nn.Module, reference: Any) -> b
         return True
     if id(model) not in reference.sees_alike:
         other = unwrap(reference.model)
-        reference.sees_alike[id(model)] = _equal_weights(
+        mixed, theirs = mixed_of(inner(model)), mixed_of(inner(other))
+        alike = mixed is None or theirs is None or mixed.settings == theirs.settings
+        reference.sees_alike[id(model)] = alike and _equal_weights(
             _vision_weights(family, model), _vision_weights(family, other)
         )
     return reference.sees_alike[id(model)]
 
 
 def _vision_weights(family: Family, model: nn.Module) -> dict[str, Tensor]:
-    scopes = ("projector", "vision")
+    scopes = ("projector", "vision", "mixer", "encoders")
     return {name: value for name, value in model.state_dict().items() if family.scope_of(name) in scopes}
 
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from PIL import Image
 from torch import Tensor, nn
 
@@ -106,7 +108,7 @@ def attach(
         >>> attach(model, {"kind": "gated"}, ["facebook/dinov2-large"], processor)  # doctest: +SKIP
     """
     hf = unwrap(model)
-    if hf is not model and hasattr(model, "peft_config"):
+    if _has_adapters(model):
         raise ValueError("the model has adapters: attach the mixer before them, or merge them first")
     if mixed_of(inner(hf)) is not None:
         raise ValueError("the model has a mixer already: detach it first")
@@ -117,7 +119,12 @@ def attach(
     family = family_of(hf)
     _check_place(family, settings)
     projector = family.module(hf, family.projector)
-    weight = next(each for each in projector.parameters() if each.is_floating_point())
+    weight = next((each for each in projector.parameters() if each.is_floating_point()), None)
+    if weight is None:
+        raise ValueError(
+            f"the projector of this {family.name} is quantised, and its tokens are to be mixed as they are: load it "
+            "with load_model(..., load_in_4bit=True), which leaves tower and projector alone"
+        )
     device = weight.device if device is None else device
     loaded = [load_encoder(each, device, weight.dtype) for each in settings.encoders]
     seam = measure(hf, processor, family, MIXERS[settings.kind].place)
@@ -163,7 +170,7 @@ def detach(model: Any, processor: Any = None) -> MixedVision:
         ValueError: If the model has adapters, or no mixer.
     """
     hf = unwrap(model)
-    if hf is not model and hasattr(model, "peft_config"):
+    if _has_adapters(model):
         raise ValueError("the model has adapters: merge or unload them before the mixer is detached")
     core = inner(hf)
     mixed = mixed_of(core)
@@ -180,6 +187,11 @@ def detach(model: Any, processor: Any = None) -> MixedVision:
         if not mixed.kind.keeps_tokens:
             family.set_view_tokens(processor, seam.cells[0] * seam.cells[1] + seam.classes, seam.cells)
     return mixed
+
+
+def _has_adapters(model: nn.Module) -> bool:
+    """Whether PEFT has put anything of its own into a model, even if it is handed over without its wrapper."""
+    return any(isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) for module in model.modules())
 
 
 class Measured(NamedTuple):

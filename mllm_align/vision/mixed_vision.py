@@ -67,6 +67,12 @@ class MixedVision(nn.Module):
         """The further encoders."""
         return list(self.encoders)
 
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What, beside weights, decides what it makes of images."""
+        seeing = [(each.spec._replace(model="", train="frozen"), each.mean, each.std) for each in self.seeing]
+        return type(self.kind).__name__, self.kind.options, seeing, self.statistics, self.off, self.enabled
+
     @contextmanager
     def joining(self, model: Any) -> Iterator[_Encoding | None]:
         """Inside, what `model` (without its language head) makes of images is mixed."""

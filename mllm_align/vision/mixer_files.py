@@ -46,8 +46,11 @@ def save_mixer(model: Any, folder: str | Path, processor: Any = None, *, carried
     tensors = {f"{MIXER}{name}": value for name, value in _own(mixed.mixer).state_dict().items()}
     for number, encoder in enumerate(mixed.seeing):
         # Trained in place, or merged; with adapters the trained weights are in those.
-        if encoder.spec.train != "frozen" and unwrap(model) is model and _own(encoder) is encoder:
-            tensors |= {f"{ENCODERS}{number}.{name}": value for name, value in encoder.state_dict().items()}
+        merged = encoder.spec.train != "frozen" and unwrap(model) is model and _own(encoder) is encoder
+        if merged or _own(encoder).changed:
+            state = _own(encoder).state_dict()
+            kept = {name.replace(".base_layer", ""): v for name, v in state.items() if ".lora_" not in name}
+            tensors |= {f"{ENCODERS}{number}.{name}": value for name, value in kept.items()}
     # As they are called without the adapter, which keeps a trained copy or LoRA layers beside them.
     base = {
         name.replace(".original_module", "").replace(".base_layer", ""): value
@@ -172,6 +175,8 @@ def _load(hf: Any, mixed: MixedVision, tensors: Mapping[str, Tensor], folder: st
             module.load_state_dict(own)
         except RuntimeError as error:
             raise ValueError(f"the mixer in {folder!r} does not fit: {' '.join(str(error).split())}") from None
+        if prefix != MIXER:
+            module.changed = True  # type: ignore[assignment]
     with torch.no_grad():
         base = hf.state_dict()
         for name, value in tensors.items():

@@ -39,6 +39,7 @@ class VisionEncoder(nn.Module):
         size: Side of the square that its processor makes; multiples of its stride, nearest to it, are used.
 
     Attributes:
+        changed: Whether its weights are no longer those of the checkpoint that `spec` names.
         width: Of a vector.
         stride: Pixels from cell to cell of its output.
         follows: Whether it is shown images of any shape.
@@ -53,7 +54,7 @@ class VisionEncoder(nn.Module):
     def __init__(self, spec: Encoder, model: Any, mean: Sequence[float], std: Sequence[float], size: int) -> None:
         super().__init__()
         self.spec, self.mean, self.std = spec, tuple(mean), tuple(std)
-        self.model = model
+        self.model, self.changed = model, False
         if hasattr(model.config, "mask_ratio"):
             model.config.mask_ratio = 0.0
         takes = inspect.signature(model.forward).parameters

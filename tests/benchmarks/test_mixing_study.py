@@ -16,8 +16,9 @@ import mixing_run
 import mixing_towers
 from mixing import chosen_rate, next_runs
 from mixing_arms import ARMS, BASE, BLIND, CONTROL, LEARNING_RATES, MIXERS, SEEDS, STAGE_1, TUNED, Run, mixer_of, twin
+from mixing_arms import STEPS as FULL_STEPS
 from mixing_mining import KINDS, draw_gallery, judged, only_colours
-from mixing_page import METRICS, differences, finished, page, table
+from mixing_page import METRICS, differences, finished, in_short, page, table
 from mixing_probes import probe
 from mixing_towers import cells, pictures, recoloured, told_apart
 from mllm_align.data.world import SMALL, iter_scenes
@@ -196,3 +197,12 @@ def test_from_the_towers_to_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert twice["trained_parameters"] > control["trained_parameters"]
     assert set(twice["test"]) == set(METRICS)
     assert len(twice["test"]["colour_pairs"]["values"]) == 3
+
+
+def test_the_page_has_the_tables_of_the_records() -> None:
+    folder = Path(mixing_run.__file__).parent
+    records = Records(folder / "mixing_runs.jsonl", Run)
+    written = (folder / "mixing.md").read_text(encoding="utf-8")
+    for part in (table, differences, in_short):
+        assert part(records, FULL_STEPS) in written
+    assert {"base", CONTROL, TUNED} <= set(finished(records, FULL_STEPS))

@@ -13,7 +13,7 @@ from mllm_align.models import ModelArguments
 def test_flags_are_those_of_trl() -> None:
     ours = {field.name for field in fields(ModelArguments)}
     theirs = {field.name for field in fields(ModelConfig)}
-    assert ours - theirs <= {"lora_scope", "train_projector", "trust_remote_code"}
+    assert ours - theirs <= {"lora_scope", "mixer", "start_from", "train_projector", "trust_remote_code"}
 
 
 def test_auto_dtype_is_full_precision_on_cpu() -> None:
