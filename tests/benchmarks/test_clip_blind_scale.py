@@ -50,3 +50,17 @@ def test_it_runs_and_writes_a_point_per_size_and_arm(tmp_path: Path) -> None:
     assert all(point["planted"] == 1 and point["differs_from_ours"] == 0 for point in result["points"])
     assert set(result["at_1m"]) == set(ARMS)
     assert "One million images" in done.stdout
+
+
+def test_the_result_that_is_kept_clears_the_bars() -> None:
+    result = json.loads((ROOT / "benchmarks" / "clip_blind_scale.json").read_text())
+    assert result["preset"] == "small"
+    last = {point["arm"]: point for point in result["points"] if point["images"] == result["points"][-1]["images"]}
+    assert set(last) == set(ARMS)
+    for arm in ("ours", "whole", "command"):
+        assert last[arm]["images"] == 100_000
+        assert last[arm]["peak_mb"] < 2000
+        assert last[arm]["planted"] == 1
+    assert min(result["ratios"]["cpu_seconds"][arm] for arm in ("numpy", "faiss")) > 1
+    # float32 products of NumPy and FAISS may put a pair on the other side of a bound.
+    assert all(point["differs_from_ours"] <= 2 for point in result["points"])

@@ -60,3 +60,11 @@ def test_sum_by_group_has_the_gradient_of_a_loop() -> None:
     sums = sum_by(values, group, 4).tolist()
     for g in range(4):
         assert sums[g] == pytest.approx(sum(v for v, k in zip(values.tolist(), group.tolist(), strict=True) if k == g))
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_token_has_its_own_probability_whatever_is_likelier(trains: bool) -> None:
+    """Published code takes the likeliest token's in its place (POVID), or that of noisy logits (Re-Align)."""
+    logits = torch.tensor([[0.9, 0.08, 0.02]]).log().repeat(2, 1).requires_grad_()
+    found = token_logps(torch.nn.Identity(), logits, torch.tensor([0, 2]), head_trains=trains)
+    torch.testing.assert_close(found, torch.tensor([-0.105361, -3.912023]), atol=1e-6, rtol=0)
