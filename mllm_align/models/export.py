@@ -9,7 +9,7 @@ from pathlib import Path
 
 from peft import PeftConfig
 
-from mllm_align.families import inner
+from mllm_align.families import inner, unwrap
 from mllm_align.models.arguments import ModelArguments
 from mllm_align.models.loading import load_model, load_processor
 from mllm_align.vision.mixed_vision import mixed_of
@@ -49,7 +49,8 @@ def merge_and_export(
         `output_dir`.
 
     Raises:
-        ValueError: If there is no adapter, its base is another one, or `output_dir` has something in it.
+        ValueError: If there is no adapter, its base is another one, `output_dir` has something in it, or LoRA is to be
+            merged into an encoder of 4 bits.
     """
     source, target = Path(adapter), Path(output_dir)
     if not (source / "adapter_config.json").is_file():
@@ -62,6 +63,12 @@ def merge_and_export(
     if merge:
         arguments = ModelArguments(model_name_or_path=name, dtype=dtype)
         model, processor = load_model(arguments, source, device=device, encoders=encoders)
+        mixed = mixed_of(inner(unwrap(model)))
+        if mixed is not None and any(each.spec.load_in_4bit and each.spec.train == "lora" for each in mixed.seeing):
+            raise ValueError(
+                "an encoder has 4-bit weights and LoRA layers of its own, which do not become one without a loss: "
+                "export without --merge, or train the encoder with load_in_4bit off"
+            )
         merged = model.merge_and_unload()
         _clear(target)
         merged.save_pretrained(target)

@@ -152,3 +152,13 @@ def test_a_second_stage_whose_projector_has_lora(encoder: Path, tmp_path: Path) 
     assert torch.equal(logits(*load_model(base, tmp_path / "second", device="cpu")), expected)
     exported = merge_and_export(tmp_path / "second", tmp_path / "merged", dtype="float32", device="cpu")
     torch.testing.assert_close(logits(*load_model(exported, device="cpu")), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_lora_is_not_merged_into_an_encoder_of_four_bits(tmp_path: Path) -> None:
+    spec = {"model": str(save_encoder("siglip", tmp_path / "siglip")), "train": "lora", "load_in_4bit": True}
+    _, run = trained("llava", "gated", spec, tmp_path)
+    with pytest.raises(ValueError, match="export without --merge"):
+        merge_and_export(run, tmp_path / "merged", dtype="float32", device="cpu")
+    assert not (tmp_path / "merged").exists()
+    merge_and_export(run, tmp_path / "alone", merge=False)
+    assert (tmp_path / "alone" / SETTINGS_FILE).is_file()
