@@ -127,11 +127,16 @@ def apply_peft(model: Any, peft_config: PeftConfig | None) -> Any:
     it, and short names of target modules do not reach its encoders.
 
     Raises:
-        ValueError: If the model has adapters already, or is quantised and gets none.
+        ValueError: If the model has adapters already, or gets none where it, or an encoder, trains by them alone.
     """
     if peft_config is None:
         if is_quantized(model) and not isinstance(model, PeftModel):
             raise ValueError("a quantised model trains through adapters alone: pass peft_config")
+        if not isinstance(model, PeftModel) and encoder_targets(model):
+            raise ValueError(
+                "an encoder of the mixer is to train with LoRA (train: lora), and the model gets no adapter: pass "
+                "peft_config (use_peft), or set the encoder's train to full or frozen"
+            )
         return model
     if isinstance(model, PeftModel):
         raise ValueError("the model has adapters already: leave peft_config out, or merge them first")

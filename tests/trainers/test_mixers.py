@@ -119,6 +119,12 @@ def test_short_names_of_layers_do_not_reach_the_encoders(encoder: Path) -> None:
                 assert not inside
 
 
+def test_an_encoder_does_not_stay_untrained_in_silence(encoder: Path) -> None:
+    model, _, _ = mixed_tiny("llava", "gated", {"model": str(encoder), "train": "lora"})
+    with pytest.raises(ValueError, match="train: lora"):
+        apply_peft(model, None)
+
+
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_encoders_that_train_come_back(train: str, encoder: Path, tmp_path: Path) -> None:
     base = save_tiny("llava", tmp_path / "base")
