@@ -35,6 +35,32 @@ class Teacher(NamedTuple):
         return " ".join((self.model, *given))
 
 
+def attributes_of(kind: Any, given: Any, what: str, owner: str) -> dict[str, Any]:
+    """The attributes of a model that is described: none unknown, values as they are given.
+
+    Args:
+        kind: A `NamedTuple` with an attribute `model`.
+        given: One of them, the `model` alone, or a mapping of attributes.
+        what: What such a model is called in errors.
+        owner: Whose option it is, for errors.
+
+    Raises:
+        ValueError: If it is none of these, or an attribute is unknown.
+    """
+    if isinstance(given, kind):
+        given = given._asdict()
+    if isinstance(given, str):
+        given = {"model": given}
+    if not isinstance(given, Mapping) or not isinstance(given.get("model"), str) or not given["model"]:
+        raise ValueError(f"{owner}: {what} must be a model's name, or a mapping with `model`, got {given!r}")
+    for key in given:
+        if key not in kind._fields:
+            near = get_close_matches(str(key), kind._fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{owner}: {what} has no {key!r}{hint} ({', '.join(kind._fields)})")
+    return dict(given)
+
+
 def teacher_from(given: Any, owner: str) -> Teacher:
     """The teacher that an objective's option says.
 
@@ -49,18 +75,7 @@ def teacher_from(given: Any, owner: str) -> Teacher:
         >>> teacher_from({"model": "facebook/dinov2-base", "size": 448}, "DocoLike").size
         448
     """
-    if isinstance(given, Teacher):
-        return teacher_from(given._asdict(), owner)
-    if isinstance(given, str):
-        given = {"model": given}
-    if not isinstance(given, Mapping) or not isinstance(given.get("model"), str) or not given["model"]:
-        raise ValueError(f"{owner}: teacher must be a model's name, or a mapping with `model`, got {given!r}")
-    for key in given:
-        if key not in Teacher._fields:
-            near = get_close_matches(str(key), Teacher._fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{owner}: teacher has no {key!r}{hint} ({', '.join(Teacher._fields)})")
-    made = Teacher(**given)
+    made = Teacher(**attributes_of(Teacher, given, "teacher", owner))
     if made.kind not in KINDS:
         raise ValueError(f"{owner}: a teacher's kind must be one of {', '.join(KINDS)}, got {made.kind!r}")
     if made.size is not None and (type(made.size) is not int or made.size < 1):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple, get_args
+
+from mllm_align.contract.teacher import attributes_of
 
 Training = Literal["frozen", "lora", "full"]
 Pixels = Literal["shared", "own"]
@@ -63,18 +63,7 @@ def encoder_from(given: Any, owner: str) -> Encoder:
         >>> encoder_from({"model": "facebook/dinov2-large", "layer": -1}, "mixer").layer
         -1
     """
-    if isinstance(given, Encoder):
-        given = given._asdict()
-    if isinstance(given, str):
-        given = {"model": given}
-    if not isinstance(given, Mapping) or not isinstance(given.get("model"), str) or not given["model"]:
-        raise ValueError(f"{owner}: encoder must be a model's name, or a mapping with `model`, got {given!r}")
-    for key in given:
-        if key not in Encoder._fields:
-            near = get_close_matches(str(key), Encoder._fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{owner}: encoder has no {key!r}{hint} ({', '.join(Encoder._fields)})")
-    made = Encoder(**given)
+    made = Encoder(**attributes_of(Encoder, given, "encoder", owner))
     if isinstance(made.layer, list | tuple):
         made = made._replace(layer=tuple(made.layer))
     wrong = _wrong(made)
