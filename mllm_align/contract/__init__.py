@@ -9,6 +9,7 @@ runs in any trainer.
 """
 
 from mllm_align.contract.batch import Batch, Branch, Phrase, Prefix
+from mllm_align.contract.embedding import Embedding, EmbeddingHead
 from mllm_align.contract.expert import OBJECT_TOKEN, KeptExpert, ObjectAdapter
 from mllm_align.contract.needs import Feature, Needs, View
 from mllm_align.contract.outcome import Objective, Outcome, Term, needs_for
@@ -20,6 +21,8 @@ __all__ = [
     "OBJECT_TOKEN",
     "Batch",
     "Branch",
+    "Embedding",
+    "EmbeddingHead",
     "Feature",
     "KeptExpert",
     "Needs",

@@ -22,6 +22,9 @@ class View(NamedTuple):
         return f"{self.response}|{self.image or 'no_image'}"
 
 
+IMAGE_COLUMNS = ("image", "contrast_image")
+
+
 class Feature(NamedTuple):
     """A named tensor taken from the model or from a teacher.
 
@@ -34,25 +37,40 @@ class Feature(NamedTuple):
     - "text": the last layer's hidden states over a response, read in a pass without image, pooling "mean", "last" or
       "tokens"; or, with an image column, the last one over what each region is called (pooling "regions", zero where
       it is called nothing) or over what it is said not to be (pooling "negatives", an entry for each);
+    - "embedding": the language model's hidden states over a prompt about one column alone, `prompt` behind what is in
+      it: images, a text read without any image, or, of column "prompt", the row's own messages with their images, to
+      which nothing is added. Pooling "last" is the state that would predict an answer, "mean" that of all tokens of the
+      prompt, "tokens" all of them. A column of several texts has an entry for each, in order;
     - "teacher": what `teacher`, a frozen model beside it, makes of an image column, pooling "mean" over the row's
       images, or "regions", aligned with those of the model, without a gradient.
 
     With `momentum` a feature is that of a slow copy of what trains, which follows it at that rate a step, without a
-    gradient.
+    gradient. Of texts and embeddings `layer` is the number of decoder layers that have been run, from 0 for what goes
+    into the first, or a share of them between 0 and 1; None is the last one's normalised output.
     """
 
     name: str
     source: str
     column: str
-    layer: int | None = None
+    layer: int | float | None = None
     pooling: str = "mean"
     teacher: Teacher | None = None
     momentum: float | None = None
+    prompt: str | None = None
 
     @property
     def of_phrases(self) -> bool:
         """Whether it is of texts of regions: what they are called, or what they are not."""
         return self.source == "text" and self.pooling in ("regions", "negatives")
+
+    @property
+    def view(self) -> View | None:
+        """What is read for it, of which nothing is scored; None where it takes nothing of the language model, or what
+        regions are called."""
+        if self.source == "embedding":
+            shown = "image" if self.column == "prompt" else self.column if self.column in IMAGE_COLUMNS else None
+            return View(shown, f"<{self.column}> {self.prompt or ''}")
+        return View(None, self.column) if self.source == "text" and not self.of_phrases else None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from mllm_align.data.objects import ImageObject
 from mllm_align.data.pixel_cache import PixelCache
 from mllm_align.data.pixels import EncodedImage, ImageEncoder
 from mllm_align.data.regions import RegionList, WeighRegions
-from mllm_align.data.schema import DataError, Row, parse_row
+from mllm_align.data.schema import RESPONSES, DataError, Row, parse_row
 from mllm_align.data.transport import few_storages
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class AlignCollator:
         region_weights: Weights of objects over the tokens of their image (`vision.RegionWeights`), for objectives that
             look at regions; None for others.
         ask_teacher: What teachers make of images, for objectives that compare with one; None for others.
+        replace: Texts in the place of prompts that are wholly one of its keys, such as the tokens of a soft prompt.
         pixel_cache: Folder in which processed images are kept for later epochs and runs; None for no cache.
 
     Raises:
@@ -73,13 +74,14 @@ class AlignCollator:
         pixel_cache: str | os.PathLike[str] | None = None,
         region_weights: WeighRegions | None = None,
         ask_teacher: AskTeacher | None = None,
+        replace: Mapping[str, str] | None = None,
     ) -> None:
         if on_overflow not in OVERFLOWS:
             raise ValueError(f"on_overflow must be one of {', '.join(OVERFLOWS)}, got {on_overflow!r}")
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be at least 1 or None, got {max_length}")
         self.processor = processor
-        self.rows = RowEncoder(processor, needs_for)
+        self.rows = RowEncoder(processor, needs_for, replace)
         self.images = ImageEncoder(processor, image_keys, min_pixels, max_pixels)
         self.pixel_cache = PixelCache(pixel_cache, self.images) if pixel_cache is not None else None
         self.region_weights = region_weights
@@ -306,6 +308,7 @@ class _BatchBuilder:
 def _fingerprint(row: Row, views: Sequence[EncodedView], images: Mapping[str, Sequence[str]]) -> str:
     """An id made of what the row holds, for rows without one."""
     content = [row.source, *row.messages, *row.responses.items(), *(view.images for view in views)]
+    content += [view.prefix for view in views if view.view.response not in RESPONSES]
     for column in sorted(images):
         told = [(each.box, each.text, each.object_id, each.kind) for each in row.objects.get(column, ())]
         content += [column, *images[column], *told]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from mllm_align.contract import Needs, View
 from mllm_align.data.masks import ChatRenderer, laid_out, leading_ids, plain_ids, response_ids
 from mllm_align.data.messages import Message, without_images
+from mllm_align.data.readings import ANSWER, readings, replaced
 from mllm_align.data.remember import Remembered
 from mllm_align.data.schema import OBJECTS, RESPONSES, DataError, Row, missing_column
 
@@ -52,10 +53,14 @@ class RowEncoder:
     Args:
         processor: Chat template, image token and tokenizer are used.
         needs_for: What the objective needs of the rows of a source.
+        replace: What is put in the place of a text part that is a key of it (soft prompts).
     """
 
-    def __init__(self, processor: Any, needs_for: Callable[[str], Needs]) -> None:
+    def __init__(
+        self, processor: Any, needs_for: Callable[[str], Needs], replace: Mapping[str, str] | None = None
+    ) -> None:
         self.processor = processor
+        self.replace = dict(replace or {})
         self.renderer = ChatRenderer(processor)
         self.image_token: str = processor.image_token
         self.needs_for = needs_for
@@ -89,8 +94,8 @@ class RowEncoder:
             DataError: If a column that is needed is missing.
         """
         needs = self.needs(row)
-        said = (f for f in needs.features if f.source == "text" and not f.of_phrases)
-        read = needs.views + tuple(View(None, f.column) for f in said)
+        said = (feature.view for feature in needs.features if feature.source == "text")
+        read = needs.views + tuple(view for view in said if view is not None)
         for view in read:
             self._require(row, view)
         return tuple(dict.fromkeys(read + tuple(view for view in needs.optional if _has(row, view))))
@@ -151,15 +156,24 @@ class RowEncoder:
         return EncodedView(View(None, "objects"), prompt, ids, tuple(self._response_ids(prompt, answer)), ())
 
     def encode(self, row: Row, expand: Expand) -> Iterator[EncodedView]:
-        """The views of a row as token ids; `expand` is asked for every image in a prefix."""
-        bare = without_images(row.messages)
+        """The views of a row as token ids, and what is read for embeddings, each as a view with one token that is not
+        read; `expand` is asked for every image in a prefix."""
+        yield from self._scored(row, expand)
+        for view, messages, images, where in readings(row, self.needs(row), _has):
+            text, _ = self.renderer.render(replaced(messages, self.replace), ANSWER, len(images), where)
+            found = self.prefix(laid_out(self.processor, text), images, where, expand)
+            yield EncodedView(view, *found[:2], (self.processor.tokenizer.eos_token_id,), found[2])
+
+    def _scored(self, row: Row, expand: Expand) -> Iterator[EncodedView]:
+        own = replaced(row.messages, self.replace) if self.replace else row.messages
+        bare = without_images(own)
         rendered: dict[tuple[bool, str], tuple[str, str]] = {}
         prefixes: dict[tuple[str | None, str], tuple[str, tuple[int, ...], tuple[str, ...]]] = {}
         for view in self.views(row):
             images = row.images_of(view.image) or ()
             side = (bool(images), view.response)
             if side not in rendered:
-                messages = row.messages if images else bare
+                messages = own if images else bare
                 text, response = self.renderer.render(messages, row.responses[view.response], len(images), row.name)
                 rendered[side] = laid_out(self.processor, text), response
             text, response = rendered[side]
@@ -207,4 +221,5 @@ class RowEncoder:
 
 
 def _has(row: Row, view: View) -> bool:
+    """Whether a row has a view."""
     return view.response in row.responses and row.images_of(view.image) is not None

@@ -10,10 +10,12 @@
 | `objects`, `contrast_objects` | what is on the images, or on the contrast image(s): see `mllm_align.data.objects` |
 | `system` | a system prompt |
 | `id`, `source` | a stable name of the row; the data source it came from (default `"default"`) |
+| any other, such as `caption`, `negatives`, `positives` | a text or a list of texts, for objectives that embed it |
 
 TRL's rows are canonical rows; so are its rows with an implicit prompt (`chosen` and `rejected` are whole
 conversations), its prompt-completion rows (`completion` is read as `chosen`) and its language-modelling rows
 (`messages`, whose last assistant turn is the response). Other columns are ignored, except for video, which is refused.
+A row whose texts are only embedded needs no prompt.
 An image is whatever `mllm_align.data.images.load_image` reads. None counts as absent.
 """
 
@@ -64,6 +66,7 @@ class Row:
         name: How errors speak of the row.
         columns: Names of the columns that held something.
         objects: Per image column of which the row names objects, those on its images.
+        texts: Per further column that holds a text or a list of texts, these.
     """
 
     id: str | None
@@ -75,6 +78,7 @@ class Row:
     name: str
     columns: tuple[str, ...]
     objects: Mapping[str, tuple[ImageObject, ...]] = field(default_factory=dict)
+    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def images_of(self, column: str | None) -> tuple[Any, ...] | None:
         """The images that a view of `column` shows; None where the row has no such column.
@@ -128,8 +132,10 @@ def parse_row(raw: Mapping[str, Any], index: int | None = None) -> Row:
     if given.pop(UNREADABLE, ""):
         raise DataError(f"{where}: {raw[UNREADABLE]}")
     _refuse_video(given, where)
-    prompt, responses = _prompt_and_responses(given, where)
-    messages, embedded = read_messages(prompt, where)
+    texts = _texts(given)
+    renamed = any(name in given for column in ("prompt", "chosen") for name in SYNONYMS[column])
+    prompt, responses = _prompt_and_responses(given, where, bare=bool(texts) and not renamed)
+    messages, embedded = ([], []) if prompt is None else read_messages(prompt, where)
     messages = _with_system(messages, given.get("system"), where)
     images = _images(given, embedded, where)
     source = given.get("source", DEFAULT_SOURCE)
@@ -151,6 +157,7 @@ def parse_row(raw: Mapping[str, Any], index: int | None = None) -> Row:
             for column, name in OBJECTS.items()
             if name in given
         },
+        texts=texts,
     )
 
 
@@ -160,14 +167,29 @@ def _refuse_video(given: Mapping[str, Any], where: str) -> None:
             raise DataError(f"{where}: column {column!r}: video is out of scope; give frames as 'images'")
 
 
-def _prompt_and_responses(given: Mapping[str, Any], where: str) -> tuple[Any, dict[str, str]]:
-    """The prompt as given or implied, and the response texts."""
+def _texts(given: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Per column that is not one of the table's what it holds of texts; lists of lists are joined."""
+    found = {}
+    for column, value in given.items():
+        if column in COLUMNS or column in ("messages", "completion"):
+            continue
+        parts = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else [None]
+        flat = [each for part in parts for each in (part if isinstance(part, list | tuple) else [part])]
+        if all(isinstance(each, str) for each in flat):
+            found[column] = tuple(flat)
+    return found
+
+
+def _prompt_and_responses(given: Mapping[str, Any], where: str, bare: bool) -> tuple[Any, dict[str, str]]:
+    """The prompt as given or implied, None where a `bare` row may go without; and the response texts."""
     values = {column: given[column] for column in RESPONSES if column in given}
     prompt = given.get("prompt")
     if "chosen" not in values and "completion" in given:
         values["chosen"] = given["completion"]
     if prompt is None and not values and "messages" in given:
         values["chosen"] = given["messages"]
+    if prompt is None and not values and bare and "messages" not in given:
+        return None, {}
     if prompt is None:
         prompt, values = _split_conversations(values, given, where)
     return prompt, {column: read_response(value, column, where) for column, value in values.items()}
@@ -194,6 +216,8 @@ def _with_system(messages: list[Message], system: Any, where: str) -> list[Messa
         return messages
     if not isinstance(system, str):
         raise DataError(f"{where}: column 'system' must be text, got {type(system).__name__}")
+    if not messages:
+        raise missing_column("prompt", (), where, ", which 'system' belongs to")
     if messages[0]["role"] == "system":
         raise DataError(f"{where}: a system prompt both in column 'system' and in 'prompt'; keep one")
     return [{"role": "system", "content": system}, *messages]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -188,6 +189,29 @@ class Family(Seam):
         """
         return inner(model)(attention_mask=attention_mask, use_cache=False, **inputs).last_hidden_state
 
+    def decoder_layers(self, model: nn.Module) -> Sequence[nn.Module]:
+        """The layers of the text decoder, in order."""
+        layers: Any = self.module(model, self.language_model).layers
+        return layers
+
+    @contextmanager
+    def layer_states(self, model: nn.Module, numbers: Collection[int]) -> Iterator[dict[int, Tensor]]:
+        """What goes through the decoder in one forward pass within the context, (G, T, d) by how many layers it has
+        gone through: 0 is what the first is given."""
+        found: dict[int, Tensor] = {}
+        layers = self.decoder_layers(model)
+        handles = []
+        for number in numbers:
+            if number:
+                handles.append(layers[number - 1].register_forward_hook(_keep_output(found, number)))
+            else:
+                handles.append(layers[0].register_forward_pre_hook(_keep_input(found), with_kwargs=True))
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def logits(self, model: nn.Module, hidden: Tensor) -> Tensor:
         """(N, V) logits of hidden states (N, d), as the model's own head computes them."""
         return model.get_output_embeddings()(hidden)  # type: ignore[operator]
@@ -238,6 +262,20 @@ class Family(Seam):
             if name == path or name.startswith(f"{path}."):
                 return scope
         return None
+
+
+def _keep_output(found: dict[int, Tensor], number: int) -> Any:
+    def keep(module: nn.Module, given: Any, output: Any) -> None:
+        found[number] = output if isinstance(output, Tensor) else output[0]
+
+    return keep
+
+
+def _keep_input(found: dict[int, Tensor]) -> Any:
+    def keep(module: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        found[0] = given[0] if given else named["hidden_states"]
+
+    return keep
 
 
 def to_device(tensor: Tensor, device: Any) -> Tensor:

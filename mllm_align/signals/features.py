@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mllm_align.contract import Batch, Feature, Needs, Ragged, Regions, View
+from mllm_align.contract.needs import IMAGE_COLUMNS
 from mllm_align.families import EncodedImages
 from mllm_align.families.base import to_device
 from mllm_align.signals.packing import PackedInputs, send
@@ -17,9 +18,9 @@ from mllm_align.signals.packing import PackedInputs, send
 POOLINGS = {
     "projector": ("mean", "regions", "tokens"),
     "text": ("mean", "last", "regions", "negatives", "tokens"),
+    "embedding": ("last", "mean", "tokens"),
     "teacher": ("mean", "regions"),
 }
-IMAGE_COLUMNS = ("image", "contrast_image")
 # What the texts of regions are measured as, in a batch of their own: not a name that a user's feature could have.
 PHRASES = Feature("<phrases>", "text", "objects", pooling="last")
 PHRASE_VIEW = View(None, "objects")
@@ -36,11 +37,19 @@ def check_features(features: Sequence[Feature]) -> None:
         if names.count(feature.name) > 1:
             raise ValueError(f"two features are called {feature.name!r}, and are not the same: name them apart")
         known = POOLINGS.get(feature.source, ())
-        if feature.pooling not in known or feature.layer is not None:
+        of_layers = feature.source == "embedding" or (feature.source == "text" and not feature.of_phrases)
+        if feature.pooling not in known or (feature.layer is not None and not of_layers):
             there = "; ".join(f"{source}: {', '.join(names)}" for source, names in POOLINGS.items())
             raise ValueError(
                 f"feature {feature.name!r} (source {feature.source!r}, layer {feature.layer}, pooling "
-                f"{feature.pooling!r}) is not measured; sources and their poolings are {there}, of the last layer"
+                f"{feature.pooling!r}) is not measured; sources and their poolings are {there}; what is not of texts "
+                "or embeddings is of the last layer"
+            )
+        _check_layer(feature)
+        if (feature.prompt is None) != (feature.source != "embedding" or feature.column == "prompt"):
+            raise ValueError(
+                f"feature {feature.name!r}: an embedding of a column needs a prompt, and nothing else has one; column "
+                "'prompt' is read as it is"
             )
         if (feature.teacher is not None) != (feature.source == "teacher"):
             raise ValueError(f"feature {feature.name!r}: a teacher belongs to source 'teacher', and to no other")
@@ -51,6 +60,29 @@ def check_features(features: Sequence[Feature]) -> None:
                 f"feature {feature.name!r}: {what} are on images, column {feature.column!r} is none; name "
                 f"{' or '.join(IMAGE_COLUMNS)}"
             )
+
+
+def _check_layer(feature: Feature) -> None:
+    layer = feature.layer
+    whole = isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0
+    if layer is not None and not whole and not (isinstance(layer, float) and 0 < layer < 1):
+        raise ValueError(
+            f"feature {feature.name!r}: layer must be a whole number of decoder layers, or a share of them between 0 "
+            f"and 1, got {layer!r}"
+        )
+
+
+def layer_of(feature: Feature, depth: int) -> int | None:
+    """How many of `depth` decoder layers are run for a feature; None for all, and the norm behind them.
+
+    Raises:
+        ValueError: If there are not that many.
+    """
+    if isinstance(feature.layer, float):
+        return round(feature.layer * depth)
+    if feature.layer is not None and feature.layer > depth:
+        raise ValueError(f"feature {feature.name!r}: layer {feature.layer} is not there, the model has {depth}")
+    return feature.layer
 
 
 def scored_views(needs: Needs) -> tuple[View, ...] | None:
@@ -104,73 +136,103 @@ def image_feature_rows(batch: Batch, feature: Feature) -> list[int]:
     return [row for row in rows for image in images[row] for _ in range(batch.image_sizes[image])]
 
 
-def text_view(feature: Feature) -> View | None:
-    """The view whose tokens a feature pools, or None where it pools none."""
-    return View(None, feature.column) if feature.source == "text" and not feature.of_phrases else None
-
-
 def text_feature_rows(batch: Batch, feature: Feature, view: View) -> list[int]:
     """The row of each entry of a feature of responses, in order of their branches."""
     own = [branch for branch in batch.branches if branch.view == view]
     if feature.pooling != "tokens":
         return [branch.row for branch in own]
+    if feature.source == "embedding":
+        return [branch.row for branch in own for _ in range(batch.prefixes[branch.prefix].input_ids.numel())]
     return [branch.row for branch in own for _ in range(max(branch.token_ids.numel() - 1, 1))]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """How one feature is pooled from the hidden states (N, d) of one forward pass.
+    """How one feature is pooled from the hidden states (G, T, d) of one forward pass.
 
     The state that predicts the last token of a response has read everything before it; the last token itself, the end
     of the turn, is never read.
 
     Attributes:
         name: Of the feature.
-        index: (M,) which states take part.
-        part: (M,) the entry of each, 0 .. n - 1: its response, or itself where all of them are wanted.
+        sequence: (M,) of which sequences states take part.
+        position: (M,) where in them.
+        part: (M,) the entry of each, 0 .. n - 1: its response or prompt, or itself where all of them are wanted.
         weight: (n, 1) one over the number of states of each entry.
         rows: The batch row of each entry.
+        branches: The batch's branch of each entry.
+        layer: How many decoder layers the states have gone through; None for all, and the norm behind them.
     """
 
     name: str
-    index: Tensor
+    sequence: Tensor
+    position: Tensor
     part: Tensor
     weight: Tensor
     rows: tuple[int, ...]
+    branches: tuple[int, ...]
+    layer: int | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """(n, d) means, in float32."""
-        states = hidden[self.index].float()
+        states = hidden[self.sequence, self.position].float()
         total = torch.zeros(len(self.rows), states.shape[1], dtype=states.dtype, device=states.device)
         return total.index_add(0, self.part, states) * self.weight
 
 
-def pools_of(batch: Batch, inputs: PackedInputs, features: Sequence[Feature]) -> tuple[Pool, ...]:
-    """The poolings of those text features that some response of a group has."""
+def pools_of(batch: Batch, inputs: PackedInputs, features: Sequence[Feature], depth: int) -> tuple[Pool, ...]:
+    """The poolings of those features that some branch of a group is read for, in a model of `depth` layers."""
     pools = []
     device = inputs.targets.device
     for feature in features:
-        view = text_view(feature)
-        members = [index for index in dict.fromkeys(inputs.branch.tolist()) if batch.branches[index].view == view]
-        if not members:
+        members = [
+            index for index in dict.fromkeys(inputs.branch.tolist()) if batch.branches[index].view == feature.view
+        ]
+        if not members or feature.view is None:
             continue
-        states = [np.flatnonzero(inputs.branch == member) for member in members]
-        rows = [batch.branches[member].row for member in members]
-        if feature.pooling == "last":
-            states = [own[-1:] for own in states]
+        states = _prompt_states(batch, inputs, feature, members) if feature.source == "embedding" else None
+        if states is None:
+            states = _response_states(inputs, feature, members)
         if feature.pooling == "tokens":
-            # The first is the prompt's; a response of its end alone has no other.
-            states = [own[1:] if len(own) > 1 else own for own in states]
-            rows = [row for row, own in zip(rows, states, strict=True) for _ in own]
-            states = np.split(np.concatenate(states), len(rows))
-        sizes = [len(own) for own in states]
+            members = [member for member, (_, own) in zip(members, states, strict=True) for _ in own]
+            flat = [np.concatenate(each) for each in zip(*states, strict=True)]
+            states = [(flat[0][place : place + 1], flat[1][place : place + 1]) for place in range(len(members))]
+        sizes = [len(own) for _, own in states]
         host = (
-            np.concatenate(states),
-            np.repeat(np.arange(len(rows)), sizes),
+            np.concatenate([own for own, _ in states]),
+            np.concatenate([own for _, own in states]),
+            np.repeat(np.arange(len(states)), sizes),
             1 / np.array(sizes, dtype=np.float32)[:, None],
         )
-        pools.append(Pool(feature.name, *(send(array, device) for array in host), rows=tuple(rows)))
+        rows = tuple(batch.branches[member].row for member in members)
+        moved = (send(array, device) for array in host)
+        pools.append(Pool(feature.name, *moved, rows=rows, branches=tuple(members), layer=layer_of(feature, depth)))
     return tuple(pools)
+
+
+_Places = list[tuple[np.ndarray, np.ndarray]]
+
+
+def _response_states(inputs: PackedInputs, feature: Feature, members: Sequence[int]) -> _Places:
+    """Of each branch the sequence and the positions of the states that predict its response."""
+    found = [np.flatnonzero(inputs.branch == member) for member in members]
+    if feature.pooling == "last":
+        found = [own[-1:] for own in found]
+    if feature.pooling == "tokens":
+        # The first is the prompt's; a response of its end alone has no other.
+        found = [own[1:] if len(own) > 1 else own for own in found]
+    return [(inputs.host_sequence[own], inputs.host_position[own]) for own in found]
+
+
+def _prompt_states(batch: Batch, inputs: PackedInputs, feature: Feature, members: Sequence[int]) -> _Places:
+    """Of each branch the sequence and the positions of its prompt's states, or of the last of them."""
+    pack_of = {branch: number for number, pack in enumerate(inputs.packs) for branch in pack.branches}
+    found = []
+    for member in members:
+        size = batch.prefixes[batch.branches[member].prefix].input_ids.numel()
+        position = np.arange(size - 1 if feature.pooling == "last" else 0, size)
+        found.append((np.full(len(position), pack_of[member]), position))
+    return found
 
 
 def image_features(

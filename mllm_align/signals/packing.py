@@ -44,6 +44,9 @@ class PackedInputs:
         position: (N,) where in the pack.
         targets: (N,) the scored token ids.
         branch: (N,) the batch's branch index of each scored token, on the host.
+        host_sequence: (N,) `sequence` on the host.
+        host_position: (N,) `position` on the host.
+        packs: The packs.
     """
 
     input_ids: Tensor
@@ -56,6 +59,9 @@ class PackedInputs:
     position: Tensor
     targets: Tensor
     branch: np.ndarray
+    host_sequence: np.ndarray
+    host_position: np.ndarray
+    packs: tuple[Pack, ...]
 
 
 def plan_packs(batch: Batch, branches: Sequence[int], shared: bool) -> list[Pack]:
@@ -124,6 +130,8 @@ def build_inputs(batch: Batch, packs: Sequence[Pack], family: Family, model: Any
             row[..., : piece.shape[-1]] = piece
         return move(grid)
 
+    sequence = np.concatenate([np.full_like(row.predictor, number) for number, row in enumerate(rows)])
+    position = np.concatenate([row.predictor for row in rows])
     positions = pad([row.positions for row in rows], 0).transpose(0, 1)
     has_blocks = any(row.block is not None for row in rows)
     return PackedInputs(
@@ -141,12 +149,15 @@ def build_inputs(batch: Batch, packs: Sequence[Pack], family: Family, model: Any
             key: pad([row.extras[key] for row in rows], family.response_values.get(key, 0)) for key in rows[0].extras
         },
         images=tuple(image for pack in packs for image in batch.prefixes[pack.prefix].images),
-        sequence=move(np.concatenate([np.full_like(row.predictor, number) for number, row in enumerate(rows)])),
-        position=move(np.concatenate([row.predictor for row in rows])),
+        sequence=move(sequence),
+        position=move(position),
         targets=move(
             np.concatenate([batch.branches[index].token_ids.numpy() for pack in packs for index in pack.branches])
         ),
         branch=np.concatenate([row.branch for row in rows]),
+        host_sequence=sequence,
+        host_position=position,
+        packs=tuple(packs),
     )
 
 

@@ -87,6 +87,7 @@ def plan_groups(
     """
     without_square = use_shared_prefix_attention(family, model)
     shared = options.packing == "auto" and can_share_prefixes(family, model)[0]
+    depth = len(family.decoder_layers(model))
     groups = []
     for referenced in (True, False):
         branches = [
@@ -99,7 +100,7 @@ def plan_groups(
             inputs = build_inputs(batch, members, family, model)
             mask = _mask(model, inputs, shared, without_square)
             which, branch = _scored(batch, inputs, scored)
-            groups.append(Group(inputs, mask, referenced, which, branch, pools_of(batch, inputs, features)))
+            groups.append(Group(inputs, mask, referenced, which, branch, pools_of(batch, inputs, features, depth)))
     if any(feature.of_phrases for feature in features):
         # A batch of its own, whose rows are the phrases.
         alone = tuple(Branch(p.prefix, row, PHRASE_VIEW, p.token_ids) for row, p in enumerate(batch.phrases))
@@ -109,7 +110,7 @@ def plan_groups(
             inputs = build_inputs(phrases, members, family, model)
             which, branch = _scored(phrases, inputs, ())
             mask = _mask(model, inputs, shared, without_square)
-            groups.append(Group(inputs, mask, False, which, branch, pools_of(phrases, inputs, (PHRASES,))))
+            groups.append(Group(inputs, mask, False, which, branch, pools_of(phrases, inputs, (PHRASES,), depth)))
     return groups
 
 

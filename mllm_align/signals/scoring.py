@@ -88,16 +88,17 @@ def score_group(family: Family, model: Any, encoded: EncodedImages, group: Group
     """The forward pass of one group; vocabulary logits exist for `chunk_size` tokens at a time."""
     inputs = group.inputs
     images = {"mm_encoder_outputs": family.mm_outputs(encoded, inputs.images)} if inputs.images else {}
-    states = family.hidden_states(
-        model,
-        input_ids=inputs.input_ids,
-        attention_mask=group.mask,
-        position_ids=inputs.position_ids,
-        **inputs.extras,
-        **images,
-    )
+    with family.layer_states(model, {pool.layer for pool in group.pools if pool.layer is not None}) as below:
+        states = family.hidden_states(
+            model,
+            input_ids=inputs.input_ids,
+            attention_mask=group.mask,
+            position_ids=inputs.position_ids,
+            **inputs.extras,
+            **images,
+        )
+    pooled = {pool.name: pool(_at(pool.layer, states, below)) for pool in group.pools}
     hidden = states[inputs.sequence, inputs.position]
-    pooled = {pool.name: pool(hidden) for pool in group.pools}
     targets = inputs.targets
     if group.scored is not None:
         hidden, targets = hidden[group.scored], targets[group.scored]
@@ -109,6 +110,22 @@ def score_group(family: Family, model: Any, encoded: EncodedImages, group: Group
         head_trains=any(parameter.requires_grad for parameter in model.get_output_embeddings().parameters()),
     )
     return Measured(logps, pooled)
+
+
+def _at(layer: int | None, last: Tensor, below: Mapping[int, Tensor]) -> Tensor:
+    """The states of a layer.
+
+    Raises:
+        ValueError: If no gradient would go through them.
+    """
+    if layer is None:
+        return last
+    if last.requires_grad and layer and not below[layer].requires_grad:
+        raise ValueError(
+            f"a feature is of layer {layer}, through which re-entrant checkpointing sends no gradient: leave "
+            "use_reentrant off"
+        )
+    return below[layer]
 
 
 def score_kept(family: Family, model: Any, encoded: EncodedImages, group: Group, options: EngineOptions) -> Measured:
@@ -162,16 +179,18 @@ def _text_features(groups: Sequence[Group], measured: Sequence[Measured]) -> dic
     """Of each text feature its entries, in order of row, and their rows once more on the host."""
     values: dict[str, list[Tensor]] = {}
     rows: dict[str, list[int]] = {}
+    branches: dict[str, list[int]] = {}
     for group, each in zip(groups, measured, strict=True):
         for pool in group.pools:
             if pool.name == PHRASES.name:
                 continue
             values.setdefault(pool.name, []).append(each.pooled[pool.name])
             rows.setdefault(pool.name, []).extend(pool.rows)
+            branches.setdefault(pool.name, []).extend(pool.branches)
     found = {}
     for name, own in rows.items():
         joined = torch.cat(values[name])
-        order = np.argsort(own, kind="stable")
+        order = np.lexsort((branches[name], own))
         row = np.array(own)[order]
         index = send(order, joined.device)
         found[name] = Ragged(joined[index], send(row, joined.device)), row.tolist()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mllm_align.contract import Batch, Feature, Objective, Outcome, Ragged, Signals, View
 from mllm_align.families.base import to_device
-from mllm_align.signals.features import image_feature_rows, scored_views, text_feature_rows, text_view
+from mllm_align.signals.features import image_feature_rows, scored_views, text_feature_rows
 from mllm_align.signals.packing import send
 from mllm_align.trainers.gather import gather_on_host, over_ranks
 from mllm_align.trainers.heads import as_module, mode
@@ -177,7 +177,7 @@ def _zero_features(
 ) -> dict[str, tuple[Ragged, list[int]]]:
     found = {}
     for feature in features:
-        view = text_view(feature)
+        view = feature.view
         rows = image_feature_rows(batch, feature) if view is None else text_feature_rows(batch, feature, view)
         if rows:
             taught = batch.teacher_features.get(feature.name)

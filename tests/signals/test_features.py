@@ -64,7 +64,7 @@ def test_features_equal_those_of_plain_calls(family: str, packing: str, pictures
     "feature",
     [
         Feature("x", "tower", "image"),
-        Feature("x", "text", "chosen", layer=3),
+        Feature("x", "projector", "image", layer=3),
         Feature("x", "projector", "image", pooling="max"),
     ],
 )

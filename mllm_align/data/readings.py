@@ -1,0 +1,111 @@
+"""What is read for an embedding: one column alone before an instruction, as the prompt of an answer never given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mllm_align.contract import Feature, Needs, View
+from mllm_align.contract.needs import IMAGE_COLUMNS
+from mllm_align.data.messages import Message
+from mllm_align.data.schema import DataError, Row, missing_column
+
+# Stands for the answer, of which nothing is read.
+ANSWER = "a"
+
+
+class Reading(NamedTuple):
+    """One conversation that is read and not scored.
+
+    Attributes:
+        view: Of the feature that wants it.
+        messages: Of the conversation, which ends with the user's turn.
+        images: Shown in it.
+        where: How errors speak of it.
+    """
+
+    view: View
+    messages: tuple[Message, ...]
+    images: tuple[Any, ...]
+    where: str
+
+
+def readings(row: Row, needs: Needs, has: Callable[[Row, View], bool]) -> Iterator[Reading]:
+    """What is read of a row for the embeddings that its objective needs, several texts of a column in their order.
+
+    A row whose own optional views are trained on may do without a column that an embedding is of.
+
+    Args:
+        row: The row.
+        needs: Of its objective.
+        has: Whether a row has a view.
+
+    Raises:
+        DataError: If the row has no such column, or nothing in it.
+    """
+    seen = set()
+    for feature in needs.features:
+        if feature.source != "embedding" or feature.view in seen or feature.view is None:
+            continue
+        seen.add(feature.view)
+        found = _conversations(row, feature)
+        if found is None:
+            if any(has(row, view) for view in needs.optional):
+                continue
+            raise missing_column(
+                feature.column, row.columns, row.name, f", of which feature {feature.name!r} is taken"
+            )
+        for messages, images in found:
+            where = f"{row.name}, column {feature.column!r}"
+            yield Reading(feature.view, tuple(messages), images, where)
+
+
+def replaced(messages: Sequence[Message], texts: Mapping[str, str]) -> list[Message]:
+    """The same messages, every text part that is a key of `texts` with its value in its place."""
+    return [
+        {
+            "role": message["role"],
+            "content": [
+                {**part, "text": texts.get(part["text"], part["text"])} if part["type"] == "text" else part
+                for part in message["content"]
+            ],
+        }
+        for message in messages
+    ]
+
+
+def _conversations(row: Row, feature: Feature) -> list[tuple[Sequence[Message], tuple[Any, ...]]] | None:
+    """Messages and images of each; None where the row lacks the column."""
+    if feature.column == "prompt":
+        if not row.messages:
+            return None
+        return [(row.messages, row.images)]
+    if feature.column in IMAGE_COLUMNS:
+        images = row.images_of(feature.column)
+        if images is None:
+            return None
+        return [(_asked([{"type": "image"}] * len(images), feature), images)] if images else []
+    texts = texts_of(row, feature.column)
+    if texts is None:
+        return None
+    empty = next((place for place, text in enumerate(texts) if not text.strip()), None)
+    if empty is not None:
+        raise DataError(f"{row.name}: text {empty} of column {feature.column!r} is empty; fill it or leave it out")
+    return [(_asked([{"type": "text", "text": f"{text}\n"}], feature), ()) for text in texts]
+
+
+def texts_of(row: Row, column: str) -> tuple[str, ...] | None:
+    """The texts of a column; of "negatives" also those of objects that cover the whole picture, as `data negatives`
+    writes them. None where the row has no such column."""
+    if column in row.responses:
+        return (row.responses[column],)
+    found = row.texts.get(column)
+    whole = [each for each in row.objects.get("image", ()) if column == "negatives" and each.box == (0, 0, 1, 1)]
+    if not whole:
+        return found
+    return tuple(dict.fromkeys([*(found or ()), *(text for each in whole for text in each.negatives)]))
+
+
+def _asked(parts: list[dict[str, str]], feature: Feature) -> list[Message]:
+    """What is read and, behind it, the instruction."""
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": feature.prompt or ""}]}]

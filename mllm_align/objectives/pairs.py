@@ -1,0 +1,200 @@
+"""The two sides that contrasts of whole images and texts compare: what is measured for each, and its vectors by row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mllm_align.contract import Embedding, EmbeddingHead, Feature, Ragged, Signals
+from mllm_align.contract.embedding import IMAGE_PROMPT as IMAGE_PROMPT
+from mllm_align.contract.embedding import TEXT_PROMPT as TEXT_PROMPT
+from mllm_align.objectives.columns import IMAGES, TEXTS
+from mllm_align.objectives.host import sent
+from mllm_align.objectives.padding import padded, places_by_row, rows_of_entries
+
+POOLINGS = ("last", "mean", "query")
+SIDES = ("image", "text")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The vectors of one batch of B rows, not of unit length yet.
+
+    Attributes:
+        images: (B, d), zero where a row has none.
+        texts: (B, d), likewise.
+        present: (B,) bool, the rows with both.
+        anchors: (N,) int64, those rows.
+        negatives: (M, d) texts that are false of an image, in order of row.
+        owner: (M,) int64, the row of each.
+    """
+
+    images: Tensor
+    texts: Tensor
+    present: Tensor
+    anchors: Tensor
+    negatives: Tensor
+    owner: Tensor
+
+    def at(self, dimension: int | None = None) -> Compared:
+        """The same with vectors of unit length, of the leading `dimension` numbers; None for all."""
+        unit = (F.normalize(each[:, :dimension], dim=1) for each in (self.images, self.texts, self.negatives))
+        images, texts, negatives = unit
+        return Compared(images, texts, self.present, self.anchors, negatives, self.owner)
+
+
+class Pairs(nn.Module):
+    """Declares the features of both sides, holds their heads, and puts what was measured in order of row.
+
+    Args:
+        owner: Name of the objective, for errors.
+        image: What one side is taken of: "image", "contrast_image", or "prompt" for the row's own prompt with its
+            images.
+        text: What the other is taken of: "chosen", "rejected", any other column of texts, or "prompt".
+        image_prompt: Instruction behind the image, the language model's state at whose end is the vector; None for the
+            mean of the image's tokens as the language model is given them.
+        text_prompt: Likewise behind the text; None for the state at the end of the text as a response to the row's
+            prompt, read without the image.
+        pooling: Of states: "last"; "mean" of all tokens; "query", attention of a learned query over all tokens.
+        layer: Decoder layers that are run before states are taken (`Feature.layer`).
+        dim: Width of linear heads; None for none.
+        dimensions: Numbers of leading dimensions that shall be embeddings by themselves (`at`).
+        negatives: Whether rows list texts that are false of their image (column "negatives").
+
+    Raises:
+        ValueError: Naming the owner and what has no meaning.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        *,
+        image: str = "image",
+        text: str = "chosen",
+        image_prompt: str | None = None,
+        text_prompt: str | None = None,
+        pooling: str = "last",
+        layer: int | float | None = None,
+        dim: int | None = None,
+        dimensions: Sequence[int] = (),
+        negatives: bool = False,
+    ) -> None:
+        super().__init__()
+        if image not in (*IMAGES, "prompt"):
+            raise ValueError(f"{owner}: image must be {' or '.join(map(repr, IMAGES))} or 'prompt', got {image!r}")
+        if not text or text in IMAGES:
+            raise ValueError(f"{owner}: text must be a column of texts, got {text!r}")
+        if pooling not in POOLINGS:
+            raise ValueError(f"{owner}: pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        if image == "prompt" and image_prompt is not None:
+            raise ValueError(f"{owner}: the row's own prompt is read as it is: leave image_prompt out")
+        if text == "prompt" and text_prompt is not None:
+            raise ValueError(f"{owner}: the row's own prompt is read as it is: leave text_prompt out")
+        if text_prompt is None and text not in (*TEXTS, "prompt"):
+            raise ValueError(
+                f"{owner}: column {text!r} is no response, it is read before an instruction: set text_prompt"
+            )
+        if negatives and text_prompt is None:
+            raise ValueError(f"{owner}: negatives are read before an instruction: give text_prompt")
+        if negatives and pooling == "query":
+            raise ValueError(f"{owner}: pooling 'query' takes one text a row: leave negatives out, or pool otherwise")
+        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
+            raise ValueError(f"{owner}: dim must be a whole number above 0, or nothing for no heads, got {dim!r}")
+        self.owner, self.image, self.text, self.pooling, self.dim = owner, image, text, pooling, dim
+        self.dimensions = _ascending(owner, dimensions)
+        taken = "tokens" if pooling == "query" else pooling
+        seen = Feature(f"image:{image}", "projector", image)
+        if image_prompt is not None or image == "prompt":
+            seen = Feature(f"image:{image}", "embedding", image, layer, taken, prompt=image_prompt)
+        read = Feature(f"text:{text}", "text", text, layer, taken)
+        if text_prompt is not None or text == "prompt":
+            read = Feature(f"text:{text}", "embedding", text, layer, taken, prompt=text_prompt)
+        false = Feature("text:negatives", "embedding", "negatives", layer, taken, prompt=text_prompt)
+        self.sides = {"image": seen, "text": read}
+        self.false = false if negatives else None
+        self.heads = nn.ModuleDict()
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What is measured: image, text, and where wanted the negatives."""
+        return (*self.sides.values(), *([self.false] if self.false is not None else []))
+
+    @property
+    def embedding(self) -> Embedding:
+        """How an image and a text are embedded after training."""
+        heads = {side: head for side, head in self.heads.items() if isinstance(head, EmbeddingHead)}
+        return Embedding(self.sides, heads, self.dimensions)
+
+    def set_widths(self, widths: Mapping[str, int]) -> None:
+        """Makes the heads; a second call changes nothing.
+
+        Raises:
+            ValueError: If a dimension that is asked for is not there.
+        """
+        for side, feature in self.sides.items():
+            query = feature.pooling == "tokens"
+            if side not in self.heads and (query or self.dim is not None):
+                self.heads[side] = EmbeddingHead(widths[feature.name], self.dim, query)
+        width = self.dim or widths[self.sides["text"].name]
+        if self.dimensions and self.dimensions[-1] > width:
+            raise ValueError(f"{self.owner}: dimensions go up to {self.dimensions[-1]}, the vectors to {width}")
+
+    def forward(self, policy: Signals, *, slow: bool = False) -> Compared | None:
+        """The vectors of a batch in float32 at least; None where no row has an image, or none a text.
+
+        `slow` reads the features called "slow ...", which are a slower model's.
+
+        Raises:
+            ValueError: If the signals do not tell how many rows there are, or heads are not made yet.
+        """
+        size = len(policy.sources)
+        names = {side: f"slow {each.name}" if slow else each.name for side, each in self.sides.items()}
+        found = {side: policy.features.get(name) for side, name in names.items()}
+        if not size and any(each is not None and each.row.numel() for each in found.values()):
+            raise ValueError(
+                f"{self.owner}: the signals do not tell how many rows there are: give sources, one per row"
+            )
+        image, text = found["image"], found["text"]
+        if image is None or text is None or not size:
+            return None
+        rows = {side: rows_of_entries(policy, name) for side, name in names.items()}
+        images, texts = self._table("image", image, rows["image"], size), self._table("text", text, rows["text"], size)
+        both = sorted(set(rows["image"]) & set(rows["text"]))
+        anchors = sent(torch.tensor(both, dtype=torch.long), images.device)
+        present = torch.zeros(size, dtype=torch.bool, device=images.device).index_fill(0, anchors, True)
+        false = policy.features.get(self.false.name) if self.false is not None and not slow else None
+        if false is None:
+            false = Ragged(text.values[:0], text.row[:0])
+        return Compared(images, texts, present, anchors, self._vectors("text", false.values), false.row)
+
+    def _table(self, side: str, ragged: Ragged, rows: list[int], size: int) -> Tensor:
+        """(size, d) vectors by row."""
+        if self.sides[side].pooling == "tokens":
+            own = sorted(set(rows))
+            values, there = padded(ragged.values, places_by_row(rows, own))
+            vectors, places = self._head(side)(values, there), sent(torch.tensor(own), ragged.values.device)
+        else:
+            vectors, places = self._vectors(side, ragged.values), ragged.row
+        table = torch.zeros(size, vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
+        return table.index_copy(0, places, vectors)
+
+    def _vectors(self, side: str, values: Tensor) -> Tensor:
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        return values if self.dim is None else self._head(side)(values)
+
+    def _head(self, side: str) -> nn.Module:
+        if side not in self.heads:
+            raise ValueError(f"{self.owner}: its heads are not made: call set_widths with the width of each feature")
+        return self.heads[side]
+
+
+def _ascending(owner: str, dimensions: Sequence[int]) -> tuple[int, ...]:
+    found = tuple(dimensions)
+    whole = all(isinstance(each, int) and not isinstance(each, bool) and each > 0 for each in found)
+    if not whole or list(found) != sorted(set(found)):
+        raise ValueError(f"{owner}: dimensions must be whole numbers above 0 that rise, got {list(dimensions)!r}")
+    return found
