@@ -79,7 +79,7 @@ class Embedding:
     Attributes:
         features: Of side "image" and of side "text" what is measured; its column is where training found it.
         heads: Of a side what brings its feature to its vector; none where that is the feature itself.
-        dimensions: Numbers of leading dimensions that are embeddings by themselves, ascending; none where only all are.
+        dimensions: How many leading dimensions are embeddings by themselves, ascending; none where only all are.
     """
 
     features: Mapping[str, Feature]

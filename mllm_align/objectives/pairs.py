@@ -1,4 +1,4 @@
-"""The two sides that contrasts of whole images and texts compare: what is measured for each, and its vectors by row."""
+"""The two sides that contrasts of whole images and texts compare: what is measured of each, its vectors by row."""
 
 from __future__ import annotations
 
