@@ -59,6 +59,19 @@ class JudgedScore(Protocol):
         ...
 
 
+class Ties(Protocol):
+    """Tells where two scores that decide are level."""
+
+    def __call__(self, items: Sequence[Item], answers: Mapping[str, Answer]) -> Measures:
+        """By split the share of units in which they are, as `<benchmark>/<split>/tied`.
+
+        Args:
+            items: Questions of the benchmark, every one answered by a row of scores.
+            answers: By item id.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Hub:
     """A copy of a benchmark, or of a part of it, on the Hub, pictures included.
@@ -100,6 +113,7 @@ class Benchmark:
         describes: Whether its open questions ask for descriptions, which two models are also compared by at equal
             lengths: longer ones name more, right and wrong.
         pictures_beside: Whether its pictures lie in its file or beside it, where no folder of them is named.
+        ties: Where its questions are answered by rows of scores, how often a tie decides; strictly read, one is wrong.
     """
 
     name: str
@@ -119,6 +133,7 @@ class Benchmark:
     judged_primary: str = ""
     describes: bool = False
     pictures_beside: bool = False
+    ties: Ties | None = None
 
     @property
     def is_rendered(self) -> bool:
@@ -129,6 +144,11 @@ class Benchmark:
     def parsers(self) -> tuple[str, ...]:
         """Parsers that it has a rule for."""
         return (STRICT, *self.readings)
+
+    @property
+    def default_parser(self) -> str:
+        """By whose rules answers from elsewhere are scored: its own script's, but strictly where ties can be."""
+        return OFFICIAL if OFFICIAL in self.readings and self.ties is None else STRICT
 
     def reading(self, parser: str) -> Reading:
         """How a parser reads an answer.

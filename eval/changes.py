@@ -57,7 +57,8 @@ def changed_answers(
 
 
 def _by_item(given: Answers) -> dict[str, Answer]:
-    entries = given.get(("generate", "right")) or given.get(("logprob", "right")) or []
+    ways = (given.get((method, "right")) for method in ("generate", "logprob", "similarity"))
+    entries = next((entries for entries in ways if entries), ())
     return {entry.item: entry for entry in entries}
 
 

@@ -1,4 +1,4 @@
-"""Any CLIP- or SigLIP-like model as a judge of images and texts: embeddings, similarities, rows of scores."""
+"""Any CLIP- or SigLIP-like model as an encoder of images and texts: embeddings and similarities."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 import mllm_align.models  # noqa: F401  # AutoModel then knows the integrated stages of a tuned tower
-from mllm_align_eval.items import Item, Picture
-from mllm_align_eval.matrices import IMAGE_TO_TEXT, NUM_SCORES, TEXT_TO_IMAGE, rows_of
-
-Vectors = np.ndarray[Any, np.dtype[np.float32]]
+from mllm_align_eval.items import Picture
+from mllm_align_eval.similarity import Vectors, cosines, loaded
 
 
 class DualEncoder:
@@ -67,46 +65,10 @@ class DualEncoder:
 
     def similarities(self, pictures: Sequence[Picture | Image.Image], texts: Sequence[str]) -> Vectors:
         """(images, texts) float32 cosines: what `mllm_align_eval.matrices` reads from a .npy file."""
-        return self.images(pictures) @ self.texts(texts).T
-
-    def __call__(self, items: Sequence[Item]) -> dict[str, Sequence[float]]:
-        """By item id its scores: of its captions for its image, or of all candidates of a retrieval query.
-
-        Each image and each text is embedded once.
-
-        Raises:
-            ValueError: If an item is not to be answered by scores of captions, or of the other side.
-        """
-        check_scored_by_rows(items)
-        queries = [item for item in items if not item.is_closed]
-        return self._captions([item for item in items if item.is_closed]) | self._queries(queries)
-
-    def _captions(self, items: Sequence[Item]) -> dict[str, Sequence[float]]:
-        if not items:
-            return {}
-        shown: dict[tuple[Any, ...], Picture] = {}
-        for item in items:
-            shown.setdefault(_key(item), item.pictures[0])
-        written = list(dict.fromkeys(choice for item in items for choice in item.choices))
-        images, texts = self.images(list(shown.values())), self.texts(written)
-        row, column = _places(shown), _places(written)
-        return {
-            item.id: tuple((texts[[column[choice] for choice in item.choices]] @ images[row[_key(item)]]).tolist())
-            for item in items
-        }
-
-    def _queries(self, items: Sequence[Item]) -> dict[str, Sequence[float]]:
-        if not items:
-            return {}
-        images = [item for item in items if item.split == IMAGE_TO_TEXT]
-        texts = [item for item in items if item.split == TEXT_TO_IMAGE]
-        matrix = self.similarities([item.pictures[0] for item in images], [item.prompt for item in texts])
-        if any(item.truth[NUM_SCORES] != len(texts) for item in images):
-            raise ValueError("retrieval needs the queries of all images and all texts; some are missing")
-        return rows_of(images, matrix) | rows_of(texts, matrix.T)
+        return cosines(self.images(pictures), self.texts(texts))
 
     def _image_batch(self, pictures: Sequence[Picture | Image.Image]) -> Any:
-        inputs = self._processor(images=[_loaded(picture) for picture in pictures], return_tensors="pt")
+        inputs = self._processor(images=[loaded(picture) for picture in pictures], return_tensors="pt")
         return self._model.get_image_features(**self._placed(inputs))
 
     def _text_batch(self, texts: Sequence[str]) -> Any:
@@ -137,21 +99,9 @@ class DualEncoder:
         return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
 
-def check_scored_by_rows(items: Sequence[Item]) -> None:
-    """Raises ValueError, naming the first item that is answered by a text and not by a row of scores."""
-    odd = next((item for item in items if NUM_SCORES not in item.truth), None)
-    if odd is not None:
-        raise ValueError(f"{odd.id!r} is no question that a dual encoder can answer: it needs no row of scores")
-
-
 def _batches(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(values), size):
         yield values[start : start + size]
-
-
-def _loaded(picture: Picture | Image.Image) -> Image.Image:
-    # An image has a `load` as well, which gives something else.
-    return (picture if isinstance(picture, Image.Image) else picture.load()).convert("RGB")
 
 
 def _unit(output: Any) -> Vectors:
@@ -160,12 +110,3 @@ def _unit(output: Any) -> Vectors:
     if not torch.isfinite(features).all():
         raise ValueError("the model gives embeddings that are not finite; try float32")
     return torch.nn.functional.normalize(features, dim=-1).cpu().numpy()
-
-
-def _key(item: Item) -> tuple[Any, ...]:
-    """What tells the images of items apart: their name, and the part that is shown."""
-    return (item.pictures[0].name, *item.truth.get("crop", ()))
-
-
-def _places(values: Any) -> dict[Any, int]:
-    return {value: index for index, value in enumerate(values)}

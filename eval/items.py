@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 
 ImageArm = Literal["right", "other", "blank", "none"]
-Method = Literal["logprob", "generate"]
+Method = Literal["logprob", "generate", "similarity"]
 State = Literal["answered", "abstained", "invalid", "error"]
 IMAGE_ARMS: tuple[ImageArm, ...] = ("right", "other", "blank", "none")
-METHODS: tuple[Method, ...] = ("logprob", "generate")
+METHODS: tuple[Method, ...] = ("logprob", "generate")  # of a model that writes; an encoder has similarities alone
 YES_NO = ("yes", "no")
 
 

@@ -13,6 +13,8 @@ from mllm_align_eval.items import Item
 MATRIX_SUFFIXES = (".npy", ".npz")
 # In `Item.truth`: how many candidates need a score each. Such a question is answered by a row of scores, not a text.
 NUM_SCORES = "num_scores"
+# A text that the choices are compared with in place of an image; what each choice is put into before it is embedded.
+ANCHOR, TEMPLATES = "anchor", "templates"
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image_to_text", "text_to_image"
 
 

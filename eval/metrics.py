@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from mllm_align_eval.items import Item
 from mllm_align_eval.statistics import Array, Metric, mean_metric, ratio
@@ -66,6 +67,26 @@ def mean_of(measures: Sequence[Measure]) -> Measure:
         return np.mean(np.stack(parts, axis=-1), axis=-1)
 
     return Measure(Metric(columns, statistic), tuple(name for measure in measures for name in measure.clusters))
+
+
+def mean_over_groups(
+    items: Sequence[Item], value: Callable[[Item], float], group: Callable[[Item], str] = lambda item: item.kind
+) -> Measure:
+    """The unweighted mean over groups of items of each group's mean; in a resample, over the groups that it has."""
+    names = {name: place for place, name in enumerate(dict.fromkeys(map(group, items)))}
+    own, rows = np.array([names[group(item)] for item in items]), np.arange(len(items))
+    values = np.concatenate([[value(item) for item in items], np.ones(len(items))])
+    places = np.concatenate([rows, rows]), np.concatenate([own, own + len(names)])
+    columns = sparse.csr_array((values, places), (len(items), 2 * len(names)))
+    return Measure(Metric(columns, _group_mean), clusters_of(items))
+
+
+def _group_mean(totals: Array) -> Array:
+    """The mean of sum / count over the groups that there are; NaN where there is none."""
+    sums, counts = np.split(totals, 2, axis=-1)
+    means = ratio(np.stack([sums, counts], axis=-1))
+    there = np.isfinite(means)
+    return ratio(np.stack([np.where(there, means, 0).sum(axis=-1), there.sum(axis=-1)], axis=-1))
 
 
 def by_split(items: Iterable[Item]) -> dict[str, list[Item]]:

@@ -28,7 +28,7 @@ def published_measures(
 
     Keys are the benchmark's own, with `_other_image`, `_blank_image` or `_no_image` where the picture was not the
     question's, and `_generated` for generated texts. Captions are scored by the sum of their log-probabilities, and
-    again with `_per_byte` and `_pmi` (see `caption_scores`).
+    again with `_per_byte` and `_pmi` (see `caption_scores`). Similarities are taken as they are, with ties.
 
     Args:
         items: All items of the run.
@@ -44,6 +44,10 @@ def published_measures(
                 continue
             rules = parser if is_read and parser in benchmark.parsers else STRICT
             found |= {key + ending: measure for key, measure in benchmark.score(asked, said, rules).items()}
+    compared = {entry.item: entry for entry in answers.get(("similarity", "right"), ())}
+    for name, benchmark in benchmarks.items() if compared else ():
+        asked = [item for item in items if item.benchmark == name and item.id in compared]
+        found |= benchmark.ties(asked, compared) if benchmark.ties is not None and asked else {}
     return found
 
 

@@ -251,8 +251,9 @@ def _benchmarks(items: Sequence[Item], judge: Judge | None) -> dict[str, Benchma
             is_askable(item, method, "right") for item in items if item.benchmark == name for method in METHODS
         ):
             raise ValueError(
-                f"{name} compares all its images with all its texts, which a model that writes cannot do in one "
-                f"answer: score a dual encoder with `mllm-align eval score {name} --dual-encoder MODEL`"
+                f"{name} takes embeddings of images and texts, which a model that writes cannot give in one answer: "
+                f"score an encoder with `mllm-align eval score {name} --dual-encoder MODEL`, or several by "
+                "`mllm-align eval encoders`"
             )
     if judge is None:
         for name in (name for name, benchmark in found.items() if benchmark.needs_judge):

@@ -19,7 +19,7 @@ from mllm_align_eval.benchmark import Reading
 from mllm_align_eval.cache import AnswerCache
 from mllm_align_eval.engine import Engine, ModelEngine
 from mllm_align_eval.items import IMAGE_ARMS, METHODS, Answer, ImageArm, Item, Method, check_items
-from mllm_align_eval.matrices import NUM_SCORES
+from mllm_align_eval.matrices import ANCHOR, NUM_SCORES, TEMPLATES
 from mllm_align_eval.mismatch import lacks_other_images
 
 __all__ = ["AnswerErrors", "Answers", "answer", "answer_arms", "progress_bar"]
@@ -169,8 +169,11 @@ def is_askable(item: Item, method: Method, image: ImageArm) -> bool:
     """Whether an item can be asked so: only closed ones have choices to score, only some have a picture to change.
 
     Open ones are asked with their own and with another picture: what is written about none is no answer. Captions are
-    scored and not generated, and queries for one of all candidates are put to no model that writes.
+    scored and not generated; queries for one of all candidates, classes, and texts that are compared with a text are
+    put to no model that writes.
     """
+    if ANCHOR in item.truth or TEMPLATES in item.truth:
+        return False
     if not item.is_closed if method == "logprob" else NUM_SCORES in item.truth:
         return False
     if image == "right":

@@ -96,8 +96,8 @@ def measures_of(
     """The benchmark's metrics by a parser's rules, and by the strict one the shares of answers that are of no use.
 
     Of texts, `<benchmark>/<split>/invalid` cannot be read and `<benchmark>/<split>/abstained` says that it cannot
-    tell; of rows of scores, `<benchmark>/<split>/tied` has no single best choice. With a judge the metrics are those
-    for which it reads the answers.
+    tell; of rows of scores, `<benchmark>/<split>/tied` has no single best choice, or is what `Benchmark.ties` says.
+    With a judge the metrics are those for which it reads the answers.
 
     Raises:
         ValueError: If there is a judge and the benchmark has no use for one, or needs one and there is none.
@@ -118,12 +118,14 @@ def measures_of(
     for split, members in by_split(items).items():
         closed = all(item.is_closed for item in members)
         if all(len(strict[item.id].scores) for item in members):
-            states = {"tied": "invalid"} if closed else {}
+            states = {"tied": "invalid"} if closed and benchmark.ties is None else {}
         else:
             states = {"invalid": "invalid"} | ({"abstained": "abstained"} if closed else {})
         for name, state in states.items():
             key = f"{benchmark.name}/{split}/{name}"
             found[key] = mean(members, lambda item, state=state: float(strict[item.id].state == state))
+    if benchmark.ties is not None and all(len(entry.scores) for entry in strict.values()):
+        found |= benchmark.ties(items, strict)
     return found
 
 

@@ -9,16 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mllm_align.encoding import Encoder, load_encoder
     from mllm_align.models import load_model
     from mllm_align.recipe import load_recipe
     from mllm_align.trainers import AlignConfig, AlignTrainer
 
 __version__ = "0.1.0"
-__all__ = ["AlignConfig", "AlignTrainer", "__version__", "load_model", "load_recipe"]
+__all__ = ["AlignConfig", "AlignTrainer", "Encoder", "__version__", "load_encoder", "load_model", "load_recipe"]
 
 _HOMES = {
     "AlignConfig": "mllm_align.trainers",
     "AlignTrainer": "mllm_align.trainers",
+    "Encoder": "mllm_align.encoding",
+    "load_encoder": "mllm_align.encoding",
     "load_model": "mllm_align.models",
     "load_recipe": "mllm_align.recipe",
 }

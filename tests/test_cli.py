@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mllm_align.cli import evaluation, main
+from mllm_align.cli import main
+from mllm_align.cli.asked import named
 from runs import picture
 from tiny import save_tiny
 
@@ -32,6 +33,7 @@ COMMANDS = (
     "data clip-blind",
     "data counterfactual",
     "data embed",
+    "data mine-negatives",
     "data negatives",
     "data ocr",
     "data regions",
@@ -236,5 +238,5 @@ def test_adapters_are_told_apart_by_name(tmp_path: Path, capsys: pytest.CaptureF
     said = refused(capsys, "eval", "run", "demo-base", "--limit", "4", "--output", str(tmp_path / "out"), *twice)
     assert "would both be called 'final': name them, as --adapter x=" in said
     # A folder that is there is one, whatever its name; PEFT takes no dots.
-    assert evaluation._named(str(tmp_path / "beta=0.1")) == ("beta=0_1", str(tmp_path / "beta=0.1"))
-    assert evaluation._named("mine=runs/x") == ("mine", "runs/x")
+    folder = str(tmp_path / "beta=0.1")
+    assert named([folder, "mine=runs/x"], "--adapter") == {"beta=0_1": folder, "mine": "runs/x"}

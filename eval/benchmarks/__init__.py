@@ -19,12 +19,15 @@ from mllm_align_eval.benchmarks.popev2 import POPEV2
 from mllm_align_eval.benchmarks.realworldqa import REALWORLDQA
 from mllm_align_eval.benchmarks.retrieval import COCO_RETRIEVAL, FLICKR30K
 from mllm_align_eval.benchmarks.scienceqa import SCIENCEQA
-from mllm_align_eval.benchmarks.sugarcrepe import SUGARCREPE, SUGARCREPE_CAPTIONS, SUGARCREPE_PP
+from mllm_align_eval.benchmarks.sugarcrepe import SUGARCREPE, SUGARCREPE_CAPTIONS
+from mllm_align_eval.benchmarks.sugarcrepe_pp import SUGARCREPE_PP
 from mllm_align_eval.benchmarks.textvqa import TEXTVQA
 from mllm_align_eval.benchmarks.winoground import WINOGROUND
 from mllm_align_eval.benchmarks.world import validation_items, world_items
 from mllm_align_eval.benchmarks.world_correspondence import WORLD_CORRESPONDENCE
 from mllm_align_eval.benchmarks.world_documents import WORLD_DOCUMENTS
+from mllm_align_eval.benchmarks.world_retrieval import WORLD_NEGATIVES, WORLD_RETRIEVAL
+from mllm_align_eval.benchmarks.zero_shot import ZERO_SHOT
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
@@ -55,6 +58,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         WINOGROUND,
         WORLD_CORRESPONDENCE,
         WORLD_DOCUMENTS,
+        WORLD_NEGATIVES,
+        WORLD_RETRIEVAL,
+        ZERO_SHOT,
     )
 }
 

@@ -4,10 +4,10 @@ VG-Relation and VG-Attribution: a part of a Visual Genome image, a true caption 
 and Flickr30k-Order: a caption and four shuffles of its words; a language model alone does well there.
 
 Scores are in the published order: in the VG sets the true caption comes **second**, in the order sets **first**. The
-script takes the first of equal scores, so a constant score gets 0 % of the former and 100 % of the latter. Here a tie
-counts as what drawing one of the best gives (a half for two); parser "official" has the script's rule.
+script takes the first of equal scores, so a constant score gets 0 % of the former and 100 % of the latter: that is
+parser "official". Strictly a tie is wrong, whichever comes first, and `aro/<set>/tied` says how many there are.
 
-The image is the cluster.
+Chance is a half in the VG sets and a fifth in the order sets. The image is the cluster.
 """
 
 from __future__ import annotations
@@ -21,11 +21,17 @@ import numpy as np
 from PIL import Image
 
 from mllm_align_eval.benchmark import OFFICIAL, Benchmark
-from mllm_align_eval.benchmarks.captions import caption_item, fair_credit, read_as_is, rows_of_scores, texts_of
+from mllm_align_eval.benchmarks.captions import (
+    beats_all,
+    caption_item,
+    read_as_is,
+    rows_of_scores,
+    texts_of,
+    tied_rows,
+)
 from mllm_align_eval.benchmarks.files import PictureFolder, read_json
 from mllm_align_eval.items import Answer, Item, Picture
-from mllm_align_eval.metrics import Measure, Measures, by_kind, by_split, clusters_of, mean
-from mllm_align_eval.statistics import Array, Metric, ratio
+from mllm_align_eval.metrics import Measures, by_kind, by_split, mean, mean_over_groups
 
 ORIGIN = "https://github.com/mertyg/vision-language-models-are-bows (links to its files in dataset_zoo)"
 IMAGES = "the same page: vgr_vga_images.zip for Visual Genome, the images of COCO and Flickr30k"
@@ -110,7 +116,7 @@ def aro_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str)
 
 
 def _credit(scores: Sequence[float], right: int, parser: str) -> float:
-    return float(np.argmax(scores) == right) if parser == OFFICIAL else fair_credit(scores, right)
+    return float(np.argmax(scores) == right) if parser == OFFICIAL else float(beats_all(scores, right))
 
 
 def _grouped(split: str, items: Sequence[Item], credit: Mapping[str, float]) -> Measures:
@@ -119,26 +125,13 @@ def _grouped(split: str, items: Sequence[Item], credit: Mapping[str, float]) -> 
     groups = {kind: members for kind, members in by_kind(items).items() if len(members) >= least}
     if not groups:
         return {}
-    place = {kind: index for index, kind in enumerate(groups)}
-    kept = [item for item in items if item.kind in place]
-    columns = np.zeros((len(kept), 2, len(groups)))
-    for row, item in enumerate(kept):
-        columns[row, :, place[item.kind]] = credit[item.id], 1
-    flat = columns.reshape(len(kept), -1)
-    found = {f"aro/{split}/macro_acc": Measure(Metric(flat, _mean_over_groups), clusters_of(kept))}
+    kept = [item for item in items if item.kind in groups]
+    found = {f"aro/{split}/macro_acc": mean_over_groups(kept, lambda item: credit[item.id])}
     if split == "vg_relation":
         for kind, members in groups.items():
             name = kind.replace(" ", "_")
             found[f"aro/{split}/{name}_acc"] = mean(members, lambda item: credit[item.id])
     return found
-
-
-def _mean_over_groups(totals: Array) -> Array:
-    """The mean of credit / rows over the groups that a resample has; NaN where it has none."""
-    credit, rows = np.split(totals, 2, axis=-1)
-    values = ratio(np.stack([credit, rows], axis=-1))
-    there = np.isfinite(values)
-    return ratio(np.stack([np.where(there, values, 0).sum(axis=-1), there.sum(axis=-1)], axis=-1))
 
 
 ARO = Benchmark(
@@ -150,4 +143,5 @@ ARO = Benchmark(
     read=aro_items,
     score=aro_score,
     readings={"official": read_as_is},
+    ties=tied_rows,
 )

@@ -12,6 +12,7 @@ from typing import Any
 from mllm_align_eval.answers import Parsed, parse
 from mllm_align_eval.items import Answer, Item, Picture
 from mllm_align_eval.matrices import NUM_SCORES
+from mllm_align_eval.metrics import Measures, by_split, mean
 
 PROMPT = "Describe the image."
 
@@ -60,10 +61,19 @@ def beats_all(scores: Sequence[float], right: int) -> bool:
     return all(scores[right] > score for index, score in enumerate(scores) if index != right)
 
 
-def fair_credit(scores: Sequence[float], right: int) -> float:
-    """The chance that one score is taken for the best if ties are drawn: a half where two are best."""
-    best = max(scores)
-    return 1 / sum(score == best for score in scores) if scores[right] == best else 0.0
+def is_level(scores: Sequence[float], right: int) -> bool:
+    """Whether one score is level with the best of the others: the tie that makes it wrong."""
+    return scores[right] == max(score for index, score in enumerate(scores) if index != right)
+
+
+def tied_rows(items: Sequence[Item], answers: Mapping[str, Answer]) -> Measures:
+    """By split, `<benchmark>/<split>/tied`, how often the right caption is level with the best of the others."""
+    return {
+        f"{members[0].benchmark}/{split}/tied": mean(
+            members, lambda item: float(is_level(answers[item.id].scores, item.choices.index(item.answer)))
+        )
+        for split, members in by_split(items).items()
+    }
 
 
 def texts_of(row: Mapping[str, Any], columns: Iterable[str], where: str) -> list[str]:

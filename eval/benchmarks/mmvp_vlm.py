@@ -66,8 +66,9 @@ def _read(path: Path) -> list[tuple[int, str, str]]:
 def mmvp_vlm_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str) -> Measures:
     """Pairs of which both statements score higher with their own image: `pair_acc`, in all and by pattern.
 
-    Two equal scores are wrong. The authors' script takes the second image then (its share of a softmax over both is
-    not above a half), which is right for the second statement, so a constant score gets nothing either way.
+    Two equal scores are wrong, and `tied` counts their pairs. The authors' script takes the second image then (its
+    share of a softmax over both is not above a half), which is right for the second statement, so a constant score
+    gets nothing either way.
     """
     scores = rows_of_scores(items, answers)
     if not scores:
@@ -88,6 +89,22 @@ def mmvp_vlm_score(items: Sequence[Item], answers: Mapping[str, Answer], parser:
     return found
 
 
+def tied_pairs(items: Sequence[Item], answers: Mapping[str, Answer]) -> Measures:
+    """By pattern, `mmvp_vlm/<pattern>/tied`: the pairs whose images have equal scores for one of the statements."""
+    images: dict[str, list[Item]] = {}
+    for item in items:
+        images.setdefault(item.cluster, []).append(item)
+    level: dict[str, dict[str, float]] = {}
+    for name, members in images.items():
+        columns = zip(*(answers[item.id].scores for item in members), strict=True)
+        tied = len(members) == 2 and any(first == second for first, second in columns)
+        level.setdefault(members[0].split, {})[name] = float(tied)
+    return {
+        f"mmvp_vlm/{split}/tied": Measure(mean_metric(list(part.values())), tuple(part))
+        for split, part in level.items()
+    }
+
+
 MMVP_VLM = Benchmark(
     name="mmvp_vlm",
     title="MMVP-VLM (Tong et al., 2024): pairs of images told apart by a statement",
@@ -98,4 +115,5 @@ MMVP_VLM = Benchmark(
     score=mmvp_vlm_score,
     readings={"official": read_as_is},
     primary="mmvp_vlm/pair_acc",
+    ties=tied_pairs,
 )

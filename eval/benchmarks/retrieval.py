@@ -2,20 +2,23 @@
 
 The questions are queries: each image looks for one of its captions among all of them, each caption for its image. An
 answer is a row of similarities to all candidates; a whole matrix is read from a .npy or .npz file
-(`mllm_align_eval.matrices`), or comes from `mllm_align_eval.dual_encoder`.
+(`mllm_align_eval.matrices`), or comes from an encoder (`mllm_align_eval.similarity`). Some images of COCO have six or
+seven captions; as CLIP_benchmark (https://github.com/LAION-AI/CLIP_benchmark) does, the first five are taken.
 
-Recall at K is the share of queries of which a right candidate is among the first K. Equal scores: "strict" counts the
-chance to be among them if ties are drawn, so a constant score gets about K / candidates; "official" breaks ties by
-index, the later candidate first, which is what the reversed `argsort` of ALBEF's script comes to where the sort is
-stable; numpy's is not on all processors, so the script itself ranks ties differently from machine to machine. The
-image is the cluster. lmms-eval and VLMEvalKit have no retrieval.
+Recall at K is the share of queries of which a right candidate is among the first K. Equal scores: strictly a right
+candidate stands behind all wrong ones that are level with it, rank 1 + #{wrong >= right}, so a constant score gets
+nothing, and `<benchmark>/<direction>/tied` says for how many queries that matters; "official" breaks ties by index,
+the later candidate first, which is what the reversed `argsort` of ALBEF's script comes to where the sort is stable;
+numpy's is not on all processors, so the script itself ranks ties differently from machine to machine.
+
+Chance at K is K / images from a caption; from an image 1 - C(captions - 5, K) / C(captions, K), about 5 K / captions.
+The image is the cluster. lmms-eval and VLMEvalKit have no retrieval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +27,12 @@ import numpy as np
 from mllm_align_eval.benchmark import OFFICIAL, Benchmark
 from mllm_align_eval.benchmarks.captions import read_as_is, rows_of_scores, texts_of
 from mllm_align_eval.benchmarks.files import PictureFolder, read_json
-from mllm_align_eval.items import Answer, Item
+from mllm_align_eval.items import Answer, Item, Picture
 from mllm_align_eval.matrices import IMAGE_TO_TEXT, NUM_SCORES, TEXT_TO_IMAGE
 from mllm_align_eval.metrics import Measures, by_split, mean, mean_of
 
 CUTS = (1, 5, 10)
+CAPTIONS = 5  # of an image
 FILES = {"flickr30k": "flickr30k_test.json", "coco_retrieval": "coco_karpathy_test.json"}
 ORIGIN = "https://storage.googleapis.com/sfr-vision-language-research/datasets/{}"
 IMAGES = {
@@ -42,7 +46,7 @@ TARGETS = "targets"
 def retrieval_items(name: str, folder: Path, pictures: PictureFolder) -> list[Item]:
     """A query per image, `<name>/image/<index>`, and per caption, `<name>/text/<index>`, in the order of the file.
 
-    The file is a list of {image, caption: [texts]}, as ALBEF and BLIP read it.
+    The file is a list of {image, caption: [texts]}, as ALBEF and BLIP read it; captions after the fifth are left out.
     """
     path, origin = folder / FILES[name], ORIGIN.format(FILES[name])
     rows = read_json(path, origin)
@@ -55,8 +59,22 @@ def retrieval_items(name: str, folder: Path, pictures: PictureFolder) -> list[It
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{path}, row {number}: caption is not a list of texts")
         images.append(image)
-        captions.append(texts)
+        captions.append(texts[:CAPTIONS])
     pictures.check(images)
+    return queries(name, images, [pictures(image) for image in images], captions)
+
+
+def queries(
+    name: str, images: Sequence[str], pictures: Sequence[Picture], captions: Sequence[Sequence[str]]
+) -> list[Item]:
+    """A query per image and per caption about the same pool, in order.
+
+    Args:
+        name: Of the benchmark.
+        images: What each image is called: its cluster.
+        pictures: The images.
+        captions: The captions of each.
+    """
     starts = np.cumsum([0, *map(len, captions)]).tolist()
     query = partial(Item, benchmark=name, kind="retrieval")
     return [
@@ -65,7 +83,7 @@ def retrieval_items(name: str, folder: Path, pictures: PictureFolder) -> list[It
             split=IMAGE_TO_TEXT,
             cluster=image,
             prompt="",
-            pictures=(pictures(image),),
+            pictures=(pictures[index],),
             truth={NUM_SCORES: starts[-1], TARGETS: tuple(range(starts[index], starts[index + 1]))},
         )
         for index, image in enumerate(images)
@@ -88,7 +106,7 @@ def retrieval_score(items: Sequence[Item], answers: Mapping[str, Answer], parser
     scores = rows_of_scores(items, answers)
     if not scores:
         return {}
-    hits = official_hits if parser == OFFICIAL else fair_hits
+    hits = official_hits if parser == OFFICIAL else strict_hits
     found: Measures = {}
     for split, members in by_split(items).items():
         hit = {item.id: hits(np.asarray(scores[item.id]), item.truth[TARGETS]) for item in members}
@@ -100,17 +118,28 @@ def retrieval_score(items: Sequence[Item], answers: Mapping[str, Answer], parser
     return found
 
 
-def fair_hits(scores: np.ndarray[Any, Any], targets: Sequence[int]) -> list[float]:
-    """Per cut the probability that a target is among the first K, ties in random order.
+def strict_hits(scores: np.ndarray[Any, Any], targets: Sequence[int]) -> list[float]:
+    """Per cut whether a target is among the first K, behind every wrong candidate of the same score."""
+    wrong, best = _wrong_and_best(scores, targets)
+    return [float((wrong >= best).sum() < cut) for cut in CUTS]
 
-    Where the best target is behind `above` candidates and level with `tied`, itself and other targets among them, the
-    K - above places that are left are drawn from these.
-    """
-    best = scores[list(targets)].max()
-    above, tied = int((scores > best).sum()), int((scores == best).sum())
-    right = sum(bool(scores[target] == best) for target in targets)
-    places = [min(max(cut - above, 0), tied) for cut in CUTS]
-    return [1 - comb(tied - right, place) / comb(tied, place) for place in places]
+
+def tied_queries(items: Sequence[Item], answers: Mapping[str, Answer]) -> Measures:
+    """By direction, `<benchmark>/<direction>/tied`: queries whose best right candidate is level with a wrong one."""
+    level = {}
+    for item in items:
+        wrong, best = _wrong_and_best(np.asarray(answers[item.id].scores), item.truth[TARGETS])
+        level[item.id] = float((wrong == best).any())
+    return {
+        f"{members[0].benchmark}/{split}/tied": mean(members, lambda item: level[item.id])
+        for split, members in by_split(items).items()
+    }
+
+
+def _wrong_and_best(scores: np.ndarray[Any, Any], targets: Sequence[int]) -> tuple[np.ndarray[Any, Any], float]:
+    """The scores of all wrong candidates, and the best of a right one."""
+    right = list(targets)
+    return np.delete(scores, right), scores[right].max()
 
 
 def official_hits(scores: np.ndarray[Any, Any], targets: Sequence[int]) -> list[float]:
@@ -133,6 +162,7 @@ def _benchmark(name: str, title: str) -> Benchmark:
         score=retrieval_score,
         readings={"official": read_as_is},
         primary=f"{name}/r_mean",
+        ties=tied_queries,
     )
 
 

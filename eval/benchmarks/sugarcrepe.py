@@ -1,9 +1,8 @@
 """SugarCrepe (Hsieh et al. 2023, https://arxiv.org/abs/2306.14610): the true caption, or one with a small change?
 
-Three benchmarks. `sugarcrepe` asks as the authors ask GPT-4V: both captions in one prompt, in both orders, since order
-alone moves subsets by 5 to 9 points. `sugarcrepe_captions` scores each caption by itself, the contrastive protocol.
-`sugarcrepe_pp` (SugarCrepe++, Dumpala et al. 2024, https://arxiv.org/abs/2406.11171) is scored so too: two true
-captions in different words must both beat the wrong one; its text-only task needs text embeddings and is not here.
+Two benchmarks. `sugarcrepe` asks as the authors ask GPT-4V: both captions in one prompt, in both orders, since order
+alone moves subsets by 5 to 9 points. `sugarcrepe_captions` scores each caption by itself, the contrastive protocol:
+chance is a half, and a tie is wrong.
 
 Taking the shorter caption for the true one, without looking, is right for .996 of add_att, .990 of add_obj, .534 of
 replace_att, .505 of replace_obj, .642 of replace_rel, .492 of swap_att and .549 of swap_obj (ties half). A sum of
@@ -23,7 +22,14 @@ from typing import Any
 
 from mllm_align_eval.answers import Parsed
 from mllm_align_eval.benchmark import Benchmark, Hub
-from mllm_align_eval.benchmarks.captions import beats_all, caption_item, read_as_is, rows_of_scores, texts_of
+from mllm_align_eval.benchmarks.captions import (
+    beats_all,
+    caption_item,
+    read_as_is,
+    rows_of_scores,
+    texts_of,
+    tied_rows,
+)
 from mllm_align_eval.benchmarks.files import PictureFolder, read_json
 from mllm_align_eval.benchmarks.tables import hub_rows, image_names
 from mllm_align_eval.items import Answer, Item, Picture
@@ -32,9 +38,7 @@ from mllm_align_eval.readings import UNREAD
 from mllm_align_eval.statistics import mean_metric
 
 SUBSETS = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
-SUBSETS_PP = SUBSETS[2:]
 ORIGIN = "https://github.com/RAIVNLab/sugar-crepe (data)"
-ORIGIN_PP = "https://github.com/Sri-Harsha/scpp (data)"
 HUB = "HuggingFaceM4/SugarCrepe_{}"
 IMAGES = "COCO val2017, http://images.cocodataset.org/zips/val2017.zip"
 QUESTION = "Which caption best describes the image?\n(1) {}\n (2) {}\nOutput (1) or (2)."
@@ -45,7 +49,7 @@ COLUMNS = ("filename", "caption", "negative_caption")
 
 def sugarcrepe_items(folder: Path, pictures: PictureFolder) -> list[Item]:
     """Two questions per caption pair, `sugarcrepe/<subset>/<number>/pos_first` and `.../neg_first`."""
-    rows = _rows(folder, SUBSETS, COLUMNS, ORIGIN)
+    rows = subset_rows(folder, SUBSETS, COLUMNS, ORIGIN)
     items = [
         item
         for subset, number, (image, true, false) in rows
@@ -75,7 +79,7 @@ def caption_items(folder: Path, pictures: PictureFolder) -> list[Item]:
     """One row of two scores per caption pair, that of the true caption first."""
     items = [
         caption_item(f"sugarcrepe_captions/{subset}/{number}", subset, subset, image, pictures(image), captions, 0)
-        for subset, number, (image, *captions) in _rows(folder, SUBSETS, COLUMNS, ORIGIN)
+        for subset, number, (image, *captions) in subset_rows(folder, SUBSETS, COLUMNS, ORIGIN)
     ]
     pictures.check(item.cluster for item in items)
     return items
@@ -109,19 +113,7 @@ def _hub_rows(rows: Any) -> Iterator[tuple[str, Picture, str, list[str]]]:
         yield str(number), Picture(name, row.picture(nowhere).load), name, list(captions)
 
 
-def plus_items(folder: Path, pictures: PictureFolder) -> list[Item]:
-    """Two rows of two scores per triplet, `.../caption` and `.../caption2`: a true caption, then the wrong one."""
-    items = []
-    columns = ("filename", "caption", "caption2", "negative_caption")
-    for subset, number, (image, *true, false) in _rows(folder, SUBSETS_PP, columns, ORIGIN_PP):
-        for kind, caption in zip(("caption", "caption2"), true, strict=True):
-            name, captions = f"sugarcrepe_pp/{subset}/{number}/{kind}", (caption, false)
-            items.append(caption_item(name, subset, kind, image, pictures(image), captions, 0))
-    pictures.check(item.cluster for item in items)
-    return items
-
-
-def _rows(
+def subset_rows(
     folder: Path, subsets: Sequence[str], columns: Sequence[str], origin: str
 ) -> Iterator[tuple[str, str, list[str]]]:
     """Subset, number and texts of each row of those files `<subset>.json` that there are; one must be there."""
@@ -152,54 +144,50 @@ def sugarcrepe_score(items: Sequence[Item], answers: Mapping[str, Answer], parse
         right = {item.id: answers[item.id].right for item in members}
         found[f"sugarcrepe/{subset}/acc"] = mean(members, lambda item, right=right: right[item.id])
         for order in ORDERS:
-            asked = [item for item in members if _side(item) == order]
+            asked = [item for item in members if side(item) == order]
             found[f"sugarcrepe/{subset}/{order}_acc"] = mean(asked, lambda item, right=right: right[item.id])
-        found[f"sugarcrepe/{subset}/both_acc"] = _in_both(members, right, ORDERS)
-    return _with_mean("sugarcrepe", "acc", SUBSETS, found)
+        found[f"sugarcrepe/{subset}/both_acc"] = in_both(members, right, ORDERS)
+    return with_mean("sugarcrepe", "acc", SUBSETS, found)
 
 
 def captions_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str) -> Measures:
-    """By subset how often the true caption has the higher score; a tie is wrong, as in the authors' script."""
+    """By subset how often the true caption has the higher score; a tie is wrong, as in the authors' script.
+
+    `sugarcrepe_captions/<way>/acc` is the plain mean over the subsets of "add", "replace" or "swap".
+    """
     scores = rows_of_scores(items, answers)
     found = {
         f"sugarcrepe_captions/{subset}/acc": mean(members, lambda item: beats_all(scores[item.id], 0))
         for subset, members in (by_split(items).items() if scores else ())
     }
-    return _with_mean("sugarcrepe_captions", "acc", SUBSETS, found)
+    return with_mean("sugarcrepe_captions", "acc", SUBSETS, with_ways("sugarcrepe_captions", "acc", SUBSETS, found))
 
 
-def plus_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str) -> Measures:
-    """By subset how often both true captions beat the wrong one (`itt_acc`), and each by itself.
-
-    `itt` is the authors' image-to-text task; ties are wrong, as in their script.
-    """
-    found: Measures = {}
-    scores = rows_of_scores(items, answers)
-    for subset, members in by_split(items).items() if scores else ():
-        right = {item.id: beats_all(scores[item.id], 0) for item in members}
-        head = f"sugarcrepe_pp/{subset}"
-        found[f"{head}/itt_acc"] = _in_both(members, right, ("caption", "caption2"))
-        for kind in ("caption", "caption2"):
-            asked = [item for item in members if _side(item) == kind]
-            found[f"{head}/{kind}_acc"] = mean(asked, lambda item, right=right: right[item.id])
-    return _with_mean("sugarcrepe_pp", "itt_acc", SUBSETS_PP, found)
-
-
-def _side(item: Item) -> str:
+def side(item: Item) -> str:
     """Which of a row's two questions an item is."""
     return item.id.rsplit("/", 1)[1]
 
 
-def _in_both(items: Sequence[Item], right: Mapping[str, bool], kinds: tuple[str, str]) -> Measure:
+def in_both(items: Sequence[Item], right: Mapping[str, bool], kinds: tuple[str, str]) -> Measure:
     """How often both questions about a row, which differ in kind, are right; rows of which one was not asked aside."""
-    firsts = [item for item in items if _side(item) == kinds[0]]
+    firsts = [item for item in items if side(item) == kinds[0]]
     pairs = [(item, item.id.removesuffix(kinds[0]) + kinds[1]) for item in firsts]
     whole = [(item, other) for item, other in pairs if other in right]
     both = [float(right[item.id] and right[other]) for item, other in whole]
     return Measure(mean_metric(both), tuple(item.cluster for item, _ in whole))
 
 
-def _with_mean(name: str, metric: str, subsets: Sequence[str], found: Measures) -> Measures:
+def with_ways(name: str, metric: str, subsets: Sequence[str], found: Measures) -> Measures:
+    """The metrics and, of each way to make a caption wrong whose subsets are all there, their plain mean."""
+    means: Measures = {}
+    for way in dict.fromkeys(subset.split("_")[0] for subset in subsets):
+        keys = [f"{name}/{subset}/{metric}" for subset in subsets if subset.startswith(f"{way}_")]
+        if all(key in found for key in keys):
+            means[f"{name}/{way}/{metric}"] = mean_of([found[key] for key in keys])
+    return found | means
+
+
+def with_mean(name: str, metric: str, subsets: Sequence[str], found: Measures) -> Measures:
     """The metrics and, where all subsets are there, their plain mean."""
     parts = [found[key] for subset in subsets if (key := f"{name}/{subset}/{metric}") in found]
     return found | {f"{name}/{metric}_mean{len(subsets)}": mean_of(parts)} if len(parts) == len(subsets) else found
@@ -229,15 +217,5 @@ SUGARCREPE_CAPTIONS = Benchmark(
     primary="sugarcrepe_captions/acc_mean7_pmi",
     hub=tuple(Hub(HUB.format(subset), partial(caption_hub_items, subset)) for subset in SUBSETS),
     folder="sugarcrepe",
-)
-SUGARCREPE_PP = Benchmark(
-    name="sugarcrepe_pp",
-    title="SugarCrepe++ (Dumpala et al., 2024): scores of two true captions and a wrong one",
-    origin=ORIGIN_PP,
-    image_origin=IMAGES,
-    files=tuple(f"{subset}.json" for subset in SUBSETS_PP),
-    read=plus_items,
-    score=plus_score,
-    readings={"official": read_as_is},
-    primary="sugarcrepe_pp/itt_acc_mean5_pmi",
+    ties=tied_rows,
 )

@@ -60,21 +60,36 @@ def _example(row: Mapping[str, Any], where: str, pictures: Sequence[Picture]) ->
 def winoground_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str) -> Measures:
     """`text`: each image's own caption scores higher; `image`: each caption's own image; `group`: both.
 
-    All comparisons are strict, so a constant score gets nothing. Also by the authors' collapsed tag (object,
-    relation, both), where the file has it. Scores are compared across images: give log-likelihoods or similarities,
-    not probabilities that were normalised within an image.
+    All comparisons are strict, so a constant score gets nothing; `tied` counts the examples with a tie. Also by the
+    authors' collapsed tag (object, relation, both), where the file has it. Scores are compared across images: give
+    log-likelihoods or similarities, not probabilities that were normalised within an image.
     """
     scores, found = rows_of_scores(items, answers), {}
     if not scores:
         return found
-    examples: dict[str, list[Item]] = {}
-    for item in items:
-        examples.setdefault(item.cluster, []).append(item)
+    examples = _examples(items)
     right = {name: _judge([scores[item.id] for item in two], name) for name, two in examples.items()}
     kinds = {name: two[0].kind for name, two in examples.items()}
     found |= _shares("winoground", right)
     for kind in dict.fromkeys(kinds.values()) if len(set(kinds.values())) > 1 else ():
         found |= _shares(f"winoground/{kind}", {name: value for name, value in right.items() if kinds[name] == kind})
+    return found
+
+
+def tied_examples(items: Sequence[Item], answers: Mapping[str, Answer]) -> Measures:
+    """`winoground/pairs/tied`: the examples of which one of the four comparisons, by image or caption, is level."""
+    level = {}
+    for name, members in _examples(items).items():
+        rows = [answers[item.id].scores for item in members]
+        level[name] = float(any(len(set(line)) < len(line) for line in (*rows, *zip(*rows, strict=True))))
+    return {"winoground/pairs/tied": Measure(mean_metric(list(level.values())), tuple(level))}
+
+
+def _examples(items: Sequence[Item]) -> dict[str, list[Item]]:
+    """The two questions about each example, by its name."""
+    found: dict[str, list[Item]] = {}
+    for item in items:
+        found.setdefault(item.cluster, []).append(item)
     return found
 
 
@@ -107,4 +122,5 @@ WINOGROUND = Benchmark(
     readings={"official": read_as_is},
     primary="winoground/group",
     hub=(Hub("facebook/winoground", hub_items),),
+    ties=tied_examples,
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from datasets import Dataset, Features, Image, List, Value
 
 from mllm_align_eval.items import Item
+from mllm_align_eval.matrices import NUM_SCORES
 
 # Read by lmms-eval, beside the YAML files and without us.
 READING = '''\
@@ -63,7 +64,7 @@ def write_tasks(items: Iterable[Item], folder: str | os.PathLike[str], *, max_ne
     The files name the folder by its full path, as `datasets` needs it: written anew where it is moved to.
 
     Args:
-        items: Questions; those without choices are left out.
+        items: Questions; those without choices, and those whose choices are scored and not named, are left out.
         folder: Where to; must be missing or empty.
         max_new_tokens: Length of an answer.
 
@@ -78,7 +79,7 @@ def write_tasks(items: Iterable[Item], folder: str | os.PathLike[str], *, max_ne
         raise ValueError(f"{str(place)!r} has something in it: name another folder")
     splits: dict[str, list[Item]] = defaultdict(list)
     for item in items:
-        if item.is_closed:
+        if item.is_closed and NUM_SCORES not in item.truth:
             splits[f"mllm_align_{item.benchmark}_{re.sub(r'[^0-9A-Za-z_]', '_', item.split)}"].append(item)
     if not splits:
         raise ValueError("none of the questions has choices, and lmms-eval would not know which answers are right")

@@ -15,6 +15,7 @@
     calibration  {arm: {"pope/adversarial": {bins: [{confidence, accuracy, n}], by_chance}}}
     criterion_shift  {"aligned-base": {"pope/adversarial": {value, low, high, n}}}: the part of a difference in
                  accuracy that moving the criterion alone would give
+    scores       "similarity" where all are of embeddings; absent where models were asked
     benchmarks   {"pope": {title, primary: [metric], parser, max_new_tokens}}
     judge, model {...}: who judged, and what was asked
     seconds, stages {name: seconds}, machine {...}, versions {...}, seed, recipe (YAML text), data {...}

@@ -21,6 +21,7 @@ from mllm_align_eval.report.labels import (
 from mllm_align_eval.report.leading import benchmarks_of, leading, primary, visual_gaps
 from mllm_align_eval.report.metric_names import GENERATED, MEASURES, better, parse_key
 from mllm_align_eval.report.reading import LIMIT
+from mllm_align_eval.report.ties import ties_texts
 
 SIXTEEN_BIT = "base_16bit"
 
@@ -109,7 +110,7 @@ def cautions(results: Mapping[str, Any]) -> list[str]:
     if 0 < max(unreadable.values(), default=0) <= LIMIT:
         rates = ", ".join(f"{arm_inline(arm)} {number('', rate)} %" for arm, rate in unreadable.items())
         notes.append(f"Written answers that could not be read, which count as wrong: {rates}.")
-    return notes + _quantised(results, roles)
+    return notes + ties_texts(results) + _quantised(results, roles)
 
 
 def _gaps(results: Mapping[str, Any], roles: Roles, benchmark: str, judged: list[str]) -> list[str]:

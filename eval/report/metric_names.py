@@ -41,6 +41,9 @@ BENCHMARKS = {
     "world": "World",
     "world_correspondence": "Rendered correspondence",
     "world_documents": "Rendered documents",
+    "world_negatives": "Rendered hard negatives",
+    "world_retrieval": "Rendered retrieval",
+    "zero_shot": "Zero-shot classification",
 }
 
 
@@ -63,10 +66,16 @@ MEASURES = {
     "pair_item_acc": Measure("questions of pairs, one by one"),
     "both_acc": Measure("right in both orders"),
     "itt_acc": Measure("both captions right"),
+    "tot_acc": Measure("true captions nearer to one another"),
+    "top1_acc": Measure("accuracy at 1"),
+    "top5_acc": Measure("accuracy at 5"),
     "macro_acc": Measure("accuracy, mean over groups"),
     "chance_corrected_acc": Measure("accuracy above chance"),
     "acc_mean3": Measure("mean of three accuracies"),
     "acc_mean7": Measure("mean accuracy of seven subsets"),
+    "acc_mean8": Measure("mean accuracy of eight subsets"),
+    "itt_acc_mean8": Measure("both captions right, mean of eight subsets"),
+    "tot_acc_mean5": Measure("true captions nearer to one another, mean of five subsets"),
     "itt_acc_mean5": Measure("both captions right, mean of five subsets"),
     "official": Measure("official score"),
     "2d": Measure("2D, mean over sources"),
@@ -116,7 +125,7 @@ MEASURES = {
     "r_mean": Measure("mean recall at 1, 5 and 10"),
     "invalid": Measure("unreadable answers", -1),
     "abstained": Measure("answers that cannot tell", 0),
-    "tied": Measure("ties", 0),
+    "tied": Measure("ties, counted as wrong", -1),
 }
 _PICTURE = re.compile(rf"_({'|'.join(PICTURES)})_image$")
 _PICTURE_ACC = re.compile(rf"(?:^|_)({'|'.join(PICTURES)})_image_acc$")

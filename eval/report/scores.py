@@ -15,6 +15,7 @@ from mllm_align_eval.benchmark import STRICT
 from mllm_align_eval.report.labels import interval, number
 from mllm_align_eval.report.reading import warnings
 from mllm_align_eval.report.terminal import console
+from mllm_align_eval.report.ties import ties_text
 from mllm_align_eval.statistics import Estimate
 from mllm_align_eval.written import Shares
 
@@ -30,7 +31,7 @@ def write_scores(scores: Mapping[str, Estimate], path: Path, judge: Mapping[str,
 
 
 def print_scores(scores: Mapping[str, Estimate], title: str) -> None:
-    """Prints a table of all scores."""
+    """Prints a table of all scores, and below it how many ties there were."""
     table = Table(title=title, title_justify="left")
     for heading in ("metric", "value", "95 % interval", "units", "clusters"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
@@ -38,6 +39,9 @@ def print_scores(scores: Mapping[str, Estimate], title: str) -> None:
         cells = number(key, estimate.value), interval(key, estimate.as_dict())
         table.add_row(key, *cells, f"{estimate.n:,}", f"{estimate.clusters:,}")
     console().print(table)
+    ties = ties_text({key: estimate.as_dict() for key, estimate in scores.items()})
+    if ties:
+        console().print(ties, highlight=False, markup=False)
 
 
 def print_lost(reading: Mapping[str, Shares], name: str, parser: str) -> bool:

@@ -23,6 +23,8 @@ def source_text(results: Mapping[str, Any]) -> str:
     probable = [metric for metric in judged if not is_written(metric)]
     if not judged:
         return ""
+    if results.get("scores") == "similarity":
+        return "These scores compare the cosines of embeddings; nothing was written."
     if not probable:
         return "These scores are of the answers as the model wrote them."
     if written:

@@ -1,5 +1,5 @@
-"""The command line, `mllm-align`: demo, train, eval run, report, inspect, recipes, export, data ..., tower ...,
-world train-base."""
+"""The command line, `mllm-align`: demo, train, eval run, report, inspect, encode, recipes, export, data ...,
+tower ..., world train-base."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from mllm_align.cli import (
     clip_blind,
     counterfactual,
     embed,
+    encode,
     evaluation,
     inspect,
+    mine_negatives,
     negatives,
     ocr,
     regions,
@@ -71,11 +73,23 @@ def _parser() -> argparse.ArgumentParser:
     training.add(commands)
     evaluation.add(commands)
     inspect.add(commands)
+    encode.add(commands)
     tower.add(commands)
     x_former.add(commands)
     data = commands.add_parser("data", help="look at data and make it").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    for command in (check, clip_blind, counterfactual, embed, negatives, ocr, regions, retrieve, reject):
+    for command in (
+        check,
+        clip_blind,
+        counterfactual,
+        embed,
+        mine_negatives,
+        negatives,
+        ocr,
+        regions,
+        retrieve,
+        reject,
+    ):
         command.add(data)
     return parser

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mllm_align.cli import scoring
+from mllm_align.cli import encoders, scoring
+from mllm_align.cli.asked import images_by_benchmark, items_of, named
 from mllm_align.cli.commands import add_command, print_error
 from mllm_align.cli.scoring import (
     DATA_HELP,
@@ -14,9 +15,7 @@ from mllm_align.cli.scoring import (
     NAMES,
     PARSERS,
     add_judge_options,
-    images_missing,
     judge_of,
-    known,
 )
 
 SUITES = ("smoke", "quick", "full")  # written out, as NAMES
@@ -66,32 +65,23 @@ def _add_eval(commands: Any) -> None:
     run.add_argument("--overwrite", action="store_true", help="replace results in that folder; answers are reused")
     scoring.add_fail_on_lost(run)
     scoring.add(evaluation)
+    encoders.add(evaluation)
 
 
 def _eval_run(arguments: argparse.Namespace) -> None:
     from mllm_align.data.processes import processes
     from mllm_align.models import ModelArguments
-    from mllm_align_eval.benchmarks import BENCHMARKS
-    from mllm_align_eval.benchmarks.locating import folder_beside
     from mllm_align_eval.report import print_table
     from mllm_align_eval.report.reading import warnings
     from mllm_align_eval.report.run_card import check_lines
-    from mllm_align_eval.run import benchmark_items, evaluate
+    from mllm_align_eval.run import evaluate
     from mllm_align_eval.runner import AnswerErrors
     from mllm_align_eval.suites import suite_label
 
-    folders = dict(_images(given) for given in arguments.images)
-    items: list[Any] = []
-    for name in dict.fromkeys(arguments.benchmark):
-        images = folders.get(name, folders.get(""))
-        drawn = known(name, "world") == "world" or BENCHMARKS[name].is_rendered
-        if images is None and not drawn and BENCHMARKS[name].pictures_beside:
-            images = str(folder_beside(arguments.data, BENCHMARKS[name]))
-        if not drawn and images is None and arguments.data != "hub":
-            raise ValueError(images_missing(name))
-        items += benchmark_items(name, arguments.data, images, arguments.limit, arguments.suite)
+    folders = images_by_benchmark(arguments.images)
+    items = items_of(arguments.benchmark, arguments.data, folders, arguments.limit, arguments.suite)
     model = ModelArguments(model_name_or_path=arguments.model, load_in_4bit=arguments.load_in_4bit)
-    adapters = _adapters(arguments.adapter)
+    adapters = named(arguments.adapter, "--adapter")
     settings: dict[str, Any] = {
         "batch_size": arguments.batch_size,
         "max_new_tokens": arguments.max_new_tokens,
@@ -117,36 +107,6 @@ def _eval_run(arguments: argparse.Namespace) -> None:
             print(f"{name}: {value}")
     if arguments.fail_on_lost and warnings(results):
         raise SystemExit(LOST)
-
-
-def _images(given: str) -> tuple[str, str]:
-    """`bench=folder`, or a folder of every benchmark that has none of its own."""
-    name, separator, folder = given.partition("=")
-    return (known(name), folder) if separator else ("", given)
-
-
-def _adapters(given: list[str]) -> dict[str, str]:
-    """Folders of adapters by name.
-
-    Raises:
-        ValueError: If two have one name.
-    """
-    found: dict[str, str] = {}
-    for adapter in given:
-        name, folder = _named(adapter)
-        if name in found:
-            both = f"{found[name]} and {folder}"
-            raise ValueError(f"{both} would both be called {name!r}: name them, as --adapter x={folder}")
-        found[name] = folder
-    return found
-
-
-def _named(adapter: str) -> tuple[str, str]:
-    """`name=folder`, or a folder that gives its name; PEFT takes no dots in one."""
-    name, separator, folder = adapter.partition("=")
-    if not separator or Path(adapter).is_dir():
-        name, folder = Path(adapter).name, adapter
-    return name.replace(".", "_"), folder
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,8 @@ from mllm_align.cli.commands import add_command
 NAMES = (
     "amber, aro, chair, coco_retrieval, cvbench, docvqa, flickr30k, hallusion, infovqa, mmhal, mmvm, mmvp, "
     "mmvp_vlm, objhal, own, pope, popev2, realworldqa, scienceqa, sugarcrepe, sugarcrepe_captions, "
-    "sugarcrepe_pp, textvqa, winoground, world_correspondence, world_documents"
+    "sugarcrepe_pp, textvqa, winoground, world_correspondence, world_documents, world_negatives, "
+    "world_retrieval, zero_shot"
 )
 PARSERS = ("strict", "official", "lmms-eval", "vlmevalkit", "cambrian", "s-vco")
 LOST = 3  # exit status with --fail-on-lost
@@ -37,13 +38,17 @@ def add(evaluation: Any) -> None:
     )
     given = score.add_mutually_exclusive_group(required=True)
     given.add_argument("--answers", metavar="FILE", help=text)
-    text = "a CLIP- or SigLIP-like model whose similarities are the scores: for benchmarks of captions and retrieval"
+    text = (
+        "a model whose similarities are the scores, for benchmarks of captions, classes and retrieval: CLIP- or "
+        "SigLIP-like, a folder with embedding.json, or an LVLM"
+    )
     given.add_argument("--dual-encoder", metavar="MODEL", help=text)
     score.add_argument("--images", metavar="FOLDER", help="of the pictures, for --dual-encoder")
     score.add_argument("--format", choices=("lmms-eval", "vlmevalkit"), help="the answers are a file of that harness")
     score.add_argument("--json", metavar="OUT", help="file for the scores: {key: {value, low, high, n}}")
     score.add_argument("--overwrite", action="store_true", help="replace that file")
-    score.add_argument("--parser", choices=PARSERS, help="whose rules hold (default: official, where there is one)")
+    text = "whose rules hold (default: official, where there is one; strict for scores, of which a tie is wrong)"
+    score.add_argument("--parser", choices=PARSERS, help=text)
     add_judge_options(score, "the answers' name + .judge.jsonl")
     add_fail_on_lost(score)
 
@@ -120,13 +125,16 @@ def _questions(arguments: argparse.Namespace) -> None:
 def _score(arguments: argparse.Namespace) -> None:
     from mllm_align_eval.answer_file import read_answers
     from mllm_align_eval.benchmarks import BENCHMARKS
+    from mllm_align_eval.benchmarks.locating import folder_beside
+    from mllm_align_eval.encoders import encoder_of
     from mllm_align_eval.importing import import_texts
     from mllm_align_eval.report.scores import print_lost, print_scores, write_scores
     from mllm_align_eval.run import benchmark_items
     from mllm_align_eval.scoring import answered_splits, estimates, measures_of, reading_of_answers
+    from mllm_align_eval.similarity import check_scored_by_rows, similarity_rows
 
     benchmark = BENCHMARKS[known(arguments.benchmark)]
-    parser = arguments.parser or ("official" if "official" in benchmark.parsers else "strict")
+    parser = arguments.parser or benchmark.default_parser
     benchmark.reading(parser)
     if arguments.json is not None and Path(arguments.json).exists() and not arguments.overwrite:
         raise FileExistsError(f"{arguments.json} exists: name another file, or --overwrite")
@@ -134,9 +142,15 @@ def _score(arguments: argparse.Namespace) -> None:
         raise ValueError("--images is for --dual-encoder: answers are scored without the pictures")
     if arguments.dual_encoder is not None and arguments.format is not None:
         raise ValueError("--format is of a file of answers: leave it out beside --dual-encoder")
-    items = benchmark_items(benchmark.name, arguments.data, arguments.images)
+    images = arguments.images
+    if arguments.dual_encoder is not None and images is None and benchmark.pictures_beside:
+        images = str(folder_beside(arguments.data, benchmark))
+    items = benchmark_items(benchmark.name, arguments.data, images)
     if arguments.dual_encoder is not None:
-        given: Any = _similarities(arguments, items)
+        check_scored_by_rows(items)
+        if images is None and arguments.data != "hub" and not benchmark.is_rendered:
+            raise ValueError(images_missing(benchmark.name))
+        given: Any = similarity_rows(encoder_of(arguments.dual_encoder), items)
     elif arguments.format is not None:
         given = import_texts(Path(arguments.answers), arguments.format, benchmark.name, items)
     else:
@@ -152,15 +166,6 @@ def _score(arguments: argparse.Namespace) -> None:
     lost = print_lost(reading_of_answers(benchmark, items, given), Path(arguments.answers or "").name, parser)
     if lost and arguments.fail_on_lost:
         raise SystemExit(LOST)
-
-
-def _similarities(arguments: argparse.Namespace, items: list[Any]) -> Any:
-    from mllm_align_eval.dual_encoder import DualEncoder, check_scored_by_rows
-
-    check_scored_by_rows(items)
-    if arguments.images is None and arguments.data != "hub":
-        raise ValueError(images_missing(arguments.benchmark))
-    return DualEncoder(arguments.dual_encoder)(items)
 
 
 def add_fail_on_lost(command: argparse.ArgumentParser) -> None:

@@ -43,6 +43,10 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--base", help="the base model, if not the one that the adapter names")
     export.add_argument("--encoders", nargs="+", metavar="FOLDER", help="where further encoders are, if moved")
     export.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    export.add_argument(
+        "--sentence-transformers", action="store_true", help="an encoder, merged, as SentenceTransformer loads it"
+    )
+    export.add_argument("--dimensions", type=int, help="with --sentence-transformers: leading dimensions to keep")
     export.add_argument("--overwrite", action="store_true")
 
 
@@ -82,6 +86,21 @@ def _export(arguments: argparse.Namespace) -> None:
     from mllm_align.models import merge_and_export
 
     options = {"base": arguments.base, "dtype": arguments.dtype, "overwrite": arguments.overwrite}
+    if arguments.sentence_transformers:
+        from mllm_align.encoding import export_sentence_transformers
+
+        if arguments.merge or arguments.encoders is not None:
+            raise ValueError(
+                "--sentence-transformers always merges, and takes no mixer: leave --merge and --encoders out"
+            )
+        print(
+            export_sentence_transformers(
+                arguments.adapter, arguments.output, dimensions=arguments.dimensions, **options
+            )
+        )
+        return
+    if arguments.dimensions is not None:
+        raise ValueError("--dimensions belongs to --sentence-transformers: add it, or leave --dimensions out")
     options |= {"merge": arguments.merge, "encoders": arguments.encoders}
     print(merge_and_export(arguments.adapter, arguments.output, **options))
 

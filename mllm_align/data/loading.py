@@ -16,7 +16,14 @@ from mllm_align.data.annotations import FEATURES
 from mllm_align.data.errors import DataError
 from mllm_align.data.schema import UNREADABLE
 from mllm_align.data.sources import converter, reader
-from mllm_align.data.world import correspondence_rows, document_rows, instruction_rows, pair_rows
+from mllm_align.data.world import (
+    caption_rows,
+    correspondence_rows,
+    document_rows,
+    instruction_rows,
+    pair_rows,
+    reference_rows,
+)
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 WORLD = "world:"
@@ -26,6 +33,8 @@ WORLD_ROWS: dict[str, tuple[Callable[..., list[dict[str, Any]]], str, str]] = {
     "world:instructions": (instruction_rows, "distribution", "prior"),
     "world:correspondence": (correspondence_rows, "difficulty", "medium"),
     "world:documents": (document_rows, "paper", "small"),
+    "world:captions": (caption_rows, "distribution", "balanced"),
+    "world:references": (reference_rows, "distribution", "balanced"),
 }
 IMAGE_COLUMNS = ("image", "images", "contrast_image")
 
@@ -90,10 +99,11 @@ def world_rows(
 
     Args:
         path: "world:pairs" (`pair_rows`), "world:instructions" (`instruction_rows`), "world:correspondence"
-            (`correspondence_rows`) or "world:documents" (`document_rows`).
+            (`correspondence_rows`), "world:documents" (`document_rows`), "world:captions" (`caption_rows`) or
+            "world:references" (`reference_rows`).
         num_rows: How many; 1,000 by default.
         seed: Which.
-        distribution: Of the scenes; by default balanced for pairs, with the prior for instructions. Of
+        distribution: Of the scenes; with the prior for instructions, balanced for the others by default. Of
             correspondence the difficulty: easy, medium (the default) or hard; of documents the paper: small (the
             default) or large.
         split: Of the world; train by default.

@@ -6,10 +6,14 @@ from mllm_align.models.export import merge_and_export
 from mllm_align.models.identity import base_probe, check_base, save_base_identity
 from mllm_align.models.loading import load_model, load_processor, model_path
 from mllm_align.models.mixer_arms import is_mixing, load_arms, mixer_facts, mixing_without, stock_processor
+from mllm_align.models.soft_prompts import SoftPrompts, soft_prompts_of
+from mllm_align.models.soft_tokens import add_soft_prompts
 from mllm_align.models.towers import put_tower
 
 __all__ = [
     "ModelArguments",
+    "SoftPrompts",
+    "add_soft_prompts",
     "attach_lora",
     "base_probe",
     "check_base",
@@ -25,5 +29,6 @@ __all__ = [
     "model_path",
     "put_tower",
     "save_base_identity",
+    "soft_prompts_of",
     "stock_processor",
 ]

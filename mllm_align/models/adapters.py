@@ -14,13 +14,15 @@ from mllm_align.families import family_of, inner, unwrap
 from mllm_align.models.arguments import ModelArguments
 from mllm_align.models.identity import check_base
 from mllm_align.models.mixing import encoder_targets, find_mixer, trained_with_adapter
+from mllm_align.models.soft_prompts import soft_prompts_of
+from mllm_align.models.soft_tokens import check_adapter, part_from_head, train_soft_prompts
 from mllm_align.vision.mixed_vision import mixed_of
 
 
 def lora_config(model: nn.Module, arguments: ModelArguments) -> LoraConfig:
     """The LoRA configuration for a model: every linear layer of the parts in `lora_scope`, by its full name.
 
-    A mixer and encoders that train go along.
+    A mixer and encoders that train go along, and so do the model's soft prompts.
 
     Raises:
         ValueError: If a part has no linear layer, or nothing trains.
@@ -39,12 +41,12 @@ def lora_config(model: nn.Module, arguments: ModelArguments) -> LoraConfig:
             "any more: leave train_projector off"
         )
     whole = [*(family.projectors(hf) if arguments.train_projector else []), *trained_with_adapter(hf)]
-    if not targets and not whole:
+    if not targets and not whole and soft_prompts_of(hf) is None:
         raise ValueError(
             "lora_scope is empty and nothing else trains: name at least one of language, projector, vision, or set "
-            "train_projector"
+            "train_projector or soft_prompts"
         )
-    return LoraConfig(
+    config = LoraConfig(
         task_type="CAUSAL_LM",
         r=arguments.lora_r,
         lora_alpha=arguments.lora_alpha,
@@ -53,11 +55,15 @@ def lora_config(model: nn.Module, arguments: ModelArguments) -> LoraConfig:
         target_modules=targets or DUMMY_TARGET_MODULES,
         modules_to_save=whole or None,
     )
+    train_soft_prompts(hf, config)
+    return config
 
 
 def attach_lora(model: nn.Module, arguments: ModelArguments) -> PeftModel:
     """A new adapter on `model`; its update starts at zero."""
-    return get_peft_model(model, lora_config(model, arguments)).eval()
+    wrapped: Any = get_peft_model(model, lora_config(model, arguments))
+    part_from_head(wrapped)
+    return wrapped.eval()
 
 
 def load_adapter(
@@ -75,8 +81,8 @@ def load_adapter(
         The PEFT model, in evaluation mode.
 
     Raises:
-        ValueError: If there is no adapter there, it was trained on another base model, or with a mixer that the model
-            does not have.
+        ValueError: If there is no adapter there, it was trained on another base model, or with a mixer or soft prompts
+            that the model does not have.
     """
     folder = os.fspath(adapter)
     try:
@@ -90,6 +96,7 @@ def load_adapter(
             f"the adapter in {folder!r} was trained with a mixer, which this model does not have: "
             "load_model(base, adapter) attaches it first"
         )
+    check_adapter(model, folder)
     try:
         if isinstance(model, PeftModel):
             model.load_adapter(folder, name, is_trainable=trainable)
@@ -102,6 +109,7 @@ def load_adapter(
             f"the adapter in {folder!r} was trained on {config.base_model_name_or_path!r} and does not fit this "
             f"model: {detail}"
         ) from error
+    part_from_head(loaded)
     return loaded.eval()
 
 

@@ -1,4 +1,4 @@
-"""What a user can say about the model: the flag names of TRL's `ModelConfig`, and two of our own."""
+"""What a user can say about the model: the flag names of TRL's `ModelConfig`, and some of our own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mllm_align.models.soft_prompts import check_prompts
 from mllm_align.vision.attach import mixer_from
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -34,6 +35,8 @@ class ModelArguments:
         lora_dropout: Dropout on the adapter's input.
         lora_scope: Parts that get LoRA layers: any of language, projector, vision.
         train_projector: Train a full copy of the projector beside the LoRA layers and save it with them.
+        soft_prompts: Prompts in words in whose place vectors are learned (`models.soft_prompts`), wherever one is a
+            whole text of a row or an objective's `image_prompt` or `text_prompt`.
         mixer: Further vision encoders and how they are mixed in: `kind` (additive, interleave, concat, gated, window,
             sva, x_former), `encoders` (names, or mappings of `vision.encoder_spec.Encoder`), the kind's options,
             `train` (true), and `weights`, a folder with a trained one to begin with.
@@ -55,6 +58,7 @@ class ModelArguments:
     lora_dropout: float = 0.05
     lora_scope: list[str] = field(default_factory=lambda: ["language"])
     train_projector: bool = False
+    soft_prompts: list[str] = field(default_factory=list)
     mixer: dict[str, Any] | None = None
     start_from: str | None = None
 
@@ -66,6 +70,8 @@ class ModelArguments:
             raise ValueError(f"bnb_4bit_quant_type {self.bnb_4bit_quant_type!r} is none of {', '.join(QUANT_TYPES)}")
         if self.mixer is not None:
             mixer_from(self.mixer)
+        if self.soft_prompts:
+            check_prompts(self.soft_prompts)
         if self.train_projector and "projector" in self.lora_scope:
             raise ValueError(
                 "train_projector trains a full copy of the projector; take 'projector' out of lora_scope, or "

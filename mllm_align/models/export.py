@@ -12,10 +12,13 @@ from peft import PeftConfig
 from mllm_align.families import inner, unwrap
 from mllm_align.models.arguments import ModelArguments
 from mllm_align.models.loading import load_model, load_processor
+from mllm_align.models.soft_prompts import soft_prompts_of, tell_processor
 from mllm_align.vision.mixed_vision import mixed_of
 from mllm_align.vision.mixer_files import save_mixer
 from mllm_align.vision.object_expert import SETTINGS_FILE, WEIGHTS_FILE
 
+# Of a trained embedding, beside the weights (`mllm_align.encoding` writes and reads them).
+EMBEDDING_FILES = ("embedding.json", "embedding.safetensors")
 TRAINING_FILES = ("optimizer.pt", "scheduler.pt", "training_args.bin", "trainer_state.json", "objective.safetensors")
 
 
@@ -32,8 +35,9 @@ def merge_and_export(
 ) -> Path:
     """Writes a folder that needs nothing of ours to be served.
 
-    A kept object expert goes along, as files beside the weights (`vision.load_expert`); so does a mixer, which
-    `load_model` attaches again. Without ours such a folder loads as a stock model that mixes nothing.
+    A kept object expert goes along, as files beside the weights (`vision.load_expert`); so does what makes embeddings
+    (`encoding.Encoder`), and a mixer, which `load_model` attaches again. Without ours such a folder loads as a stock
+    model that mixes nothing. Soft prompts are tokens of it like any other, whose text `soft_prompts.json` tells.
 
     Args:
         adapter: Folder of a trained adapter.
@@ -70,25 +74,31 @@ def merge_and_export(
                 "export without --merge, or train the encoder with load_in_4bit off"
             )
         merged = model.merge_and_unload()
-        _clear(target)
+        clear_folder(target)
         merged.save_pretrained(target)
         # As it was before a mixer told it of another number of tokens: without the mixer the model is a stock one.
-        load_processor(str(name)).save_pretrained(target)
+        stock = load_processor(str(name))
+        soft = soft_prompts_of(merged)
+        if soft is not None:
+            tell_processor(stock, soft)
+            soft.merged().save(target)
+        stock.save_pretrained(target)
         if mixed_of(inner(merged)) is not None:
             save_mixer(merged, target, processor)
-        for name in (WEIGHTS_FILE, SETTINGS_FILE):  # an object expert stays, and cannot be merged
+        # An object expert stays, and cannot be merged; so do the heads of an embedding.
+        for name in (WEIGHTS_FILE, SETTINGS_FILE, *EMBEDDING_FILES):
             if (source / name).is_file():
                 shutil.copy2(source / name, target / name)
     else:
-        _clear(target)
+        clear_folder(target)
         _copy_adapter(source, target)
     return target
 
 
-def _clear(target: Path) -> None:
+def clear_folder(target: Path) -> None:
     """An empty folder at `target`; only an earlier export is ever deleted."""
     if target.exists() and any(target.iterdir()):
-        if not any((target / name).is_file() for name in ("config.json", "adapter_config.json")):
+        if not any((target / name).is_file() for name in ("config.json", "adapter_config.json", "modules.json")):
             raise ValueError(f"{str(target)!r} holds something else than a model and is kept: name another folder")
         shutil.rmtree(target)
     target.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ def base_fingerprint(model: nn.Module, precision: str, *, vision_only: bool = Fa
     family = family_of(hf)
     own = {name.removeprefix("base_model.model.") for name in adapter_parameters(model)}
     weights = {
-        name.replace(".base_layer", "").replace(".original_module", ""): parameter
+        name.replace(".base_layer", "").replace(".original_module", "").replace(".token_adapter", ""): parameter
         for name, parameter in hf.named_parameters()
         if name not in own
     }

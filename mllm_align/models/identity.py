@@ -13,6 +13,7 @@ from torch import nn
 from mllm_align.families import family_of, unwrap
 
 FILE_NAME = "base_model.json"
+KEPT = "probe_of_embeddings"
 PROBES_PER_TENSOR = 16
 TOLERANCE = 2e-2  # bfloat16 keeps 8 bits: 4e-3 per value, and a checkpoint may have been rounded twice
 
@@ -28,18 +29,37 @@ def base_probe(model: nn.Module) -> dict[str, list[float]]:
     """
     hf = unwrap(model)
     family = family_of(hf)
-    embeddings = hf.get_input_embeddings().weight
+    embeddings = _embeddings(hf)
     probe = {}
     for raw, parameter in hf.named_parameters():
         if "lora_" in raw or ".modules_to_save." in raw or not parameter.is_floating_point():
             continue
-        name = raw.replace(".base_layer", "").replace(".original_module", "")
-        wanted = parameter is embeddings or family.scope_of(name) == "projector"
-        if wanted or name == f"{family.language_model}.norm.weight":
-            flat = parameter.detach().flatten()
-            index = torch.linspace(0, flat.numel() - 1, PROBES_PER_TENSOR, dtype=torch.float64).long()
-            probe[name] = [round(value, 6) for value in flat[index.to(flat.device)].float().tolist()]
+        name = raw
+        for wrapper in (".base_layer", ".original_module", ".token_adapter"):
+            name = name.replace(wrapper, "")
+        if parameter is embeddings:
+            probe[name] = getattr(hf, KEPT, None) or _values(parameter)
+        elif family.scope_of(name) == "projector" or name == f"{family.language_model}.norm.weight":
+            probe[name] = _values(parameter)
     return probe
+
+
+def keep_embeddings_probe(model: nn.Module) -> None:
+    """Keeps what `base_probe` tells of a model's embeddings, for when some of them will not be the base's any more."""
+    hf = unwrap(model)
+    setattr(hf, KEPT, _values(_embeddings(hf)))
+
+
+def _embeddings(hf: Any) -> nn.Parameter:
+    """The base's own, also where some train as an adapter's."""
+    module = hf.get_input_embeddings()
+    return getattr(module, "original_module", module).weight
+
+
+def _values(parameter: nn.Parameter) -> list[float]:
+    flat = parameter.detach().flatten()
+    index = torch.linspace(0, flat.numel() - 1, PROBES_PER_TENSOR, dtype=torch.float64).long()
+    return [round(value, 6) for value in flat[index.to(flat.device)].float().tolist()]
 
 
 def save_base_identity(probe: dict[str, list[float]], name: str, folder: str | os.PathLike[str]) -> None:

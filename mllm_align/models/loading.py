@@ -18,6 +18,8 @@ from mllm_align.families.image_only import load_processor as family_processor
 from mllm_align.models.adapters import attach_lora, load_adapter
 from mllm_align.models.arguments import ModelArguments
 from mllm_align.models.mixing import attach_mixer
+from mllm_align.models.soft_prompts import read_soft_prompts, tell_processor
+from mllm_align.models.soft_tokens import add_soft_prompts, put_soft_prompts
 from mllm_align.vision.four_bit import settle_4bit_on_cpu
 from mllm_align.vision.mixer_files import check_fingerprint
 
@@ -45,12 +47,13 @@ def load_model(
 
     Returns:
         `(model, processor)`, the model in evaluation mode. A PEFT model where an adapter was loaded or attached. A
-        mixer that lies beside the adapter (or the model) is attached, and the outputs are checked against those saved.
+        mixer that lies beside the adapter (or the model) is attached, and the outputs are checked against those saved;
+        soft prompts that lie there are put in.
 
     Raises:
         ValueError: If there is no such model, its type is not a known vision-language family, it has no processor or
             no image tokens, bitsandbytes is missing or unusable for it, the adapter belongs to another base, or a
-            mixer does not fit.
+            mixer or soft prompts do not fit.
     """
     arguments = model if isinstance(model, ModelArguments) else ModelArguments(model_name_or_path=os.fspath(model))
     arguments = replace(arguments, **overrides)
@@ -63,6 +66,7 @@ def load_model(
     check_model(base, processor)
     base.eval()
     attached = attach_mixer(base, processor, arguments, adapter, encoders, name)
+    _soften(base, processor, arguments, adapter, name)
     if adapter is not None:
         loaded = load_adapter(base, adapter, trainable=trainable)
         if attached is not None:
@@ -109,7 +113,27 @@ def load_processor(model: str | os.PathLike[str], arguments: ModelArguments | No
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    soft = read_soft_prompts(name)
+    if soft is not None:
+        tell_processor(processor, soft)
     return processor
+
+
+def _soften(
+    base: Any, processor: Any, arguments: ModelArguments, adapter: str | os.PathLike[str] | None, name: str
+) -> None:
+    """Puts the soft prompts of base, adapter and arguments into a model just loaded."""
+    for folder in filter(None, (name, adapter)):
+        soft = read_soft_prompts(folder)
+        if soft is not None:
+            put_soft_prompts(base, processor, soft)
+    if arguments.soft_prompts and adapter is not None:
+        raise ValueError(
+            f"the adapter in {os.fspath(adapter)!r} brings the soft prompts that it was trained with: leave "
+            "soft_prompts out"
+        )
+    if arguments.soft_prompts:
+        add_soft_prompts(base, processor, arguments.soft_prompts)
 
 
 def _device(device: str | torch.device | None) -> torch.device:

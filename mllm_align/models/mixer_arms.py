@@ -15,6 +15,8 @@ from mllm_align.models.adapters import load_adapter
 from mllm_align.models.arguments import ModelArguments
 from mllm_align.models.loading import load_model, load_processor
 from mllm_align.models.mixing import MIXER_PATH, find_mixer
+from mllm_align.models.soft_prompts import read_soft_prompts
+from mllm_align.models.soft_tokens import put_soft_prompts
 from mllm_align.signals import NamedAdapter
 from mllm_align.vision.mixed_vision import MixedVision, mixed_of, switched_off
 from mllm_align.vision.mixer_files import (
@@ -58,7 +60,7 @@ def load_arms(
         (`mixing_without(model, None)`), and asked by `stock_processor(model)`.
 
     Raises:
-        ValueError: If a part cannot be loaded, or mixers are not the same.
+        ValueError: If a part cannot be loaded, or mixers or soft prompts are not the same.
     """
     found = {name: place for name, folder in adapters.items() if (place := find_mixer(folder)) is not None}
     model, processor = load_model(arguments, encoders=encoders)
@@ -70,7 +72,11 @@ def load_arms(
         kept = tuple((state[name], state[name].clone()) for name in carried_by(first) if name in state)
         attach_saved(model, first, processor, encoders=encoders, train=False)
         setattr(model, STOCK, Stock(load_processor(arguments.model_name_or_path or "", arguments), kept))
-    for name, folder in adapters.items():
+    soft = {name: read_soft_prompts(folder) for name, folder in adapters.items()}
+    for each in filter(None, soft.values()):
+        put_soft_prompts(model, processor, each)
+    # PEFT takes no adapter without trainable tokens on top of one with.
+    for name, folder in sorted(adapters.items(), key=lambda pair: soft[pair[0]] is not None):
         # It is compared with the base that it was trained on.
         with mixing_without(model, None if brought and name not in found else ()):
             model = load_adapter(model, folder, name=name)

@@ -7,9 +7,14 @@ the model itself likes best; TPO's token weights, made of raw logits; CHiP's KL 
 distributions; KTO's baseline, scored on completions of other rows; SymMPO's third response to a second image.
 """
 
+from mllm_align.objectives.amcl_like import AmclLike
+from mllm_align.objectives.cacr_like import CacrLike
 from mllm_align.objectives.chip import CHIP
 from mllm_align.objectives.cloc_like import ClocLike
+from mllm_align.objectives.coca import CoCa
+from mllm_align.objectives.cosmo import Cosmo
 from mllm_align.objectives.ddpo import DDPO
+from mllm_align.objectives.discriminative import Discriminative
 from mllm_align.objectives.doco import DocoLike
 from mllm_align.objectives.dpo import DPO
 from mllm_align.objectives.expert_contrast import ExpertContrast
@@ -23,8 +28,11 @@ from mllm_align.objectives.orpo import ORPO
 from mllm_align.objectives.rdpo import RDPO
 from mllm_align.objectives.region_contrast import RegionContrast
 from mllm_align.objectives.region_text import RegionText
+from mllm_align.objectives.siglip import SigLIP
 from mllm_align.objectives.svco import SVCO
 from mllm_align.objectives.svlc import SVLC
+from mllm_align.objectives.symile import Symile
+from mllm_align.objectives.tsvlc import TSVLC
 from mllm_align.objectives.vdpo import VDPO
 from mllm_align.objectives.view_centroid import ViewCentroid
 from mllm_align.objectives.weighted import Weighted
@@ -40,8 +48,14 @@ __all__ = [
     "RDPO",
     "SVCO",
     "SVLC",
+    "TSVLC",
     "VDPO",
+    "AmclLike",
+    "CacrLike",
     "ClocLike",
+    "CoCa",
+    "Cosmo",
+    "Discriminative",
     "DocoLike",
     "ExpertContrast",
     "ImagePreference",
@@ -49,6 +63,8 @@ __all__ = [
     "NextToken",
     "RegionContrast",
     "RegionText",
+    "SigLIP",
+    "Symile",
     "ViewCentroid",
     "Weighted",
 ]

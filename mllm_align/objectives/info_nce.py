@@ -1,73 +1,43 @@
-"""InfoNCE between images and texts."""
+"""InfoNCE between images and texts, and the losses that differ from it in a rule."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mllm_align.contract import Feature, Needs, Outcome, Ragged, Signals, Term
-from mllm_align.objectives.columns import check_sides
+from mllm_align.contract import Embedding, Feature, Needs, Outcome, Ragged, Signals, Teacher, Term, teacher_from
+from mllm_align.objectives.contrast_kernels import continuous_weights
+from mllm_align.objectives.contrast_rules import INFO_NCE, Rule, options_from
 from mllm_align.objectives.host import sent
-from mllm_align.objectives.memory import Memory, check_size, numbers_of
+from mllm_align.objectives.memory import Further, Memory, check_size, exchange, numbers_of
+from mllm_align.objectives.mochi import Mixing
+from mllm_align.objectives.nearest import Nearest, nearer_than_false
+from mllm_align.objectives.padding import rows_of_entries
+from mllm_align.objectives.pairs import Compared, Pairs
 from mllm_align.objectives.preference import check_positive, check_switches
-from mllm_align.objectives.soft_targets import soft_contrast
 from mllm_align.objectives.temperature import bounded_scale, check_temperature, log_scale_of
+from mllm_align.objectives.two_sided import TwoSided, info_nce
 
-
-def info_nce(
-    images: Tensor,
-    texts: Tensor,
-    present: Tensor,
-    scale: Tensor,
-    further: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-    keys: tuple[Tensor, Tensor] | None = None,
-    soft_targets: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Symmetric InfoNCE, van den Oord et al. (2018), https://arxiv.org/abs/1807.03748, as CLIP pairs it.
-
-    Args:
-        images: (B, d) unit vectors.
-        texts: (B, d) unit vectors; row b belongs to image b.
-        present: (B,) bool, the rows that take part; the others are neither anchors nor negatives.
-        scale: 0-d, one over the temperature.
-        further: Unit vectors (M, d) of other texts, which no image has, and (B, M) bool, for which rows they count;
-            and the same of other images.
-        keys: (B, d) unit vectors that are chosen among in place of `images` and `texts`, of a slower model.
-        soft_targets: Share of the target that is what the slower model's own vectors find (`soft_contrast`).
-
-    Returns:
-        (B,) losses, the mean of both directions and 0 where not present; (B, B) scaled cosines, rows are images.
-    """
-    key_images, key_texts = keys or (images, texts)
-    other_texts, other_images = further or (None, None)
-    scale = scale.to(images.dtype)
-    own = torch.arange(len(present), device=present.device)
-    sides = []
-    for anchors, slow, among, others in (
-        (images, key_images, key_texts, other_texts),
-        (texts, key_texts, key_images, other_images),
-    ):
-        counts = present[None, :].expand(len(present), -1)
-        if others is not None:
-            among, counts = torch.cat([among, others[0]]), torch.cat([counts, others[1]], dim=1)
-        similarities = scale * anchors @ among.T
-        sides.append(soft_contrast(similarities, scale * slow @ among.T, own, counts, soft_targets))
-    return torch.where(present, 0.5 * (sides[0] + sides[1]), 0.0), scale * images @ texts.T
+__all__ = ["InfoNCE", "info_nce"]
 
 
 class InfoNCE(nn.Module):
     """InfoNCE between images and texts (Radford et al., 2021), https://arxiv.org/abs/2103.00020
 
-    Pulls the mean of an image's tokens, as the language model reads them, towards the last state of its text, read
-    without the image, and away from the other texts of the batch; and the other way round.
+    Pulls what an image is read as towards what its text is read as, and away from the other texts of the batch; and
+    the other way round. Without prompts an image is the mean of its tokens, as the language model is given them, and a
+    text the last state of the response, read without the image; with `image_prompt` and `text_prompt` both are the
+    language model's state at the end of an instruction.
 
     Args:
-        image: Column of the images, "image" or "contrast_image".
-        text: Response column of the texts, "chosen" or "rejected".
+        image: Column of the images, "image" or "contrast_image", or "prompt" (`Pairs`).
+        text: Column of the texts, "chosen", "rejected" or another (`Pairs`).
         temperature: At the start, 1/100 at the least; cosines are divided by it.
         learn_temperature: Whether it is trained (as its logarithm, kept from going below 1/100, as CLIP's is).
         memory: Images and texts of earlier batches that are negatives, too (`Memory`); 0 for none.
@@ -75,14 +45,30 @@ class InfoNCE(nn.Module):
             1 - momentum (MoCo, He et al., 2020, https://arxiv.org/abs/1911.05722); None for those of the model itself.
         soft_targets: With `momentum`: share of the target that the slow copy's own similarities make up (ALBEF, Li et
             al., 2021, https://arxiv.org/abs/2107.07651, has .4 and momentum .995).
+        image_prompt, text_prompt, pooling, layer, dim: What is measured of both sides, and linear heads on it
+            (`Pairs`).
+        dimensions: Numbers of leading dimensions that shall be embeddings by themselves: the loss is the mean of that
+            at each and at all (Matryoshka, Kusupati et al., 2022, https://arxiv.org/abs/2205.13147).
+        negatives: Whether rows list texts that are false of their image, further columns for every image.
+        rule: What positives and negatives weigh, a `Rule` or a mapping of its options.
+        sides: "both", "image_to_text" (images choose among texts) or "text_to_image".
+        continuous: Which anchors are pulled towards the partners of others, the more the more these are like them:
+            "image", "both", or None (CWCL, Srinivasa et al., 2023, https://arxiv.org/abs/2309.14580).
+        teacher: With `continuous`: a frozen model that tells how alike images are; None for the vectors themselves.
+        mixing: Synthetic negatives, a `Mixing` or a mapping of its options; None for none.
+        tile: Rows and columns of a tile of similarities, so that all pairs are never in memory at once; None for 2,048
+            where there are more rows, if the options allow it.
 
     Needs:
-        Two features and no views; no reference. With `momentum` the same two of the slow copy.
+        Two features and no views; no reference. With `negatives` a third; with `momentum` the first two of the slow
+        copy; with `teacher` the teacher's of the image.
 
     Shapes:
-        Features (N, d), one entry per row at the most; computed in float32 at least. Term "info_nce": sum over the
-        rows with both, count their number. Metrics: for each such row whether its partner is the nearest,
-        "accuracy/image_to_text" and "accuracy/text_to_image" (N,); "temperature".
+        Features (N, d), one entry per row at the most, of negatives any number; computed in float32 at least. Term
+        "info_nce": sum over the rows with both, count their number. Metrics: for each such row whether its partner is
+        the nearest, "accuracy/image_to_text" and "accuracy/text_to_image" (N,), and how many others are as near,
+        "ties" (N,), for which nothing is the nearest; for each row with negatives whether its text is nearer than all
+        of them, "accuracy/negatives" (K,); "temperature".
 
     Example:
         >>> objective = InfoNCE()
@@ -95,13 +81,16 @@ class InfoNCE(nn.Module):
     Relations:
         The negatives are those of the batch of all processes (`AlignConfig.gather_negatives`): gradient accumulation
         adds none, gradient caching (`cache_gradients`) makes room for large batches, `memory` adds earlier ones.
-        Two rows with one text are each other's negatives: deduplicate.
+        Two rows with one text or one image are each other's negatives, since nobody tells the objective: deduplicate.
+        `embedding` is what stays after training. SigLIP asks of each pair by itself. The sum of both directions is
+        this with weight 2. Named losses are presets: `InfoNCE.dcl()`, in a recipe `info_nce.dcl`; so are `dclw`,
+        `cwcl`, `hcl`, `hn_nce_like`, `llave`, `mochi_like`, `negclip` and `uni_me`.
 
     Deviations:
-        CLIP trains two encoders of its own; here both sides are read off the LVLM, without a projection head. ALBEF
-        begins with a queue of random vectors, raises `soft_targets` over the first epoch, and has what a row was in
-        earlier epochs for its negative; here the memory is empty at first, the share is constant, and a row that comes
-        again does not meet itself.
+        CLIP trains two encoders of its own; here both sides are read off the LVLM, by default without a projection
+        head. ALBEF begins with a queue of random vectors, raises `soft_targets` over the first epoch, and has what a
+        row was in earlier epochs for its negative; here the memory is empty at first, the share is constant, and a row
+        that comes again does not meet itself. Heads have no slow copy: the slow features go through those that train.
     """
 
     def __init__(
@@ -113,98 +102,239 @@ class InfoNCE(nn.Module):
         memory: int = 0,
         momentum: float | None = None,
         soft_targets: float = 0.0,
+        *,
+        image_prompt: str | None = None,
+        text_prompt: str | None = None,
+        pooling: str = "last",
+        layer: int | float | None = None,
+        dim: int | None = None,
+        dimensions: Sequence[int] = (),
+        negatives: bool = False,
+        rule: Rule | Mapping[str, Any] = INFO_NCE,
+        sides: str = "both",
+        continuous: str | None = None,
+        teacher: str | Mapping[str, Any] | Teacher | None = None,
+        mixing: Mixing | Mapping[str, Any] | None = None,
+        tile: int | None = None,
     ) -> None:
         """Refuses values without a meaning."""
         super().__init__()
         check_positive("InfoNCE", temperature=temperature)
-        check_switches("InfoNCE", learn_temperature=learn_temperature)
+        check_switches("InfoNCE", learn_temperature=learn_temperature, negatives=negatives)
         check_temperature("InfoNCE", temperature)
-        check_sides("InfoNCE", image, text)
         check_size("InfoNCE", memory)
         if momentum is not None and not (isinstance(momentum, float | int) and 0 <= momentum < 1):
             raise ValueError(f"InfoNCE: momentum must be from 0 to less than 1, or None, got {momentum!r}")
         if not 0 <= soft_targets <= 1 or (soft_targets and momentum is None):
             raise ValueError(f"InfoNCE: soft_targets must be from 0 to 1 and needs momentum, got {soft_targets!r}")
-        self.momentum, self.soft_targets = momentum, soft_targets
-        self.image, self.text, self.memory_size = image, text, memory
+        self.pairs = Pairs(
+            "InfoNCE",
+            image=image,
+            text=text,
+            image_prompt=image_prompt,
+            text_prompt=text_prompt,
+            pooling=pooling,
+            layer=layer,
+            dim=dim,
+            dimensions=dimensions,
+            negatives=negatives,
+        )
+        if continuous not in (None, "image", "both"):
+            raise ValueError(f"InfoNCE: continuous must be 'image', 'both' or nothing, got {continuous!r}")
+        if negatives and sides == "text_to_image":
+            raise ValueError("InfoNCE: negatives are texts that an image chooses among: leave sides at 'both'")
+        if negatives and soft_targets:
+            raise ValueError("InfoNCE: soft_targets would give texts that are false a share: leave one of both out")
+        if teacher is not None and continuous is None:
+            raise ValueError("InfoNCE: a teacher tells how alike images are: give continuous, or leave teacher out")
+        if teacher is not None and image == "prompt":
+            raise ValueError("InfoNCE: a teacher is shown an image column, not a prompt: leave teacher out")
+        self.how = TwoSided(
+            rule=options_from(Rule, rule, "rule", "InfoNCE"),
+            sides=sides,
+            soft_targets=soft_targets,
+            mixing=None if mixing is None else options_from(Mixing, mixing, "mixing", "InfoNCE"),
+            tile=tile,
+            continuous=continuous is not None,
+            keys=momentum is not None,
+            memory=memory > 0,
+        )
+        self.momentum, self.memory_size, self.continuous = momentum, memory, continuous
+        self.teacher = None if teacher is None else teacher_from(teacher, "InfoNCE")
         self.images_before: Memory | None = None
         self.texts_before: Memory | None = None
         self.log_scale = log_scale_of(temperature, learn_temperature)
 
+    @classmethod
+    def _preset(cls, name: str, options: Mapping[str, Any], **constants: Any) -> InfoNCE:
+        """One of the named losses; what is given goes before its constants, except for its rule."""
+        known = [each for each in inspect.signature(cls).parameters if each != "rule"]
+        for key in options:
+            if key not in known:
+                raise ValueError(f"InfoNCE.{name} has no option {key!r} ({', '.join(known)})")
+        return cls(**{**constants, **options})
+
+    @classmethod
+    def dcl(cls, **options: Any) -> InfoNCE:
+        """Decoupled: the positive is not in its own denominator (Yeh et al., 2022), https://arxiv.org/abs/2110.06848
+
+        Their code for images has the other images as negatives of an image, too.
+        """
+        return cls._preset("dcl", options, rule=Rule(positive_weight=0.0), temperature=0.1)
+
+    @classmethod
+    def dclw(cls, sigma: float = 0.5, **options: Any) -> InfoNCE:
+        """`dcl` with positives weighed by how far apart they are, equation 7 there."""
+        return cls._preset("dclw", options, rule=Rule(positive_weight=0.0, sigma=sigma), temperature=0.1)
+
+    @classmethod
+    def cwcl(cls, teacher: str | Mapping[str, Any] | Teacher | None, **options: Any) -> InfoNCE:
+        """Images are pulled towards the texts of images like them (Srinivasa et al., 2023),
+        https://arxiv.org/abs/2309.14580; the other way is InfoNCE.
+
+        How alike images are is what a frozen `teacher` finds; None for the trained vectors themselves, which in a
+        language model are all alike. The paper adds both directions; here is their mean. The least value is not 0 but
+        half the entropy of the weights.
+        """
+        return cls._preset("cwcl", options, continuous="image", teacher=teacher)
+
+    @classmethod
+    def hcl(cls, beta: float = 1.0, tau_plus: float = 0.1, **options: Any) -> InfoNCE:
+        """Hard and debiased negatives (Robinson et al., 2021), https://arxiv.org/abs/2010.04592, as they set it."""
+        rule = Rule(beta=beta, tau_plus=tau_plus)
+        return cls._preset("hcl", options, rule=rule, temperature=0.5, learn_temperature=False)
+
+    @classmethod
+    def hn_nce_like(cls, alpha: float = 1.0, beta: float = 0.5, **options: Any) -> InfoNCE:
+        """Hard negatives as DiHT has them (Radenovic et al., 2023), https://arxiv.org/abs/2301.02280
+
+        The form is as others describe it; `beta` is a choice of ours.
+        """
+        return cls._preset("hn_nce_like", options, rule=Rule(positive_weight=alpha, beta=beta))
+
+    @classmethod
+    def llave(cls, hardness: float = 9.0, **options: Any) -> InfoNCE:
+        """Negatives harder by a multiple of their cosine (Lan et al., 2025), https://arxiv.org/abs/2503.04812
+
+        Its released code has a hardness of .5; 5 is that of EmbeddingGemma, https://arxiv.org/abs/2509.20354.
+        """
+        rule = Rule(hardness=hardness)
+        return cls._preset("llave", options, rule=rule, temperature=0.02, learn_temperature=False)
+
+    @classmethod
+    def mochi_like(cls, hardest: int = 1024, of_keys: int = 1024, of_anchor: int = 128, **options: Any) -> InfoNCE:
+        """With mixtures of hard negatives (Kalantidis et al., 2020), https://arxiv.org/abs/2010.01028
+
+        The numbers are those that others report of it. It mixes out of a queue: give `memory` and `momentum`.
+        """
+        mixing = Mixing(hardest, of_keys, of_anchor)
+        return cls._preset("mochi_like", options, mixing=mixing, temperature=0.2, learn_temperature=False)
+
+    @classmethod
+    def negclip(cls, **options: Any) -> InfoNCE:
+        """Images are told from listed false texts, too (Yuksekgonul et al., 2023), https://arxiv.org/abs/2210.01936
+
+        `text_prompt` must be given. The paper has one such text a row, and the text's nearest images besides.
+        """
+        return cls._preset("negclip", options, negatives=True)
+
+    @classmethod
+    def uni_me(cls, margin: float = 0.1, hardest: int = 8, **options: Any) -> InfoNCE:
+        """The hardest negatives, less those like positives (Gu et al., 2025), https://arxiv.org/abs/2504.17432
+
+        One way alone. Its code takes negatives that were left out back where too few are left.
+        """
+        constants: dict[str, Any] = {"temperature": 0.02, "learn_temperature": False, "sides": "image_to_text"}
+        return cls._preset("uni_me", options, rule=Rule(margin=margin, hardest=hardest), **constants)
+
+    @property
+    def embedding(self) -> Embedding:
+        """How an image and a text are embedded after training."""
+        return self.pairs.embedding
+
     @property
     def needs(self) -> Needs:
-        """Image tokens and the text's last state."""
-        image = Feature(f"image:{self.image}", "projector", self.image)
-        text = Feature(f"text:{self.text}", "text", self.text, pooling="last")
-        if self.momentum is None:
-            return Needs(features=(image, text))
-        slow = (each._replace(name=f"slow {each.name}", momentum=self.momentum) for each in (image, text))
-        return Needs(features=(image, text, *slow))
+        """Both sides, and what the options ask for."""
+        features = self.pairs.features
+        if self.momentum is not None:
+            slow = (each._replace(name=f"slow {each.name}", momentum=self.momentum) for each in features[:2])
+            features = (*features, *slow)
+        if self.teacher is not None:
+            features = (*features, Feature(self._alike, "teacher", self.pairs.image, teacher=self.teacher))
+        return Needs(features=features)
+
+    @property
+    def _alike(self) -> str:
+        return f"alike:{self.pairs.image}"
 
     def set_widths(self, widths: Mapping[str, int]) -> None:
-        """Makes room for the memory; before training, when the widths of the features are known."""
+        """Makes heads and the room of the memory; before training, when the widths of the features are known."""
+        self.pairs.set_widths(widths)
         if self.memory_size:
-            image, text = self.needs.features[:2]
-            self.images_before = Memory(self.memory_size, widths[image.name])
-            self.texts_before = Memory(self.memory_size, widths[text.name])
+            of_image, of_text = (self.pairs.dim or widths[each.name] for each in self.pairs.features[:2])
+            self.images_before = Memory(self.memory_size, of_image)
+            self.texts_before = Memory(self.memory_size, of_text)
 
     def forward(self, policy: Signals, reference: Signals | None) -> Outcome:
         """The term and metrics of one batch."""
         scale = bounded_scale(self.log_scale)
-        names = [feature.name for feature in self.needs.features]
-        pair, slow = ([policy.features.get(name) for name in part] for part in (names[:2], names[2:]))
-        size = len(policy.sources)
-        if not size and any(each is not None and each.row.numel() for each in pair):
-            raise ValueError("InfoNCE: the signals do not tell how many rows there are: give sources, one per row")
-        if pair[0] is None or pair[1] is None or not size:
-            return Outcome((Term("info_nce", 1.0, 0 * scale, 0 * scale.detach()),))
-        (images, has_image), (texts, has_text) = (_by_row(each, size) for each in pair if each is not None)
-        present = has_image & has_text
-        keys = tuple(_by_row(each, size)[0].detach() for each in slow if each is not None) or (images, texts)
-        further = self._remembered(policy, keys[0], keys[1], present) if self.memory_size else None
-        losses, cosines = info_nce(images, texts, present, scale, further, (keys[0], keys[1]), self.soft_targets)
-        hidden = torch.finfo(cosines.dtype).min
-        own = torch.arange(size, device=cosines.device)
-        anchors = self._anchors(policy, present)
-        metrics = {
-            "accuracy/image_to_text": cosines.masked_fill(~present[None, :], hidden).argmax(1) == own,
-            "accuracy/text_to_image": cosines.masked_fill(~present[:, None], hidden).argmax(0) == own,
-        }
-        told = {name: found[anchors].float() for name, found in metrics.items()}
-        told["temperature"] = 1 / scale.detach()
-        return Outcome((Term("info_nce", 1.0, losses.sum(), present.sum()),), told)
+        found = self.pairs(policy)
+        if found is None:
+            there = (policy.features.get(each.name) for each in self.needs.features)
+            empty = sum((each.values.flatten()[:0].sum() for each in there if each is not None), 0 * scale)
+            return Outcome((Term("info_nce", 1.0, empty, 0 * scale.detach()),))
+        with torch.autocast(scale.device.type, enabled=False):
+            losses, near = self._losses(policy, found, scale)
+        metrics = near.metrics(found.anchors)
+        if self.pairs.false is not None:
+            metrics["accuracy/negatives"] = self._accuracy_of_negatives(policy, found.at(), near)
+        metrics["temperature"] = 1 / scale.detach()
+        return Outcome((Term("info_nce", 1.0, losses.sum(), found.present.sum()),), metrics)
 
-    def _remembered(self, policy: Signals, images: Tensor, texts: Tensor, present: Tensor) -> Any:
+    def _losses(self, policy: Signals, found: Compared, scale: Tensor) -> tuple[Tensor, Nearest]:
+        """(B,) losses, the mean over dimensions; and how near partners are in all of them."""
+        slow = self.pairs(policy, slow=True) if self.momentum is not None else None
+        keys = found if slow is None else replace(slow, images=slow.images.detach(), texts=slow.texts.detach())
+        further = self._remembered(policy, keys.at(), found.anchors) if self.memory_size else None
+        weights = self._weights(policy, found)
+
+        def at(size: int | None) -> tuple[Tensor, Nearest]:
+            now, key = found.at(size), keys.at(size)
+            false = None if self.pairs.false is None else (now.negatives, now.present[now.owner])
+            cut = None
+            if further is not None:
+                texts, images = ((F.normalize(each[:, :size], dim=1), counts) for each, counts in further)
+                cut = texts, images
+            return self.how.losses(now, key, scale, false, cut, weights, policy.row_ids)
+
+        losses, near = at(None)
+        parts = [at(size)[0] for size in self.pairs.dimensions if size < found.images.shape[1]]
+        return torch.stack([losses, *parts]).mean(dim=0), near
+
+    def _remembered(self, policy: Signals, keys: Compared, anchors: Tensor) -> Further:
         """Earlier texts and images, each with the rows that it is a negative of; then this batch's are kept."""
         if self.images_before is None or self.texts_before is None:
             raise ValueError("InfoNCE: memory has no room yet: call set_widths, as the trainer does")
-        names = policy.row_ids or ("",) * len(present)
-        row = sent(numbers_of(names), images.device)
-        found = []
-        for memory in (self.texts_before, self.images_before):
-            counts = memory.filled() & ~((row[:, None] == memory.rows) & (row[:, None] != 0))
-            # Its keys are about to be overwritten, while the backward pass still reads them.
-            found.append((memory.keys.to(images.dtype).clone(), counts))
-        if self.training:
-            anchors = self._anchors(policy, present)
-            for memory, values in ((self.images_before, images), (self.texts_before, texts)):
-                memory.add(values.detach()[anchors], row[anchors])
-        return found[0], found[1]
+        row = sent(numbers_of(policy.row_ids or ("",) * len(keys.present)), anchors.device)
+        before, kept = (self.images_before, self.texts_before), anchors if self.training else None
+        return exchange(before, keys.images, keys.texts, row, kept)
 
-    def _anchors(self, policy: Signals, present: Tensor) -> Tensor:
-        """(N,) the rows that take part; where the host knows them, nobody waits for the device."""
-        known = [policy.host_feature_rows.get(feature.name) for feature in self.needs.features]
-        if known[0] is None or known[1] is None:
-            return present.nonzero().flatten()
-        rows = torch.tensor(sorted(set(known[0]) & set(known[1])), dtype=torch.long)
-        return sent(rows, present.device)
+    def _weights(self, policy: Signals, found: Compared) -> tuple[Tensor | None, Tensor | None]:
+        """(B, B) weights of several positives, of images and of texts."""
+        if self.continuous is None:
+            return None, None
+        alike = found.images if self.teacher is None else _by_row(policy.features[self._alike], len(found.present))
+        of_images = continuous_weights(alike).to(found.images.dtype)
+        return of_images, continuous_weights(found.texts) if self.continuous == "both" else None
+
+    def _accuracy_of_negatives(self, policy: Signals, found: Compared, near: Nearest) -> Tensor:
+        """(K,) for each row with negatives whether its own text is nearer than all of them."""
+        places = (set(rows_of_entries(policy, feature.name)) for feature in self.pairs.features)
+        rows = sorted(set.intersection(*places))
+        cosines = (found.images[found.owner] * found.negatives).sum(dim=1).detach()
+        return nearer_than_false(near.own, cosines, found.owner, rows)
 
 
-def _by_row(ragged: Ragged, size: int) -> tuple[Tensor, Tensor]:
-    """(size, d) unit vectors by row, and which rows have one."""
-    values = F.normalize(ragged.values.to(torch.promote_types(ragged.values.dtype, torch.float32)), dim=1)
-    table = torch.zeros(size, values.shape[1], dtype=values.dtype, device=values.device).index_copy(
-        0, ragged.row, values
-    )
-    has = torch.zeros(size, dtype=torch.bool, device=values.device).index_fill(0, ragged.row, True)
-    return table, has
+def _by_row(ragged: Ragged, size: int) -> Tensor:
+    """(size, d), zero where a row has nothing."""
+    return ragged.values.new_zeros(size, ragged.values.shape[1]).index_copy(0, ragged.row, ragged.values)

@@ -59,6 +59,36 @@ class Memory(nn.Module):
         self.added += len(keys)
 
 
+Further = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def exchange(
+    before: tuple[Memory, Memory], images: Tensor, texts: Tensor, row: Tensor, anchors: Tensor | None
+) -> Further:
+    """What was kept of earlier batches; then this batch's is kept.
+
+    Args:
+        before: Of images, and of texts.
+        images: (B, d) keys of this batch.
+        texts: (B, d) likewise.
+        row: (B,) int64, `numbers_of` the row ids.
+        anchors: (N,) int64, the rows to keep; None to keep nothing.
+
+    Returns:
+        Earlier texts (M, d) with (B, M) bool, for which rows they count, which is not for their own; and earlier
+        images likewise.
+    """
+    found = []
+    for memory in reversed(before):
+        counts = memory.filled() & ~((row[:, None] == memory.rows) & (row[:, None] != 0))
+        # Its keys are about to be overwritten, while the backward pass still reads them.
+        found.append((memory.keys.to(images.dtype).clone(), counts))
+    if anchors is not None:
+        for memory, values in zip(before, (images, texts), strict=True):
+            memory.add(values.detach()[anchors], row[anchors])
+    return found[0], found[1]
+
+
 def check_size(name: str, size: object) -> None:
     """Refuses what is no number of keys.
 

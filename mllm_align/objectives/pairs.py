@@ -107,13 +107,15 @@ class Pairs(nn.Module):
         self.owner, self.image, self.text, self.pooling, self.dim = owner, image, text, pooling, dim
         self.dimensions = _ascending(owner, dimensions)
         taken = "tokens" if pooling == "query" else pooling
+        # Two objectives that read one column at different layers want two features.
+        where = "" if layer is None else f"@{layer}"
         seen = Feature(f"image:{image}", "projector", image)
         if image_prompt is not None or image == "prompt":
-            seen = Feature(f"image:{image}", "embedding", image, layer, taken, prompt=image_prompt)
-        read = Feature(f"text:{text}", "text", text, layer, taken)
+            seen = Feature(f"image:{image}{where}", "embedding", image, layer, taken, prompt=image_prompt)
+        read = Feature(f"text:{text}{where}", "text", text, layer, taken)
         if text_prompt is not None or text == "prompt":
-            read = Feature(f"text:{text}", "embedding", text, layer, taken, prompt=text_prompt)
-        false = Feature("text:negatives", "embedding", "negatives", layer, taken, prompt=text_prompt)
+            read = Feature(f"text:{text}{where}", "embedding", text, layer, taken, prompt=text_prompt)
+        false = Feature(f"text:negatives{where}", "embedding", "negatives", layer, taken, prompt=text_prompt)
         self.sides = {"image": seen, "text": read}
         self.false = false if negatives else None
         self.heads = nn.ModuleDict()
@@ -159,16 +161,16 @@ class Pairs(nn.Module):
                 f"{self.owner}: the signals do not tell how many rows there are: give sources, one per row"
             )
         image, text = found["image"], found["text"]
-        if image is None or text is None or not size:
-            return None
         rows = {side: rows_of_entries(policy, name) for side, name in names.items()}
+        if image is None or text is None or not all(rows.values()):
+            return None
         images, texts = self._table("image", image, rows["image"], size), self._table("text", text, rows["text"], size)
         both = sorted(set(rows["image"]) & set(rows["text"]))
         anchors = sent(torch.tensor(both, dtype=torch.long), images.device)
         present = torch.zeros(size, dtype=torch.bool, device=images.device).index_fill(0, anchors, True)
         false = policy.features.get(self.false.name) if self.false is not None and not slow else None
         if false is None:
-            false = Ragged(text.values[:0], text.row[:0])
+            return Compared(images, texts, present, anchors, texts[:0], text.row[:0])
         return Compared(images, texts, present, anchors, self._vectors("text", false.values), false.row)
 
     def _table(self, side: str, ragged: Ragged, rows: list[int], size: int) -> Tensor:

@@ -50,13 +50,13 @@ class SVLC(nn.Module):
         ({'region_text': 1, 'own_negatives': 1}, True)
 
     Relations:
-        Without negatives this is RegionText. With frozen tower and projector the image tokens do not learn: train the
-        projector or put LoRA on the tower.
+        Without negatives this is RegionText. `TSVLC` is of whole images, and has paraphrases. With frozen tower and
+        projector the image tokens do not learn: train the projector or put LoRA on the tower.
 
     Deviations:
         The paper contrasts whole images under CLIP, makes one negative of each caption by rules or a language model
-        while it trains, and adds a third term of paraphrases; here negatives are data, as many as there are, and there
-        are no paraphrases. A negative that is another region's own text counts for all but that one.
+        while it trains, and adds a third term of paraphrases, which `TSVLC` has; here negatives are data, as many as
+        there are. A negative that is another region's own text counts for all but that one.
     """
 
     def __init__(self, contrast_weight: float = 1.0, negative_weight: float = 1.0, **options: Any) -> None:

@@ -120,8 +120,14 @@ class Weighted(nn.Module):
         return "\n".join(f"{part.name}: weight {part.weight}, {of[part.name]}" for part in self.parts)
 
 
+# Names that are one word, whatever their capitals.
+ONE_WORD = ("CoCa", "SigLIP")
+
+
 def class_to_name(kind: type) -> str:
-    """A class name in lower case, words apart: NextToken is next_token, SVCO svco, InfoNCE info_nce."""
+    """A class name in lower case, words apart: NextToken is next_token, SVCO svco, InfoNCE info_nce, CoCa coca."""
+    if kind.__name__ in ONE_WORD:
+        return kind.__name__.lower()
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind.__name__).lower()
 
 

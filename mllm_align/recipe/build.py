@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import PartialState
 from transformers import set_seed
 
-from mllm_align.contract import Objective
+from mllm_align.contract import Objective, needs_for
 from mllm_align.data.corrupt import corrupted
 from mllm_align.data.loading import WORLD, load_rows, world_rows
 from mllm_align.data.mosaic import MosaicDataset
-from mllm_align.models import load_model, lora_config, model_path
+from mllm_align.data.references import interleaves, with_references
+from mllm_align.data.routing import route_captions
+from mllm_align.models import load_model, load_processor, lora_config, model_path
 from mllm_align.objectives.load import objective_from
 from mllm_align.recipe.schema import DataSource, Recipe, RecipeError
 from mllm_align.trainers import AlignConfig, AlignTrainer
@@ -25,6 +29,8 @@ from mllm_align.trainers.data import join_sources
 from mllm_align.trainers.save import RECIPE_FILE
 from mllm_align.trainers.setup import check_sources
 from mllm_align.trainers.shares import source_shares
+
+logger = logging.getLogger(__name__)
 
 
 def run_recipe(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> AlignTrainer:
@@ -86,13 +92,13 @@ def build_trainer(recipe: Recipe, *, overwrite: bool = False) -> AlignTrainer:
     model_arguments = recipe.model
     with _naming("model"):
         model_path(model_arguments.model_name_or_path)
-    train = {name: load_source(name, source) for name, source in recipe.data.items()}
-    evaluation = {name: load_source(name, source) for name, source in recipe.eval_data.items()}
+    train, evaluation = (_load_sources(recipe, objective, section) for section in (recipe.data, recipe.eval_data))
     with _naming("data"):
         source_shares(join_sources(train, arguments.shares))
     # Before the model: an adapter draws its first weights from this seed.
     set_seed(arguments.seed)
     model, processor = load_model(replace(model_arguments, use_peft=False), device=arguments.device)
+    _check_references(recipe, processor)
     return AlignTrainer(
         model,
         objective,
@@ -142,7 +148,7 @@ def build_arguments(recipe: Recipe, *, overwrite: bool = False) -> AlignConfig:
 
 
 def load_source(name: str, source: DataSource) -> Any:
-    """The rows of one source, with contrast images or mosaics to be made where `corrupt` or `mosaic` asks for them.
+    """The rows of one source, with references, and with contrast images or mosaics to be made where it asks for them.
 
     Raises:
         DataError: If they cannot be read.
@@ -151,6 +157,9 @@ def load_source(name: str, source: DataSource) -> Any:
     with _naming(f"data.{name}.corrupt"):
         draws = source.draws()
     rows = _read_source(name, source)
+    if source.references:
+        with _naming(f"data.{name}.references"):
+            rows = with_references(rows, None if source.references is True else source.references)
     mosaics = source.mosaics()
     if mosaics is not None:
         with _naming(f"data.{name}.mosaic"):
@@ -159,6 +168,52 @@ def load_source(name: str, source: DataSource) -> Any:
         return rows
     with _naming(f"data.{name}.corrupt"):
         return corrupted(rows, draws.corruption, redraw=draws.redraw, replace=draws.replace)
+
+
+def _load_sources(recipe: Recipe, objective: Objective, sources: Mapping[str, DataSource]) -> dict[str, Any]:
+    """The rows of some sources, their captions routed where they ask for it."""
+    tokenizer: Any = None
+    found = {}
+    for name, source in sources.items():
+        routes = source.routes()
+        found[name] = rows = load_source(name, source)
+        if routes is None:
+            continue
+        tokenizer = tokenizer or load_processor(recipe.model.model_name_or_path or "", recipe.model).tokenizer
+        with _naming(f"data.{name}.route_captions"):
+            prompt = routes.prompt or _image_prompt(objective, name)
+            options = {"short": routes.short, "long": routes.long, "redraw": routes.redraw}
+            found[name] = routed = route_captions(rows, tokenizer, prompt, **options)
+        if PartialState().is_main_process:
+            # A warning, to be seen at the usual level: what is left out is not trained on.
+            logger.warning("data.%s: %s", name, routed.counts)
+    return found
+
+
+def _check_references(recipe: Recipe, processor: Any) -> None:
+    """Refuses references where a chat template would take images away from their names."""
+    sources = {**recipe.data, **recipe.eval_data}.items()
+    named = next((name for name, source in sources if source.references), None)
+    if named is not None and not interleaves(processor):
+        raise RecipeError(
+            f"data.{named}.references: the chat template puts images before all text, so that no name would stand "
+            "beside its image: save the model with a template that leaves images in their places"
+        )
+
+
+def _image_prompt(objective: Objective, source: str) -> str:
+    """The instruction behind which the objective reads the images of a source.
+
+    Raises:
+        ValueError: If there is none, or several.
+    """
+    features = needs_for(objective, source).features
+    prompts = {each.prompt for each in features if each.source == "embedding" and each.column == "image"} - {None}
+    if len(prompts) != 1:
+        told = " and ".join(map(repr, sorted(map(str, prompts)))) or "no instruction"
+        raise ValueError(f"the objective reads images behind {told}: say which with prompt")
+    (prompt,) = prompts
+    return str(prompt)
 
 
 def _read_source(name: str, source: DataSource) -> Any:

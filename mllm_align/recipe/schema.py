@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mllm_align.data.corrupt.dataset import Draws, draws_from
 from mllm_align.data.mosaic import Mosaics, mosaics_from
+from mllm_align.data.routes import Routes, routes_from
 from mllm_align.data.shares import check_count, check_weight
 from mllm_align.models import ModelArguments
 from mllm_align.trainers.config import AlignConfig
@@ -30,7 +31,7 @@ class DataSource:
 
     Args:
         path: A file, a folder, the id of a dataset on the Hub, or rows of the rendered world: "world:pairs",
-            "world:instructions", "world:correspondence", "world:documents".
+            "world:instructions", "world:correspondence", "world:documents", "world:captions", "world:references".
         split: Which split.
         columns: Names of columns as `{canonical: theirs}`.
         streaming: Read row by row.
@@ -46,6 +47,11 @@ class DataSource:
             the rows have already: false).
         mosaic: Puts the images of several rows together, each with its text for region-text contrast: the options of
             `mllm_align.data.mosaic` (`{sizes: [2, 3], side: 672, text: chosen, redraw: true}`).
+        route_captions: Sorts captions by their tokens into short ones to contrast and long ones to train on: the
+            options of `mllm_align.data.routing` (`{short: 30, long: 500, redraw: true}`; `prompt` is the objective's
+            `image_prompt` where it is not given).
+        references: Introduces every image by its name (`mllm_align.data.references`): true for the names in column
+            `image_names` ("image 0", "image 1", ... without it), or a list of names.
         weight: Share of an epoch's rows, relative to the other sources; see `AlignConfig.source_weights`.
         cap: Rows that are used at the most, drawn by the seed; see `AlignConfig.source_caps`.
     """
@@ -62,6 +68,8 @@ class DataSource:
     distribution: str | None = None
     corrupt: dict[str, Any] | None = None
     mosaic: dict[str, Any] | None = None
+    route_captions: dict[str, Any] | None = None
+    references: bool | list[str] = False
     weight: float | None = None
     cap: int | None = None
 
@@ -79,6 +87,12 @@ class DataSource:
             raise ValueError("a mosaic has no contrast image: keep one of corrupt and mosaic")
         if self.streaming and self.mosaic is not None:
             raise ValueError("a mosaic is made of rows from anywhere: leave streaming out")
+        if self.route_captions is not None and (self.corrupt is not None or self.mosaic is not None):
+            raise ValueError("captions are routed as they are: keep one of route_captions, corrupt and mosaic")
+        if self.streaming and self.route_captions is not None:
+            raise ValueError("captions are counted before training: leave streaming out")
+        if self.route_captions is not None and self.references:
+            raise ValueError("a caption stands behind one instruction: keep one of route_captions and references")
 
     def draws(self) -> Draws | None:
         """What `corrupt` says, or None.
@@ -95,6 +109,14 @@ class DataSource:
             DataError: If an option is unknown, or a value makes no sense.
         """
         return None if self.mosaic is None else mosaics_from(self.mosaic)
+
+    def routes(self) -> Routes | None:
+        """What `route_captions` says, or None.
+
+        Raises:
+            DataError: If an option is unknown, or a value makes no sense.
+        """
+        return None if self.route_captions is None else routes_from(self.route_captions)
 
 
 @dataclass
@@ -171,7 +193,11 @@ def _sources(raw: Any, where: str) -> dict[str, DataSource]:
         if "path" not in _mapping(given, f"{where}.{name}"):
             raise RecipeError(f"{where}.{name} has no path: name a file, a folder or a dataset on the Hub")
         found[str(name)] = built = _build(DataSource, given, f"{where}.{name}")
-        for key, read in (("corrupt", built.draws), ("mosaic", built.mosaics)):
+        for key, read in (
+            ("corrupt", built.draws),
+            ("mosaic", built.mosaics),
+            ("route_captions", built.routes),
+        ):
             try:
                 read()
             except ValueError as error:

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -15,7 +15,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mllm_align.families.base import MIXED
 from mllm_align.trainers.heads import as_module
+from mllm_align.trainers.mined_batches import load_mined
 from mllm_align.vision.mixer_files import has_mixer, load_mixer_weights
+
+if TYPE_CHECKING:
+    from mllm_align.trainers.trainer import AlignTrainer
 
 OBJECTIVE_FILE = "objective.safetensors"
 
@@ -92,6 +96,18 @@ def load_objective(objective: Any, folder: str) -> None:
             f"{', '.join(sorted(saved)) or 'no parameters'}, this one has {', '.join(sorted(state)) or 'none'}"
         )
     objective.load_state_dict(saved)
+
+
+def load_beside_model(trainer: AlignTrainer, folder: str) -> None:
+    """Restores what a checkpoint holds beside the model's weights for a run that goes on.
+
+    Raises:
+        ValueError: If the checkpoint belongs to another objective, or to batches of other rows.
+    """
+    if trainer.averaged is not None:
+        trainer.averaged.load(folder)
+    load_objective(trainer.objective, folder)
+    load_mined(trainer.sampler, folder)
 
 
 def load_whole_model(model: Any, folder: str) -> bool:

@@ -39,7 +39,18 @@ class AlignConfig(TrainingArguments):
         max_tokens_per_batch: Fill batches up to this many tokens (prompts that are shared count once, padding
             counted) with rows of similar length, in place of `per_device_train_batch_size` rows; None for off.
         batch_column: Column whose value the rows of a batch (of all processes) have in common as far as possible, such
-            as a cluster's number: rows that are alike are then each other's negatives. None for any rows.
+            as a cluster's number: rows that are alike are then each other's negatives. With a column that tells how
+            long or how detailed the texts are, no batch is easy for that alone. None for any rows.
+        mine_batches_every: Fill batches with rows that are near to one another, as Sample4Geo does: which those are is
+            mined anew after so many epochs, from what the objective embeds by then (one with `embedding`). All rows
+            come once an epoch. None for off.
+        mine_batches_from: Which rows are near before that: a column (a cluster, or a list of ids of the nearest rows),
+            a .npy or .npz file with a vector for each row or for each row's image and text, or "model" for what the
+            model says at the beginning. None for random batches. Without `mine_batches_every` it stays so.
+        mine_batches_neighbours: Near rows that come with a row: one half the nearest, one half drawn from
+            the others of twice as many.
+        mine_batches_id: Column with what rows of one batch must not have in common, such as an image's id; None for
+            their pictures.
         source_weights: Share of an epoch's rows by source name, relative to the others, exact and evenly spread: a
             small source repeats, all its rows once before any comes twice, of a large one every epoch has others. A
             source without one counts with the number of its rows; 0 leaves it out. None for every row once an epoch.
@@ -119,6 +130,10 @@ class AlignConfig(TrainingArguments):
     )
     max_tokens_per_batch: int | None = field(default=None, metadata={"help": "Fill batches by tokens, not by rows."})
     batch_column: str | None = field(default=None, metadata={"help": "Fill a batch with rows of one value of this."})
+    mine_batches_every: int | None = field(default=None, metadata={"help": "Epochs until near rows are mined anew."})
+    mine_batches_from: str | None = field(default=None, metadata={"help": "Near rows: a column, a file, or model."})
+    mine_batches_neighbours: int = field(default=64, metadata={"help": "Near rows that come with a row."})
+    mine_batches_id: str | None = field(default=None, metadata={"help": "Column of which no batch has a value twice."})
     source_weights: dict[str, float] | None = field(default=None, metadata={"help": "Share of each source."})
     source_caps: dict[str, int] | None = field(default=None, metadata={"help": "Most rows of a source."})
     redraw_caps: bool = field(default=False, metadata={"help": "Other rows of a capped source in every epoch."})
@@ -247,7 +262,9 @@ class AlignConfig(TrainingArguments):
         accelerator: Any = self.accelerator_config
         if accelerator.dispatch_batches:
             raise ValueError("dispatch_batches must be off: it would cut batches in the middle of their rows")
-        for name in ("max_tokens_per_forward", "max_tokens_per_batch"):
+        if self.mine_batches_neighbours < 1:
+            raise ValueError(f"mine_batches_neighbours must be at least 1, not {self.mine_batches_neighbours}")
+        for name in ("max_tokens_per_forward", "max_tokens_per_batch", "mine_batches_every"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 raise ValueError(f"{name} must be at least 1 or None, not {limit}")

@@ -6,10 +6,12 @@ import logging
 from typing import Any
 
 from mllm_align.contract import Objective, View, needs_for
-from mllm_align.data import mosaic
+from mllm_align.data import mosaic, routes
 from mllm_align.data.corrupt import Mirror
 from mllm_align.data.corrupt.dataset import Draws, draws_by_source, seeded, with_draws
 from mllm_align.data.mosaic import Mosaics
+from mllm_align.data.routes import Routes
+from mllm_align.data.routing import with_routes
 from mllm_align.data.schema import DEFAULT_SOURCE
 from mllm_align.trainers.config import AlignConfig
 
@@ -46,6 +48,7 @@ def settle_draws(args: AlignConfig, objective: Objective, train: Any, evaluation
             )
     train = with_draws(train, lambda draws: seeded(draws, seed, once=bool(_reasons_for_once(args, objective, draws))))
     train = _with_mosaics(args, objective, train, seed)
+    train = _with_captions(args, objective, train, seed)
     if isinstance(evaluation, dict):
         return train, {name: _once(dataset, seed) for name, dataset in evaluation.items()}
     return train, _once(evaluation, seed)
@@ -82,9 +85,27 @@ def _with_mosaics(args: AlignConfig, objective: Objective, train: Any, seed: int
     return mosaic.with_mosaics(train, change)
 
 
+def _with_captions(args: AlignConfig, objective: Objective, train: Any, seed: int) -> Any:
+    fixed = ["max_tokens_per_batch"] if args.max_tokens_per_batch is not None else []
+    if args.precompute_ref_log_probs and objective.needs.reference:
+        fixed.append("precompute_ref_log_probs")
+
+    def change(options: Routes) -> Routes:
+        if fixed and options.redraw:
+            logger.warning(
+                "which of a row's captions is shown is drawn once, not anew in every epoch: %s would have to know all "
+                "of them. Set redraw to false to say so yourself, or leave that setting out",
+                " and ".join(fixed),
+            )
+        return routes.seeded(options, seed, once=bool(fixed))
+
+    return with_routes(train, change)
+
+
 def _once(dataset: Any, seed: int) -> Any:
     drawn = with_draws(dataset, lambda draws: seeded(draws, seed, once=True))
-    return mosaic.with_mosaics(drawn, lambda options: mosaic.seeded(options, seed, once=True))
+    laid = mosaic.with_mosaics(drawn, lambda options: mosaic.seeded(options, seed, once=True))
+    return with_routes(laid, lambda options: routes.seeded(options, seed, once=True))
 
 
 def _reasons_for_once(args: AlignConfig, objective: Objective, draws: Draws) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from accelerate import PartialState
@@ -22,12 +22,14 @@ from mllm_align.signals import EngineOptions
 from mllm_align.signals.limits import can_share_prefixes
 from mllm_align.trainers.clusters import ClusterSampler, cluster_sampler
 from mllm_align.trainers.config import AlignConfig
+from mllm_align.trainers.mined_batches import MinedBatches, bind, mined_sampler
 from mllm_align.trainers.sampler import EpochBatches, PaddedTokens, TokenBudgetSampler
 from mllm_align.trainers.shares import ShareSampler, share_sampler
 
 if TYPE_CHECKING:
     from mllm_align.trainers.trainer import AlignTrainer
 
+BatchSampler: TypeAlias = TokenBudgetSampler | ClusterSampler | ShareSampler | MinedBatches
 
 # What a loader that is made anew must have from the one before.
 KEPT = (
@@ -74,10 +76,16 @@ def length_recorder(args: AlignConfig, collator: AlignCollator, dataset: Any) ->
 
 
 def sampler_of(
-    args: AlignConfig, recorder: LengthRecorder | None, dataset: Any, model: Any, options: EngineOptions
-) -> TokenBudgetSampler | ClusterSampler | ShareSampler | None:
-    """The sampler by clusters, shares or tokens that a run asks for; arguments and errors are those of each."""
-    sampler = cluster_sampler(args, dataset) or share_sampler(args, dataset)
+    args: AlignConfig,
+    recorder: LengthRecorder | None,
+    dataset: Any,
+    model: Any,
+    options: EngineOptions,
+    objective: Any,
+) -> BatchSampler | None:
+    """The sampler that mines, or goes by clusters, shares or tokens, as a run asks for; arguments and errors are those
+    of each."""
+    sampler = mined_sampler(args, dataset, objective) or cluster_sampler(args, dataset) or share_sampler(args, dataset)
     return sampler or budget_sampler(args, recorder, dataset, model, options)
 
 
@@ -136,7 +144,7 @@ def _refuse_long_rows(tokens: PaddedTokens, rows: list[int], budget: int, datase
 
 def train_loader(
     trainer: AlignTrainer,
-    sampler: TokenBudgetSampler | ClusterSampler | ShareSampler | None,
+    sampler: BatchSampler | None,
     default: Callable[[], Any],
 ) -> Any:
     """The training loader: the sampler's batches, or what `transformers` makes where there is none.
@@ -148,6 +156,7 @@ def train_loader(
     """
     args: Any = trainer.args
     trainer.teachers.compute(trainer.train_dataset, "train_dataset")
+    bind(sampler, trainer)
     by_epoch = getattr(trainer.train_dataset, "by_epoch", False)
     with _workers_for(args, trainer.train_dataset):
         if sampler is None:

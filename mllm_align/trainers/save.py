@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from mllm_align.encoding.files import embedding_of, save_embedding
 from mllm_align.families import family_of, inner, unwrap
 from mllm_align.models.identity import save_base_identity
+from mllm_align.models.soft_prompts import soft_prompts_of
 from mllm_align.trainers.card import CardFacts, model_card
 from mllm_align.trainers.checkpoint import save_objective
 from mllm_align.trainers.heads import kept_experts
+from mllm_align.trainers.mined_batches import save_mined
 from mllm_align.trainers.mixer_memory import view_cells
 from mllm_align.trainers.shares import source_shares
 from mllm_align.trainers.teachers import Teachers
@@ -31,8 +34,9 @@ def facts_of_experts(objective: Any, teachers: Teachers) -> list[ExpertFacts]:
     """What is saved of each expert that an objective keeps, beside its adapter; while its teacher is in memory.
 
     Raises:
-        ValueError: If it is no vision model, or there are two.
+        ValueError: If it is no vision model, or there are two; or two embeddings that are not the same.
     """
+    embedding_of(objective)  # what could not be saved is refused before anything trains
     kept = kept_experts(objective)
     if len(kept) > 1:
         raise ValueError(
@@ -46,15 +50,25 @@ def save_beside_model(trainer: AlignTrainer, folder: str) -> None:
     save_objective(trainer.objective, folder)
     for kept, facts in zip(kept_experts(trainer.objective), trainer.experts, strict=True):
         write_expert(folder, kept.adapter, facts, pool_first=True)
+    embedding = embedding_of(trainer.objective)
+    if embedding is not None:
+        args = trainer.args
+        save_embedding(embedding, folder, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if mixed_of(inner(unwrap(model))) is not None:
         whole = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
         carried = getattr(unwrap(model), "carried_weights", ())
         save_mixer(model, folder, trainer.processing_class if whole else None, carried=carried)
+    soft = soft_prompts_of(model)
+    if soft is not None:
+        (soft if isinstance(model, PeftModel) else soft.merged()).save(folder)
     if isinstance(model, PeftModel):
         save_base_identity(trainer.base_probe, trainer.base_name, folder)
-    if trainer.averaged is not None and Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):
-        trainer.averaged.save(folder)  # for a run that is resumed; what is exported has no use for it
+    if Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):
+        # For a run that is resumed; what is exported has no use for it.
+        if trainer.averaged is not None:
+            trainer.averaged.save(folder)
+        save_mined(trainer.sampler, folder)
     if trainer.recipe:
         (Path(folder) / RECIPE_FILE).write_text(trainer.recipe, encoding="utf-8")
     write_card(trainer, folder)

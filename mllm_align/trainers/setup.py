@@ -20,6 +20,8 @@ from mllm_align.families.base import MIXED
 from mllm_align.models import ModelArguments, load_model, load_processor
 from mllm_align.models.adapters import adapter_parameters, is_quantized
 from mllm_align.models.mixing import encoder_targets, trained_with_adapter
+from mllm_align.models.soft_prompts import soft_prompts_of
+from mllm_align.models.soft_tokens import part_from_head, train_soft_prompts
 from mllm_align.signals import AdaptersOff, FrozenCopy, NamedAdapter, Reference
 from mllm_align.signals.limits import can_share_prefixes
 from mllm_align.trainers.config import AlignConfig
@@ -94,6 +96,11 @@ def resolve_model(
             raise ValueError("processing_class is missing: pass the model's processor")
         processing_class = load_processor(name)
     check_model(model, processing_class)
+    if soft_prompts_of(model) != soft_prompts_of(processing_class):
+        raise ValueError(
+            "model and processor have other soft prompts: pass as processing_class the one that add_soft_prompts or "
+            "load_model gave them to with the model"
+        )
     check_attention(model, device)
     return model, processing_class
 
@@ -120,11 +127,26 @@ def region_weights(model: Any, processor: Any, pooling: str) -> RegionWeights:
     return RegionWeights(family_of(model), processor.image_processor, unwrap(model).config, pooling, copies)
 
 
+def soft_replacements(processor: Any, objective: Objective) -> dict[str, str]:
+    """What the collator is to write in the place of prompts in words; one that the objective reads nowhere is told."""
+    soft = soft_prompts_of(processor)
+    if soft is None:
+        return {}
+    read = {feature.prompt for feature in objective.needs.features}
+    for prompt in soft.replace.keys() - read:
+        logger.warning(
+            "soft prompt %r is the prompt of no feature of the objective: it trains only where rows have it as a text "
+            "of its own",
+            prompt,
+        )
+    return soft.replace
+
+
 def apply_peft(model: Any, peft_config: PeftConfig | None) -> Any:
     """The model with a new adapter, or as it is.
 
-    Without target modules the adapter goes on the language model alone. A mixer that trains is trained whole beside
-    it, and short names of target modules do not reach its encoders.
+    Without target modules the adapter goes on the language model alone. Soft prompts train with it. A mixer that
+    trains is trained whole beside it, and short names of target modules do not reach its encoders.
 
     Raises:
         ValueError: If the model has adapters already, or gets none where it, or an encoder, trains by them alone.
@@ -137,6 +159,9 @@ def apply_peft(model: Any, peft_config: PeftConfig | None) -> Any:
                 "an encoder of the mixer is to train with LoRA (train: lora), and the model gets no adapter: pass "
                 "peft_config (use_peft), or set the encoder's train to full or frozen"
             )
+        if isinstance(model, PeftModel):
+            part_from_head(model)
+            warn_of_frozen_soft_prompts(model)
         return model
     if isinstance(model, PeftModel):
         raise ValueError("the model has adapters already: leave peft_config out, or merge them first")
@@ -144,11 +169,23 @@ def apply_peft(model: Any, peft_config: PeftConfig | None) -> Any:
     if hasattr(config, "target_modules") and config.target_modules is None:
         config.target_modules = family_of(model).lora_targets(model, ["language"]) + encoder_targets(model)
     _add_mixer(model, config)
+    train_soft_prompts(model, config)
     # Read here: PEFT shortens the names in the configuration that it is given.
     targets = getattr(config, "target_modules", None)
     wrapped: Any = get_peft_model(model, config)
+    part_from_head(wrapped)
     _warn_of_vision(wrapped, targets)
     return wrapped
+
+
+def warn_of_frozen_soft_prompts(model: PeftModel) -> None:
+    """Tells why soft prompts stay as they are under an adapter that was made elsewhere."""
+    soft = soft_prompts_of(model)
+    if soft is not None and not any(p.requires_grad for p in unwrap(model).get_input_embeddings().parameters()):
+        logger.warning(
+            "the model's soft prompts do not train: its adapter was made without trainable_token_indices=%s",
+            list(soft.ids),
+        )
 
 
 def _add_mixer(model: Any, config: Any) -> None:

@@ -125,11 +125,10 @@ class AlignTrainer(Trainer):
         )
         if isinstance(self.reference, setup.FrozenCopy):
             self.reference.model.to(args.device)
-        needs = setup.NeedsOfSources(objective)
         family = family_of(policy)
         collator = AlignCollator(
             processor,
-            needs,
+            setup.NeedsOfSources(objective),
             family.image_keys,
             family.token_keys,
             max_length=args.max_length,
@@ -139,6 +138,7 @@ class AlignTrainer(Trainer):
             pixel_cache=caches.pixel_folder(args),
             region_weights=setup.region_weights(policy, processor, args.region_pooling),
             ask_teacher=self.teachers if self.teachers.features else None,
+            replace=setup.soft_replacements(processor, objective),
         )
         train, evaluation = settle_draws(
             args, objective, join_sources(train_dataset, args.shares), label_sources(eval_dataset)
@@ -166,7 +166,7 @@ class AlignTrainer(Trainer):
             feature_cache=caches.feature_cache(args, policy),
             encoder_cache=caches.encoder_cache(args, policy),
         )
-        self._sampler = loader.sampler_of(args, recorder, train, policy, self.options)
+        self.sampler = loader.sampler_of(args, recorder, train, policy, self.options, objective)
         self._window = Window()
         self.together = setup.sees_all_ranks(args, objective)
         self._averages, self._eval_averages = Averages(), Averages()
@@ -199,8 +199,8 @@ class AlignTrainer(Trainer):
         return not_the_whole(super()._build_accelerator_args(**kwargs))
 
     def get_train_dataloader(self) -> Any:
-        """Batches by tokens, clusters or shares where settings ask for it, else as `transformers` makes them."""
-        return loader.train_loader(self, self._sampler, super().get_train_dataloader)
+        """Batches that are mined, by tokens, clusters or shares, as settings say; else those of `transformers`."""
+        return loader.train_loader(self, self.sampler, super().get_train_dataloader)
 
     # -- the loss ----------------------------------------------------------------------------------------------
 
@@ -331,9 +331,7 @@ class AlignTrainer(Trainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if sharded or not checkpoint.load_whole_model(model or self.model, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.averaged is not None:
-            self.averaged.load(resume_from_checkpoint)
-        checkpoint.load_objective(self.objective, resume_from_checkpoint)
+        checkpoint.load_beside_model(self, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

@@ -29,6 +29,7 @@ from mllm_align_eval.dual_encoder import DualEncoder
 from mllm_align_eval.items import Picture
 from mllm_align_eval.matrices import read_matrix
 from mllm_align_eval.scoring import measures_of
+from mllm_align_eval.similarity import similarity_rows
 from tiny_parts import CLIP, SIGLIP
 
 LENGTH = 12
@@ -134,14 +135,14 @@ def test_scores_of_captions(encoder, naive, pictures):
         caption_item(f"x/{n}", "s", "k", f"{image}", shown[image], [CAPTIONS[c] for c in columns], 0)
         for n, (image, columns) in enumerate(rows)
     ]
-    found = encoder(items)
+    found = similarity_rows(encoder, items)
     for entry, (image, columns) in zip(items, rows, strict=True):
         np.testing.assert_allclose(found[entry.id], naive[image, list(columns)], atol=2e-6)
     assert sorted(loads) == [0, 2, 3]
     # Another part of the same file is another image.
     crops = [caption_item(f"y/{n}", "s", "k", "0", shown[n], CAPTIONS[:2], 0, truth={"crop": [n]}) for n in (0, 1)]
     crops = [type(one)(**{**vars(one), "pictures": (one.pictures[0]._replace(name="same"),)}) for one in crops]
-    found = encoder(crops)
+    found = similarity_rows(encoder, crops)
     np.testing.assert_allclose([found["y/0"], found["y/1"]], naive[:2, :2], atol=2e-6)
 
 
@@ -151,7 +152,7 @@ def test_retrieval(encoder, naive, pictures, tmp_path):
     rows = [{"image": f"{index}.png", "caption": [CAPTIONS[index]]} for index in range(4)]
     (tmp_path / "flickr30k_test.json").write_text(json.dumps(rows))
     items = FLICKR30K.read(tmp_path, PictureFolder(tmp_path, "nowhere"))
-    found = encoder(items)
+    found = similarity_rows(encoder, items)
     np.testing.assert_allclose([np.asarray(found[f"flickr30k/image/{n}"]) for n in range(4)], naive, atol=2e-6)
     np.testing.assert_allclose([np.asarray(found[f"flickr30k/text/{n}"]) for n in range(4)], naive.T, atol=2e-6)
     np.save(tmp_path / "sims.npy", encoder.similarities([i.pictures[0] for i in items[:4]], CAPTIONS))
@@ -163,12 +164,12 @@ def test_retrieval(encoder, naive, pictures, tmp_path):
         first = float(np.mean(naive.argmax(axis=1) == np.arange(4)))
         assert here["flickr30k/image_to_text/r1"].metric.value() == first
     with pytest.raises(ValueError, match="the queries of all images and all texts"):
-        encoder([items[0], items[-1]])
+        similarity_rows(encoder, [items[0], items[-1]])
 
 
 def test_what_cannot_be_encoded(encoder, tmp_path):
     with pytest.raises(ValueError, match="'q' is no question that a dual encoder can answer"):
-        encoder([item("q")])
+        similarity_rows(encoder, [item("q")])
     with pytest.raises(ValueError, match="cannot load"):
         DualEncoder(tmp_path / "nothing")
     with pytest.raises(ValueError, match="batch_size must be at least 1"):

@@ -25,12 +25,15 @@ from mllm_align.objectives import (
     SVCO,
     VDPO,
     ImagePreference,
+    InfoNCE,
     NextToken,
     RegionContrast,
     RegionText,
+    SigLIP,
     Weighted,
 )
 from mllm_align.objectives.dpo_losses import VARIANTS
+from mllm_align.objectives.pairs import IMAGE_PROMPT, TEXT_PROMPT
 
 MODULES = [
     importlib.import_module(f"mllm_align.objectives.{info.name}")
@@ -42,6 +45,7 @@ CLASSES = [
     for kind in vars(module).values()
     if inspect.isclass(kind) and kind.__module__ == module.__name__ and hasattr(kind, "needs")
 ]
+SUMMARIES: dict[str, Any] = {"image_prompt": IMAGE_PROMPT, "text_prompt": TEXT_PROMPT, "text": "caption"}
 # Beside every class with its defaults: options that change the maths, and classes that have no defaults.
 CASES: dict[str, Callable[[], Objective]] = {kind.__name__: kind for kind in CLASSES if kind is not Weighted} | {
     **{
@@ -55,12 +59,21 @@ CASES: dict[str, Callable[[], Objective]] = {kind.__name__: kind for kind in CLA
     "CHIP-segment": lambda: CHIP(text_weight=0, image_weight=0),
     "CHIP-sums": lambda: CHIP(segment_weight=0),
     "DDPO-sums": lambda: DDPO(gamma=1.1, beta=0.1, normalise=False),
+    "InfoNCE-dcl": InfoNCE.dcl,
+    "InfoNCE-dclw": InfoNCE.dclw,
+    "InfoNCE-hcl": InfoNCE.hcl,
+    "InfoNCE-hn_nce_like": InfoNCE.hn_nce_like,
+    "InfoNCE-uni_me": partial(InfoNCE.uni_me, hardest=3),
+    "InfoNCE-negclip": partial(InfoNCE.negclip, **SUMMARIES, dim=5, dimensions=(2, 3)),
+    "InfoNCE-query": partial(InfoNCE, **SUMMARIES, pooling="query"),
+    "InfoNCE-tiles": partial(InfoNCE, **SUMMARIES, negatives=True, tile=4),
     "NextToken-own": lambda: NextToken(matched=False),
     "RegionContrast-pair": lambda: RegionContrast(negatives="pair", normalise=False, temperature=1.0),
     "RegionContrast-both": lambda: RegionContrast(columns=("image", "contrast_image"), negatives="row"),
     "RegionText-plain": lambda: RegionText(columns=("image", "contrast_image"), sides="region_to_text", dim=None),
     "RegionText-sigmoid": lambda: RegionText(loss="sigmoid", dim=4),
     "RegionText-decoupled": lambda: RegionText(decoupled=True, overlap=1.0),
+    "SigLIP-negatives": partial(SigLIP, **SUMMARIES, negatives=True, dim=5, dimensions=(2,)),
     "SVCO-betas": lambda: SVCO(beta_attend=0.3, beta_reject=0.7),
     "SVCO-chosen": lambda: SVCO(symmetric=False),
     "SVCO-attend": lambda: SVCO(reject_weight=0),

@@ -92,8 +92,8 @@ def test_perfect_pairs_are_all_found() -> None:
         # What is learnt is kept at 1/100, and would have started there.
         ({"temperature": 0.001}, "InfoNCE: temperature must be at least 0.01, got 0.001"),
         ({"learn_temperature": "no"}, "InfoNCE: learn_temperature must be true or false, got 'no'"),
-        ({"image": "chosen"}, "InfoNCE: image must be 'image' or 'contrast_image', got 'chosen'"),
-        ({"text": "image"}, "InfoNCE: text must be 'chosen' or 'rejected', got 'image'"),
+        ({"image": "chosen"}, "InfoNCE: image must be 'image' or 'contrast_image' or 'prompt', got 'chosen'"),
+        ({"text": "image"}, "InfoNCE: text must be a column of texts, got 'image'"),
     ],
 )
 def test_refuses_options_without_a_meaning(options: dict, message: str) -> None:

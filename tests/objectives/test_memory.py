@@ -12,7 +12,7 @@ import torch
 
 from mllm_align.contract import Ragged, Regions, Signals
 from mllm_align.objectives import NextToken, RegionContrast, Weighted
-from mllm_align.objectives.memory import Memory, numbers_of
+from mllm_align.objectives.memory import Memory, exchange, numbers_of
 from mllm_align.trainers.checkpoint import load_objective, save_objective
 from runs import make_trainer
 from two_pictures import rows_of_two_pictures
@@ -190,3 +190,21 @@ def test_a_memory_of_another_size_is_named(tmp_path: Path) -> None:
             save_objective(objective, str(tmp_path))
     with pytest.raises(ValueError, match=r"'memory.keys' is \(8, 4\), this objective's \(16, 4\)"):
         load_objective(objective, str(tmp_path))
+
+
+def test_pairs_are_handed_over_before_their_own_batch_is_kept() -> None:
+    before = Memory(3, 2), Memory(3, 2)
+    row = numbers_of(("a", "b", ""))
+    images, texts = torch.randn(3, 2, requires_grad=True), torch.randn(3, 2)
+    (_, of_texts), (_, of_images) = exchange(before, images, texts, row, torch.tensor([0, 2]))
+    assert not of_texts.any()
+    assert not of_images.any()
+    for _ in range(2):
+        (old_texts, of_texts), (old_images, of_images) = exchange(before, images, texts, row, None)
+        assert torch.equal(old_texts[:2], texts[[0, 2]])
+        assert torch.equal(old_images[:2], images[[0, 2]])
+        # A row does not meet itself; one without a name is known by nothing.
+        assert (
+            of_texts.tolist() == of_images.tolist() == [[False, True, False], [True, True, False], [True, True, False]]
+        )
+        assert not old_images.requires_grad

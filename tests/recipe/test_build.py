@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -273,3 +274,80 @@ def test_rows_of_the_world_and_of_files(tmp_path):
 def test_a_model_must_be_named():
     with pytest.raises(RecipeError, match="model: model_name_or_path is missing"):
         build_trainer(recipe_with(model={"model_name_or_path": None}))
+
+
+def caption_recipe(folder, model_folder, **source):
+    """A recipe on captions of one to sixty words, of some tokens each."""
+    rows = []
+    for number, count in enumerate((1, 9, 2, 60)):
+        picture(number).save(folder / f"{number}.png")
+        rows.append({"id": str(number), "image": f"{number}.png", "captions": [" ".join(["word"] * count), "A dog."]})
+    path = folder / "captions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts = [{"name": "discriminative", "sources": "captions", "image_prompt": "Sum it up:"}]
+    options = {"route_captions": {"short": 20, "long": 50}} | source
+    return write_recipe(
+        folder,
+        model_folder,
+        data={"pairs": {"path": str(write_rows(folder))}, "captions": {"path": str(path)} | options},
+        objective=[*parts, {"name": "dpo", "sources": "pairs"}],
+    )
+
+
+def test_captions_go_where_their_length_says(tmp_path, model_folder, caplog):
+    path = caption_recipe(tmp_path, model_folder)
+    trainer = build_trainer(load_recipe(path, ["train.data_seed=7"]))
+    routed = trainer.train_dataset.parts["captions"]
+    told = "data.captions: 4 rows of captions: 3 short, 0 long, 1 both; 0 rows left out, 1 captions too long"
+    assert caplog.messages.count(told) == 1
+    assert {row["prompt"] for row in routed} == {"Sum it up:"}
+    assert [("caption" in row, "chosen" in row) for row in routed] == [
+        (True, False),
+        (True, True),
+        (True, False),
+        (True, False),
+    ]
+    assert (routed.routes.seed, routed.by_epoch) == (7, True)
+    trainer.train()
+    named = build_trainer(load_recipe(path, ["data.captions.route_captions.prompt='Say it:'"]), overwrite=True)
+    assert named.train_dataset.parts["captions"][0]["prompt"] == "Say it:"
+
+
+def test_captions_without_an_instruction_to_stand_behind(tmp_path, model_folder):
+    path = caption_recipe(tmp_path, model_folder)
+    none = load_recipe(path, ["objective.0={name: next_token, sources: captions}"])
+    with pytest.raises(
+        RecipeError, match=r"data\.captions\.route_captions: the objective reads images behind no instr"
+    ):
+        build_trainer(none)
+    both = load_recipe(path, ["objective.1={name: discriminative, sources: [pairs, captions], image_prompt: 'What?'}"])
+    with pytest.raises(RecipeError, match=r"behind 'Sum it up:' and 'What\?': say which with prompt"):
+        build_trainer(both)
+    empty = load_recipe(path, ["data.captions.route_captions={short: 1, long: 1}"])
+    with pytest.raises(RecipeError, match=r"data\.captions\.route_captions: no row is left"):
+        build_trainer(empty)
+
+
+def test_images_are_named_where_the_template_lets_names_stand_beside_them(tmp_path, model_folder):
+    rows = [{"images": ["0.png", "1.png"], "prompt": "Is [[image 1]] red?", "chosen": "yes"}] * 4
+    for number in range(2):
+        picture(number).save(tmp_path / f"{number}.png")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = DataSource(str(tmp_path / "rows.jsonl"), references=True)
+    (first, *_) = load_source("rows", source)
+    texts = [part["text"] for part in first["prompt"][0]["content"] if part["type"] == "text"]
+    assert texts == ["image 0 is ", "\nimage 1 is ", "\nIs image 1 red?"]
+    with pytest.raises(
+        RecipeError, match=r"data\.rows\.references: .*no image is called 'image 1'; there are 'a', 'b'"
+    ):
+        load_source("rows", replace(source, references=["a", "b"]))
+    changes = {"data": {"rows": {"path": source.path, "references": True}}, "objective": [{"name": "next_token"}]}
+    path = write_recipe(tmp_path, model_folder, **changes)
+    raw = yaml.safe_load(path.read_text())
+    del raw["data"]["pairs"]
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(RecipeError, match=r"data\.rows\.references: the chat template puts images before all text"):
+        build_trainer(load_recipe(path))
+    other = save_tiny("qwen2_5_vl", tmp_path / "qwen")
+    trainer = build_trainer(load_recipe(path, [f"model.model_name_or_path={other}"]))
+    assert len(trainer.train_dataset) == 4

@@ -17,8 +17,12 @@ FAMILIES = {
     "chip_llava16_7b": "llava_next",
     "clim": "qwen2_5_vl",
     "cloc_like": "llava_next",
+    "coca_like": "llava",
+    "cosmo_like": "qwen2_5_vl",
     "demo_svco": "llava",
     "colva_like": "qwen2_5_vl",
+    "discriminative_llava15_7b": "llava",
+    "discriminative_qwen25vl": "qwen2_5_vl",
     "doco_like": "llava_next",
     "dpo_llava15_7b": "llava",
     "filip": "llava",
@@ -41,7 +45,11 @@ PAIRS = {"chip": (CHIP(), "rlhf"), "dpo": (DPO(), "rlhf"), "mdpo": (MDPO(), "rlh
 TEXTS = {
     "clim": {"mosaics": ("instructions", []), "instructions": ("instructions", OWN)},
     "cloc_like": {"phrases": ("grit", OWN)},
+    "coca_like": {"captions": ("instructions", OWN)},
     "colva_like": {"matches": ("mmvm", OWN)},
+    "cosmo_like": {"captions": ("instructions", OWN), "documents": ("named", OWN)},
+    "discriminative_llava15_7b": {"captions": ("captions", [])},
+    "discriminative_qwen25vl": {"captions": ("captions", [])},
     "svlc": {"phrases": ("edited", OWN)},
     "filip": {"captions": ("instructions", OWN)},
     "mof_llava15_stage1": {"captions": ("instructions", OWN)},
@@ -102,7 +110,17 @@ def folder(tmp_path_factory):
         for n in range(6)
     ]
     edited = [{"box": [0.1, 0.1, 0.6, 0.7], "text": "red cup", "negatives": ["blue cup", "red plate"]}]
+    captions = ["A red cup.", " and ".join(["a red cup beside a plate"] * 5)]
+    named = [f"{side}.png" for side in ("own", "other")]
     files = {
+        "captions": [
+            {"image": f"{n}_own.png", "captions": captions, "negatives": ["A blue cup.", "A red plate."]}
+            for n in range(6)
+        ],
+        "named": [
+            {"images": [f"{n}_{name}" for name in named], "prompt": "Is [[image 1]] red?", "chosen": "yes"}
+            for n in range(6)
+        ],
         "edited": [
             {"image": f"{n}_own.png", "prompt": "Look.", "chosen": "A cup.", "objects": edited} for n in range(6)
         ],
@@ -136,6 +154,7 @@ def overrides(name, folder):
         ]
     if name in TEXTS:
         found += [f"data.{source}.path={folder / file}.json" for source, (file, _) in TEXTS[name].items()]
+        found += ["objective.0.dimensions=[8, 16]"] if name == "discriminative_qwen25vl" else []
         return [*found, *(f"data.{source}.image_folder={folder}" for source in TEXTS[name])]
     files = {"pairs": PAIRS[method][1]} if method in PAIRS else {"pairs": "mvc", "instructions": "instructions"}
     for source, file in files.items():

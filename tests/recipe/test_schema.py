@@ -1,5 +1,6 @@
 import pytest
 
+from mllm_align.data.routes import Routes
 from mllm_align.models import ModelArguments
 from mllm_align.recipe import DataSource, RecipeError
 from mllm_align.recipe.schema import parse_recipe
@@ -133,4 +134,35 @@ def test_weight_and_cap_of_a_source():
 def test_weights_and_caps_that_make_no_sense(section, options, message):
     with pytest.raises(RecipeError) as error:
         parse_recipe(raw(**{section: {"pairs": {"path": "x"} | options}}))
+    assert message in str(error.value)
+
+
+def test_captions_to_route_and_images_to_name():
+    data = {
+        "captions": {"path": "x", "route_captions": {"short": 20, "long": None}},
+        "named": {"path": "y", "references": ["left", "right"]},
+        "numbered": {"path": "z", "references": True},
+    }
+    recipe = parse_recipe(raw(data=data))
+    assert recipe.data["captions"].routes() == Routes(short=20, long=None)
+    assert recipe.data["named"].routes() is None
+    assert [recipe.data[name].references for name in data] == [False, ["left", "right"], True]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"route_captions": {"shrot": 3}}, "data.pairs.route_captions: routing captions has no option 'shrot'"),
+        ({"route_captions": {"short": 3, "long": 2}}, "data.pairs.route_captions: long must be a whole number"),
+        ({"route_captions": True}, "data.pairs.route_captions must be dict[str, Any] or nothing, not bool True"),
+        ({"route_captions": {}, "streaming": True}, "data.pairs: captions are counted before training: leave str"),
+        ({"route_captions": {}, "corrupt": {"kind": "crop"}}, "keep one of route_captions, corrupt and mosaic"),
+        ({"route_captions": {}, "mosaic": {}}, "keep one of route_captions, corrupt and mosaic"),
+        ({"route_captions": {}, "references": True}, "keep one of route_captions and references"),
+        ({"references": "left"}, "data.pairs.references must be bool or list[str], not str 'left'"),
+    ],
+)
+def test_routes_and_references_that_make_no_sense(options, message):
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(raw(data={"pairs": {"path": "x"} | options}))
     assert message in str(error.value)

@@ -8,6 +8,7 @@ Beside them, in folders of their own: `correspondence`, two pictures of the same
 Everything is deterministic from a seed and needs Pillow and numpy alone. Splits are disjoint by what scenes show.
 """
 
+from mllm_align.data.world.captions import caption_rows, hard_negative_items, retrieval_pool
 from mllm_align.data.world.catalogue import SMALL, World
 from mllm_align.data.world.correspondence import correspondence_rows
 from mllm_align.data.world.documents import document_rows
@@ -15,6 +16,7 @@ from mllm_align.data.world.facts import CLOSED_KINDS, KINDS, Fact, facts
 from mllm_align.data.world.language import caption, mentioned
 from mllm_align.data.world.pairs import PAIR_KINDS, MinimalPair, iter_pairs, pair_questions
 from mllm_align.data.world.questions import POPE_REGIMES, Question, existence_questions, questions
+from mllm_align.data.world.references import reference_rows
 from mllm_align.data.world.render import boxes, masks, render
 from mllm_align.data.world.rows import annotate, instruction_rows, pair_rows
 from mllm_align.data.world.sampling import BALANCED, BROKEN, DISTRIBUTIONS, PRIOR, Distribution, sample_scene
@@ -42,10 +44,12 @@ __all__ = [
     "annotate",
     "boxes",
     "caption",
+    "caption_rows",
     "correspondence_rows",
     "document_rows",
     "existence_questions",
     "facts",
+    "hard_negative_items",
     "instruction_rows",
     "iter_pairs",
     "iter_scenes",
@@ -55,7 +59,9 @@ __all__ = [
     "pair_questions",
     "pair_rows",
     "questions",
+    "reference_rows",
     "render",
+    "retrieval_pool",
     "sample_scene",
     "scenes",
     "split_of",

@@ -14,6 +14,7 @@ from mllm_align_eval.benchmarks.files import PictureFolder
 from mllm_align_eval.scoring import measures_of, questions_of
 
 NO_PICTURES = PictureFolder(None, IMAGES)
+SPLITS = ("vg_relation", "vg_attribution", "coco_order", "flickr30k_order")
 BOX = {"bbox_x": 2, "bbox_y": 3, "bbox_w": 10, "bbox_h": 5}
 
 
@@ -61,8 +62,7 @@ def test_metrics_are_those_of_loops(folder, parser):
         if parser == "official":
             credit = float(argmax(given) == right)
         else:
-            level = [index for index, score in enumerate(given) if score == max(given)]
-            credit = 1 / len(level) if right in level else 0.0
+            credit = float(all(given[right] > score for place, score in enumerate(given) if place != right))
         credits[item.split].append(credit)
         groups[item.split][item.kind].append(credit)
     for split, got in credits.items():
@@ -88,10 +88,18 @@ def test_the_rarer_attributes_are_left_out_of_the_mean(folder):
 def test_a_constant_score(folder):
     items = ARO.read(folder, NO_PICTURES)
     constant = {item.id: [1.0] * len(item.choices) for item in items}
-    official, fair = (values(measures_of(ARO, items, constant, parser)) for parser in ("official", "strict"))
+    official, strict = (values(measures_of(ARO, items, constant, parser)) for parser in ("official", "strict"))
     assert (official["aro/vg_relation/acc"], official["aro/coco_order/acc"]) == (0, 1)
-    assert (fair["aro/vg_relation/acc"], fair["aro/coco_order/acc"]) == (0.5, pytest.approx(0.2))
-    assert fair["aro/flickr30k_order/tied"] == 1
+    assert [strict[f"aro/{split}/acc"] for split in SPLITS] == [0] * 4
+    assert [strict[f"aro/{split}/tied"] for split in SPLITS] == [1] * 4
+    assert ARO.default_parser == "strict"
+
+
+def test_a_tie_among_wrong_captions_is_none(folder):
+    items = [item for item in ARO.read(folder, NO_PICTURES) if item.split == "coco_order"]
+    scores = {item.id: [2, 1, 1, 1, 1] if n % 2 else [0, 1, 1, 1, 1] for n, item in enumerate(items)}
+    found = values(measures_of(ARO, items, scores, "strict"))
+    assert (found["aro/coco_order/acc"], found["aro/coco_order/tied"]) == (0.5, 0)
 
 
 def test_a_part_of_the_image_is_shown(folder):

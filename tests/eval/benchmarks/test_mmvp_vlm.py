@@ -74,8 +74,16 @@ def test_official_pairs_are_those_of_the_script(items):
 def test_constant_and_perfect_scores(items, parser):
     constant = measures_of(MMVP_VLM, items, {item.id: [0.2, 0.2] for item in items}, parser)
     assert values(constant)["mmvp_vlm/pair_acc"] == 0
+    assert values(constant)["mmvp_vlm/texts/tied"] == 1
     perfect = {item.id: [float(choice == item.answer) for choice in item.choices] for item in items}
-    assert values(measures_of(MMVP_VLM, items, perfect, parser))["mmvp_vlm/pair_acc"] == 1
+    found = values(measures_of(MMVP_VLM, items, perfect, parser))
+    assert (found["mmvp_vlm/pair_acc"], found["mmvp_vlm/texts/tied"]) == (1, 0)
+    # Of one pair the second statement does not tell the images apart.
+    first, second = [item.id for item in items if item.split == "texts"][:2]
+    perfect |= {first: [1.0, 0.5], second: [0.0, 0.5]}
+    found = values(measures_of(MMVP_VLM, items, perfect, parser))
+    assert found["mmvp_vlm/texts/tied"] == pytest.approx(1 / 15)
+    assert found["mmvp_vlm/texts/pair_acc"] == pytest.approx(1 if parser == "official" else 14 / 15)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
-"""Retrieval: ALBEF's ranking as a loop, fair ties by enumeration, and matrices from files."""
+"""Retrieval: ALBEF's ranking as a loop, ties, and matrices from files."""
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import numpy as np
@@ -10,12 +9,13 @@ import pytest
 
 from mllm_align.cli import main
 from mllm_align_eval.benchmarks.files import PictureFolder
-from mllm_align_eval.benchmarks.retrieval import FLICKR30K, IMAGES, fair_hits, official_hits
-from mllm_align_eval.matrices import read_matrix
+from mllm_align_eval.benchmarks.retrieval import COCO_RETRIEVAL, FLICKR30K, IMAGES, official_hits, strict_hits
+from mllm_align_eval.matrices import read_matrix, rows_of
 from mllm_align_eval.scoring import measures_of, questions_of
 
 NO_PICTURES = PictureFolder(None, IMAGES["flickr30k"])
 NUM_IMAGES = 14
+NUM_TEXTS = 5 * NUM_IMAGES
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def values(measures):
 
 
 def owners():
-    return [n for n in range(NUM_IMAGES) for _ in range(6 if n == 3 else 5)]
+    return [n for n in range(NUM_IMAGES) for _ in range(5)]
 
 
 def albef(i2t, t2i):
@@ -60,8 +60,8 @@ def albef(i2t, t2i):
 @pytest.mark.parametrize("parser", ["strict", "official"])
 def test_recall_is_that_of_the_script(items, tmp_path, parser):
     rng = np.random.default_rng(0)
-    i2t = rng.permutation(NUM_IMAGES * 71).reshape(NUM_IMAGES, 71).astype(np.float32)
-    t2i = rng.permutation(NUM_IMAGES * 71).reshape(71, NUM_IMAGES).astype(np.float32)
+    i2t = rng.permutation(NUM_IMAGES * NUM_TEXTS).reshape(NUM_IMAGES, NUM_TEXTS).astype(np.float32)
+    t2i = rng.permutation(NUM_IMAGES * NUM_TEXTS).reshape(NUM_TEXTS, NUM_IMAGES).astype(np.float32)
     np.savez(tmp_path / "two.npz", i2t=i2t, t2i=t2i)
     found = values(measures_of(FLICKR30K, items, read_matrix(tmp_path / "two.npz", items), parser))
     expected = albef(i2t, t2i)
@@ -84,18 +84,16 @@ def test_official_ties_are_broken_by_index():
         assert official_hits(scores, targets) == [float(rank < cut) for cut in (1, 5, 10)]
 
 
-def test_fair_ties_are_the_mean_over_all_orders():
+def test_strictly_a_tie_is_wrong():
     rng = np.random.default_rng(1)
-    for _ in range(20):
-        scores = rng.integers(0, 3, 6)
-        targets = sorted(rng.choice(6, size=2, replace=False).tolist())
-        hits = np.zeros(3)
-        orders = list(itertools.permutations(range(6)))
-        for order in orders:
-            ranking = sorted(range(6), key=lambda index: (-scores[index], order[index]))
-            rank = min(ranking.index(target) for target in targets)
-            hits += [rank < cut for cut in (1, 5, 10)]
-        assert fair_hits(scores, targets) == pytest.approx((hits / len(orders)).tolist(), abs=1e-12)
+    for _ in range(200):
+        scores = rng.integers(0, 4, 15).astype(np.float32)
+        targets = sorted(rng.choice(15, size=rng.integers(1, 4), replace=False).tolist())
+        wrong = [index for index in range(15) if index not in targets]
+        # The order that is worst for the right candidates.
+        ranking = sorted(range(15), key=lambda index: (-scores[index], index not in wrong))
+        rank = min(ranking.index(target) for target in targets)
+        assert strict_hits(scores, targets) == [float(rank < cut) for cut in (1, 5, 10)]
 
 
 def test_constant_and_perfect_similarities(items, tmp_path):
@@ -103,10 +101,35 @@ def test_constant_and_perfect_similarities(items, tmp_path):
     np.save(tmp_path / "perfect.npy", (image_of == np.arange(NUM_IMAGES)[:, None]).astype(np.float32))
     perfect = values(measures_of(FLICKR30K, items, read_matrix(tmp_path / "perfect.npy", items), "strict"))
     assert perfect["flickr30k/r_mean"] == 1
-    np.save(tmp_path / "constant.npy", np.zeros((NUM_IMAGES, 71), np.float32))
-    constant = values(measures_of(FLICKR30K, items, read_matrix(tmp_path / "constant.npy", items), "strict"))
-    assert constant["flickr30k/text_to_image/r1"] == pytest.approx(1 / NUM_IMAGES)
-    assert constant["flickr30k/text_to_image/r10"] == pytest.approx(10 / NUM_IMAGES)
+    assert perfect["flickr30k/image_to_text/tied"] == perfect["flickr30k/text_to_image/tied"] == 0
+    np.save(tmp_path / "constant.npy", np.zeros((NUM_IMAGES, NUM_TEXTS), np.float32))
+    constant = measures_of(FLICKR30K, items, read_matrix(tmp_path / "constant.npy", items), "strict")
+    assert values(constant)["flickr30k/r_mean"] == 0
+    for way, count in (("image_to_text", NUM_IMAGES), ("text_to_image", NUM_TEXTS)):
+        tied = constant[f"flickr30k/{way}/tied"]
+        assert (tied.metric.value(), len(tied.clusters)) == (1, count)
+
+
+def test_ties_that_matter_are_counted(items):
+    rng = np.random.default_rng(2)
+    matrix = rng.integers(0, 50, (NUM_IMAGES, NUM_TEXTS)).astype(np.float32)
+    given = rows_of(items[:NUM_IMAGES], matrix) | rows_of(items[NUM_IMAGES:], matrix.T)
+    found = values(measures_of(FLICKR30K, items, given, "strict"))
+    own = np.array(owners())[None] == np.arange(NUM_IMAGES)[:, None]
+    best = np.where(own, matrix, -1).max(axis=1)
+    level = [(matrix[n][~own[n]] == best[n]).any() for n in range(NUM_IMAGES)]
+    assert found["flickr30k/image_to_text/tied"] == pytest.approx(np.mean(level))
+    back = [(np.delete(matrix[:, t], n) == matrix[n, t]).any() for t, n in enumerate(owners())]
+    assert found["flickr30k/text_to_image/tied"] == pytest.approx(np.mean(back))
+    assert 0 < np.mean(level) < 1
+
+
+def test_five_captions_an_image(tmp_path):
+    rows = [{"image": f"{n}.jpg", "caption": [f"{n} {k}" for k in range(5 + n)]} for n in range(3)]
+    (tmp_path / "coco_karpathy_test.json").write_text(json.dumps(rows))
+    items = COCO_RETRIEVAL.read(tmp_path, NO_PICTURES)
+    assert [item.prompt for item in items[3:]] == [f"{n} {k}" for n in range(3) for k in range(5)]
+    assert items[2].truth["targets"] == (10, 11, 12, 13, 14)
 
 
 def test_what_is_asked(items):
@@ -118,26 +141,26 @@ def test_what_is_asked(items):
         "prompt": "",
     }
     assert asked[-1]["prompt"] == "caption 13 4"
-    assert asked[-1]["id"] == "flickr30k/text/70"
+    assert asked[-1]["id"] == "flickr30k/text/69"
 
 
 def test_from_the_command_line(folder, tmp_path, capsys):
-    np.save(tmp_path / "sims.npy", np.eye(NUM_IMAGES, 71, dtype=np.float32))
+    np.save(tmp_path / "sims.npy", np.eye(NUM_IMAGES, NUM_TEXTS, dtype=np.float32))
     score = ["eval", "score", "flickr30k", "--data", str(folder.parent), "--answers"]
     assert main([*score, str(tmp_path / "sims.npy")]) == 0
     assert "flickr30k/text_to_image/r10" in capsys.readouterr().out
     np.save(tmp_path / "few.npy", np.eye(NUM_IMAGES, dtype=np.float32))
     assert main([*score, str(tmp_path / "few.npy")]) == 2
-    assert "shape (14, 14) instead of (14, 71), images by texts" in " ".join(capsys.readouterr().err.split())
+    assert "shape (14, 14) instead of (14, 70), images by texts" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"a": np.zeros((14, 71)), "b": np.zeros((71, 14))}, "holds a, b; needed is one array, or i2t and t2i"),
-        ({"a": np.full((14, 71), np.nan)}, "not all similarities are numbers"),
-        ({"a": np.zeros((14, 71), int)}, "not all similarities are numbers"),
-        ({"i2t": np.zeros((14, 71)), "t2i": np.zeros((14, 71))}, r"\(14, 71\) instead of \(71, 14\), texts by images"),
+        ({"a": np.zeros((14, 70)), "b": np.zeros((70, 14))}, "holds a, b; needed is one array, or i2t and t2i"),
+        ({"a": np.full((14, 70), np.nan)}, "not all similarities are numbers"),
+        ({"a": np.zeros((14, 70), int)}, "not all similarities are numbers"),
+        ({"i2t": np.zeros((14, 70)), "t2i": np.zeros((14, 70))}, r"\(14, 70\) instead of \(70, 14\), texts by images"),
     ],
 )
 def test_matrices_that_do_not_fit(items, tmp_path, arrays, message):

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import math
 import random
 from collections import Counter
 
 import datasets
 import pytest
 
+from eval_encoders import Constant
 from eval_items import picture
 from mllm_align_eval.benchmarks.files import PictureFolder
 from mllm_align_eval.benchmarks.sugarcrepe import (
     IMAGES,
     SUBSETS,
-    SUBSETS_PP,
     SUGARCREPE,
     SUGARCREPE_CAPTIONS,
-    SUGARCREPE_PP,
 )
+from mllm_align_eval.items import Picture
 from mllm_align_eval.scoring import measures_of
+from mllm_align_eval.similarity import similarity_rows
 
 NO_PICTURES = PictureFolder(None, IMAGES)
 SIZES = {
@@ -140,49 +139,30 @@ def test_a_tie_is_wrong(scored):
     assert perfect["sugarcrepe_captions/acc_mean7"] == 1
 
 
+def test_means_by_way(scored):
+    given = {item.id: [1, 0] if item.split in ("add_att", "swap_obj", "replace_obj") else [0, 1] for item in scored}
+    found = values(measures_of(SUGARCREPE_CAPTIONS, scored, given, "strict"))
+    ways = [found[f"sugarcrepe_captions/{way}/acc"] for way in ("add", "replace", "swap")]
+    assert ways == pytest.approx([1 / 2, 1 / 3, 1 / 2])
+
+
+def test_constant_embeddings_of_the_real_captions_are_all_ties(scored):
+    items = [
+        type(item)(**{**vars(item), "pictures": (Picture(item.pictures[0].name, lambda: picture(7)),)})
+        for item in scored
+        if int(item.id.split("/")[2]) < 30
+    ]
+    found = values(measures_of(SUGARCREPE_CAPTIONS, items, similarity_rows(Constant(300), items), "official"))
+    assert {name: found[f"sugarcrepe_captions/{name}/acc"] for name in SUBSETS} == dict.fromkeys(SUBSETS, 0)
+    assert {name: found[f"sugarcrepe_captions/{name}/tied"] for name in SUBSETS} == dict.fromkeys(SUBSETS, 1)
+
+
 def test_scores_are_needed_for_captions(scored):
     with pytest.raises(ValueError, match=r"'sugarcrepe_captions/add_att/0' is a text: .* with 2 scores"):
         measures_of(SUGARCREPE_CAPTIONS, scored, {item.id: "(1)" for item in scored}, "strict")
     wrong = {item.id: [1.0, 2.0] for item in scored} | {scored[3].id: [1.0]}
     with pytest.raises(ValueError, match=r"'sugarcrepe_captions/add_att/3' has 1 scores instead of 2"):
         measures_of(SUGARCREPE_CAPTIONS, scored, wrong, "strict")
-
-
-@pytest.fixture
-def plus(tmp_path):
-    for subset in SUBSETS_PP:
-        rows = [
-            {
-                "id": n,
-                "filename": f"{n // 2}.jpg",
-                "caption": f"a {n}",
-                "caption2": f"one {n}",
-                "negative_caption": f"no {n}",
-            }
-            for n in range(8)
-        ]
-        (tmp_path / f"{subset}.json").write_text(json.dumps(rows))
-    return SUGARCREPE_PP.read(tmp_path, NO_PICTURES)
-
-
-def test_both_true_captions_must_win(plus):
-    assert [item.id for item in plus[:2]] == [
-        "sugarcrepe_pp/replace_att/0/caption",
-        "sugarcrepe_pp/replace_att/0/caption2",
-    ]
-    rng = random.Random(1)
-    scores = {item.id: [rng.randint(0, 3), rng.randint(0, 3)] for item in plus}
-    found = values(measures_of(SUGARCREPE_PP, plus, scores, "official"))
-    for subset in SUBSETS_PP:
-        full = one = two = 0
-        for row in range(8):
-            first, second = (scores[f"sugarcrepe_pp/{subset}/{row}/{kind}"] for kind in ("caption", "caption2"))
-            one += first[0] > first[1]
-            two += second[0] > second[1]
-            full += first[0] > first[1] and second[0] > second[1]
-        head = f"sugarcrepe_pp/{subset}"
-        assert [found[f"{head}/{name}_acc"] for name in ("itt", "caption", "caption2")] == [full / 8, one / 8, two / 8]
-    assert not math.isnan(found["sugarcrepe_pp/itt_acc_mean5"])
 
 
 @pytest.mark.parametrize(
@@ -197,8 +177,6 @@ def test_files_of_another_shape(tmp_path, text, message):
 def test_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"add_att\.json: get it from .*sugar-crepe"):
         SUGARCREPE_CAPTIONS.read(tmp_path, NO_PICTURES)
-    with pytest.raises(FileNotFoundError, match=r"replace_att\.json: get it from .*scpp"):
-        SUGARCREPE_PP.read(tmp_path, NO_PICTURES)
 
 
 def test_the_copy_on_the_hub():

@@ -79,6 +79,11 @@ def test_constant_and_perfect_scores(items):
     shifted = {name: [s + 5 * name.endswith("image_1") for s in pair] for name, pair in perfect.items()}
     found = values(measures_of(WINOGROUND, items, shifted, "strict"))
     assert (found["winoground/text"], found["winoground/image"]) == (1, 0)
+    # Level across the images, though within each image one caption is best.
+    across = {item.id: [1.0, 0.0] for item in items[:2]} | {name: pair for name, pair in list(perfect.items())[2:]}
+    found = values(measures_of(WINOGROUND, items, across, "strict"))
+    assert found["winoground/pairs/tied"] == pytest.approx(1 / 60)
+    assert found["winoground/group"] == pytest.approx(59 / 60)
 
 
 def test_the_hubs_rows(items):

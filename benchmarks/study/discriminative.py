@@ -1,0 +1,98 @@
+"""Does a contrast make an encoder of a model that answers, and does it still answer? One command, resumable.
+
+    python benchmarks/study/discriminative.py                          # runs all that is missing, writes the page
+    python benchmarks/study/discriminative.py --arms both dual         # these arms alone
+    python benchmarks/study/discriminative.py --minutes 60             # start no run after an hour
+
+Two learning rates are tried with seed 0 of `both`, and the better one on validation is that of all arms that train the
+base; two more with `dual` for dual encoders. No choice looks at the test. Each finished run is a line of the records'
+file; a run that is killed is done again, a finished one never. The page is written at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from discriminative_arms import ARMS, LEARNING_RATES, SEEDS, STEPS, Run, tuned_by, untrained
+from discriminative_page import page
+from records import Records
+
+HERE = Path(__file__).resolve().parent
+
+
+def chosen_rate(records: Records, tuned: str, steps: int) -> float | None:
+    """The learning rate with which `tuned` has the best validation score, or None while one has not been tried."""
+    tried = {rate: records.get(Run(tuned, rate, SEEDS[0], steps)) for rate in LEARNING_RATES[tuned]}
+    if any(record is None for record in tried.values()):
+        return None
+    return max(tried, key=lambda rate: tried[rate]["validation"]["score"])  # type: ignore[index]
+
+
+def next_runs(records: Records, arms: Sequence[str], steps: int, seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
+    """What is to be done next: the base, then all rates to choose from, then all seeds of each arm at the best."""
+    wanted = untrained()
+    tuning = dict.fromkeys(tuned_by(arm) for arm in arms)
+    rates = {tuned: chosen_rate(records, tuned, steps) for tuned in tuning}
+    for tuned in tuning:
+        wanted += [Run(tuned, rate, SEEDS[0], steps) for rate in LEARNING_RATES[tuned]]
+    for arm in arms:
+        rate = rates[tuned_by(arm)]
+        wanted += [Run(arm, rate, seed, steps) for seed in seeds] if rate is not None else []
+    yield from (run for run in dict.fromkeys(wanted) if records.get(run) is None)
+
+
+def work_off(records: Records, arguments: argparse.Namespace) -> None:
+    """Runs what is missing until it is done or the time is up."""
+    from discriminative_run import carry_out
+
+    until = time.monotonic() + 60 * arguments.minutes
+    with ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn")) as pool:
+        running: dict[Future[Any], Run] = {}
+        while True:
+            if time.monotonic() < until:
+                for run in next_runs(records, arguments.arms, arguments.steps, arguments.seeds):
+                    if len(running) >= arguments.workers:
+                        break
+                    if run not in running.values():
+                        running[pool.submit(carry_out, run, arguments.cache)] = run
+            if not running:
+                return
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                run = running.pop(future)
+                records.add(future.result())
+                record = records.found[run]
+                print(f"{time.strftime('%H:%M:%S')} {run}: {record.get('seconds', 0):.0f} s, {record['validation']}")
+                sys.stdout.flush()
+
+
+def main() -> None:
+    """Runs what is missing, and writes the page of what is finished."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
+    parser.add_argument("--runs", type=Path, default=HERE / "discriminative_runs.jsonl")
+    parser.add_argument("--page", type=Path, default=HERE / "discriminative.md")
+    parser.add_argument("--cache", type=Path, default=Path("runs/discriminative_cache"))
+    parser.add_argument("--workers", type=int, default=max(1, os.cpu_count() or 2))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after that")
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.path.append(str(HERE.parent))  # where operations are counted
+    records = Records(arguments.runs, Run)
+    work_off(records, arguments)
+    arguments.page.write_text(page(records, arguments.steps), encoding="utf-8")
+    print(arguments.page.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The arms of the discriminative study: what each trains for, on the same rows in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any, NamedTuple
+
+from mllm_align.data.world.captions import IMAGE_INSTRUCTION, TEXT_INSTRUCTION
+from mllm_align.objectives import Discriminative, InfoNCE, NextToken, Weighted
+
+SEEDS = (0, 1, 2)
+STEPS = 1200
+CAPTIONS_PER_STEP, REPLAY_PER_STEP = 32, 8
+NUM_CAPTIONS, NUM_REPLAY = 16000, 4000
+CAPTIONS, REPLAY = "captions", "replay"
+TEMPERATURE = 0.07
+LORA_RANK, LORA_ALPHA = 16, 32
+WARMUP = 0.1
+# The base read behind the same instructions, by the state at their end and by the mean of all states.
+BASE, BASE_LAST = "base", "base_last"
+TUNED, DUAL, CONTROL = "both", "dual", "next_token"
+# The arms whose validation chooses a learning rate: one for all that train the base by LoRA, one for dual encoders.
+LEARNING_RATES: Mapping[str, Sequence[float]] = {TUNED: (5e-3, 2.5e-3), DUAL: (3e-3, 1.5e-3)}
+
+
+class Run(NamedTuple):
+    """What decides a run's result."""
+
+    arm: str
+    learning_rate: float
+    seed: int
+    steps: int
+
+
+class Arm(NamedTuple):
+    """What an arm trains for, and how.
+
+    Attributes:
+        contrast: Whether pictures and short captions are told apart.
+        next_token: Whether long captions are predicted.
+        negatives: Whether the contrast has the false captions.
+        replay: Whether ordinary instruction rows go along.
+        pooling: Of states to a vector.
+        soft_prompts: Whether the instructions become vectors that train.
+        dual: Whether it is a dual encoder that trains, whole, and not the base.
+    """
+
+    contrast: bool = True
+    next_token: bool = True
+    negatives: bool = True
+    replay: bool = True
+    pooling: str = "mean"
+    soft_prompts: bool = False
+    dual: bool = False
+
+
+ARMS: Mapping[str, Arm] = {
+    TUNED: Arm(),
+    DUAL: Arm(next_token=False, replay=False, dual=True),
+    "contrast": Arm(next_token=False),
+    CONTROL: Arm(contrast=False),
+    "both_soft": Arm(soft_prompts=True),
+    "contrast_alone": Arm(next_token=False, replay=False),
+    "both_no_negatives": Arm(negatives=False),
+    "dual_no_negatives": Arm(next_token=False, replay=False, negatives=False, dual=True),
+    "both_last": Arm(pooling="last"),
+}
+UNTRAINED = {BASE: Arm(), BASE_LAST: Arm(pooling="last")}
+
+
+def untrained() -> list[Run]:
+    """The runs of the base, in which nothing trains."""
+    return [Run(name, 0.0, 0, 0) for name in UNTRAINED]
+
+
+def tuned_by(arm: str) -> str:
+    """The arm whose learning rate an arm has."""
+    return DUAL if ARMS[arm].dual else TUNED
+
+
+def contrast_options(arm: Arm) -> dict[str, Any]:
+    """The options of `InfoNCE` that an arm's contrast has."""
+    return {
+        "text": "caption",
+        "image_prompt": IMAGE_INSTRUCTION,
+        "text_prompt": TEXT_INSTRUCTION,
+        "pooling": arm.pooling,
+        "negatives": arm.negatives,
+        "temperature": TEMPERATURE,
+    }
+
+
+def objective_of(arm: Arm) -> tuple[Weighted, Discriminative | InfoNCE | None]:
+    """The objective of an arm that trains the base, and the part of it that has an embedding, if one has."""
+    contrast: Discriminative | InfoNCE | None = None
+    # `Discriminative` has the sum of both directions, of which `InfoNCE` has the mean.
+    weight = 1.0
+    if arm.contrast and arm.next_token:
+        contrast = Discriminative(**contrast_options(arm))
+    elif arm.contrast:
+        contrast, weight = InfoNCE(**contrast_options(arm)), 2.0
+    first = (contrast or NextToken(matched=False), weight, CAPTIONS)
+    if not arm.replay:
+        return Weighted(first), contrast
+    return Weighted(first, (NextToken(matched=False), 1.0, REPLAY)), contrast
+
+
+def order(seed: int, steps: int, num_rows: int, per_step: int, name: str) -> list[list[int]]:
+    """By step the rows that it has; none comes twice before all have come once.
+
+    Args:
+        seed: Of the run.
+        steps: How many.
+        num_rows: To choose from.
+        per_step: How many a step has.
+        name: Of the rows, so that others come in another order.
+    """
+    rng, drawn = Random(f"{name}|{seed}"), []
+    while len(drawn) < steps * per_step:
+        rows = list(range(num_rows))
+        rng.shuffle(rows)
+        drawn += rows
+    return [drawn[start : start + per_step] for start in range(0, steps * per_step, per_step)]

@@ -1,0 +1,44 @@
+"""The rows of the discriminative study: the same for every arm, in an order that the seed decides."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import datasets
+
+import discriminative_arms as settings
+from discriminative_arms import CAPTIONS, REPLAY, Arm, Run, order
+from mllm_align.data.world import caption_rows, instruction_rows
+
+COLUMNS = ("id", "source", "image", "prompt", "caption", "chosen", "negatives")
+
+
+@cache
+def captions() -> list[dict[str, Any]]:
+    """Pictures with a short caption, a long one, and one false caption; made once in a process."""
+    rows = caption_rows(settings.NUM_CAPTIONS, 0, num_negatives=1)
+    return [{**row, "source": CAPTIONS} for row in rows]
+
+
+@cache
+def table() -> datasets.Dataset:
+    """The captions, and behind them instruction rows with the prior and its noise, as the base was trained on."""
+    replay = [{**row, "source": REPLAY} for row in instruction_rows(settings.NUM_REPLAY, 0)]
+    rows = [{name: row.get(name) for name in COLUMNS} for row in [*captions(), *replay]]
+    return datasets.Dataset.from_list(rows)
+
+
+def caption_order(run: Run) -> list[list[int]]:
+    """By step the captions of a run; those of two runs with one seed are the same, whatever their arms."""
+    return order(run.seed, run.steps, settings.NUM_CAPTIONS, settings.CAPTIONS_PER_STEP, CAPTIONS)
+
+
+def training_rows(run: Run, arm: Arm) -> tuple[datasets.Dataset, int]:
+    """All rows of a run in order, and how many make a step."""
+    steps, per_step = caption_order(run), settings.CAPTIONS_PER_STEP
+    if arm.replay:
+        more = order(run.seed, run.steps, settings.NUM_REPLAY, settings.REPLAY_PER_STEP, REPLAY)
+        steps = [own + [settings.NUM_CAPTIONS + row for row in other] for own, other in zip(steps, more, strict=True)]
+        per_step += settings.REPLAY_PER_STEP
+    return table().select([row for step in steps for row in step]), per_step

@@ -1,0 +1,134 @@
+"""One run of the discriminative study: the base trained by LoRA, or a dual encoder; then asked."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from discriminative_arms import ARMS, LORA_ALPHA, LORA_RANK, UNTRAINED, WARMUP, Arm, Run, objective_of
+from discriminative_dual import train_dual
+from discriminative_evaluation import embedding_parts, language_parts, packed, validation_scores
+from discriminative_rows import training_rows
+from flops import count_flops
+from mllm_align import AlignConfig, AlignTrainer
+from mllm_align.data.world.captions import IMAGE_INSTRUCTION, TEXT_INSTRUCTION
+from mllm_align.demo.quiet import quiet
+from mllm_align.encoding import Encoder
+from mllm_align.models import ModelArguments, load_model, lora_config
+from mllm_align_eval.encoders import EmbeddingModel
+
+BATCH = 100
+COUNTED_STEPS = 2
+
+
+def arguments_of(arm: Arm) -> ModelArguments:
+    """What is loaded and trained; the same for all arms but for soft prompts."""
+    return ModelArguments(
+        model_name_or_path="demo-base",
+        dtype="float32",
+        lora_r=LORA_RANK,
+        lora_alpha=LORA_ALPHA,
+        lora_dropout=0.0,
+        train_projector=True,
+        soft_prompts=[IMAGE_INSTRUCTION, TEXT_INSTRUCTION] if arm.soft_prompts else [],
+    )
+
+
+def trainer_of(run: Run, folder: Path, root: Path) -> tuple[AlignTrainer, Any, Any]:
+    """The trainer of a run, its processor, and the part of its objective that has an embedding, if one has."""
+    arm = ARMS[run.arm]
+    set_seed(run.seed)
+    arguments = arguments_of(arm)
+    model, processor = load_model(arguments, device=torch.device("cpu"))
+    objective, contrast = objective_of(arm)
+    rows, per_step = training_rows(run, arm)
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": run.steps,
+        "per_device_train_batch_size": per_step,
+        "train_sampling_strategy": "sequential",
+        "max_tokens_per_forward": None,
+        "learning_rate": run.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": WARMUP,
+        "seed": run.seed,
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_steps": 20,
+        "disable_tqdm": True,
+        "check_data": False,
+        "use_cpu": True,
+        "bf16": False,
+        "cache_dir": str(root),
+        "cache_pixels": True,
+    }
+    trainer = AlignTrainer(
+        model,
+        objective,
+        AlignConfig(**settings),
+        processing_class=processor,
+        train_dataset=rows,
+        peft_config=lora_config(model, replace(arguments, use_peft=True)),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer, processor, contrast
+
+
+def train(run: Run, folder: Path, root: Path) -> tuple[Any, Any, Encoder, dict[str, Any]]:
+    """The trained model, its processor, its encoder, and what it cost."""
+    counted = trainer_of(run._replace(steps=COUNTED_STEPS), folder / "counted", root)[0]
+    flops = count_flops(counted.train) // COUNTED_STEPS
+    trainer, processor, contrast = trainer_of(run, folder / "run", root)
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    model: Any = trainer.model
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    cost = {
+        "seconds": round(seconds, 1),
+        "flops_per_step": flops,
+        "tokens": int(trainer.state.num_input_tokens_seen),
+        "trained_parameters": sum(each.numel() for each in model.parameters() if each.requires_grad),
+        "parameters": sum(each.numel() for each in model.get_base_model().parameters()),
+        "losses": [round(entry["loss"], 3) for entry in log],
+    }
+    if contrast is None:
+        return model, processor, read_as_it_is(model, processor, ARMS[run.arm]), cost
+    return model, processor, Encoder(model, processor, contrast.embedding), cost
+
+
+def read_as_it_is(model: Any, processor: Any, arm: Arm) -> Encoder:
+    """The encoder of a model that no contrast trained, behind the instructions of those that one did."""
+    prompts = {"image_prompt": IMAGE_INSTRUCTION, "text_prompt": TEXT_INSTRUCTION}
+    return Encoder.zero_shot(model, processor, pooling=arm.pooling, **prompts)
+
+
+def carry_out(run: Run, root: Path) -> dict[str, Any]:
+    """The record of a run: what it cost, validation, and the test's columns; of the base without training."""
+    quiet()
+    torch.set_num_threads(1)
+    cost: dict[str, Any] = {}
+    language: tuple[Any, Any] | None = None
+    if run.arm in UNTRAINED:
+        arm = UNTRAINED[run.arm]
+        language = load_model(arguments_of(arm), device=torch.device("cpu"))
+        encoder: Any = EmbeddingModel(read_as_it_is(*language, arm), BATCH)
+    elif ARMS[run.arm].dual:
+        base, processor = load_model(arguments_of(ARMS[run.arm]), device=torch.device("cpu"))
+        encoder, cost = train_dual(run, base, processor)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            model, processor, found, cost = train(run, Path(folder), root)
+        language, encoder = (model, processor), EmbeddingModel(found, BATCH)
+    started = time.perf_counter()
+    validation = validation_scores(encoder, language)
+    test = embedding_parts(encoder) | ({} if language is None else language_parts(*language))
+    asking = round(time.perf_counter() - started, 1)
+    return {"run": run._asdict(), **cost, "validation": validation, "test": packed(test), "asking": asking}

@@ -1,0 +1,95 @@
+"""Both sides of a contrast as summaries: states at the end of an instruction, where nothing else is asked for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mllm_align.contract import Feature, Signals
+from mllm_align.objectives.info_nce import InfoNCE
+from mllm_align.objectives.pairs import IMAGE_PROMPT, TEXT_PROMPT, Compared, Pairs
+
+PARAPHRASES = "positives"
+OPTIONS = ("image", "text", "image_prompt", "text_prompt", "pooling", "layer", "dim")
+
+
+def summaries(owner: str, options: Mapping[str, Any]) -> Pairs:
+    """The sides of an objective that compares one vector of each row's image with one of its text.
+
+    Args:
+        owner: Name of the objective, for errors.
+        options: Of `Pairs`: image, text, image_prompt, text_prompt, pooling, layer, dim; without a word on the
+            instructions, they are IMAGE_PROMPT and TEXT_PROMPT, or none where a side is the row's own prompt.
+
+    Raises:
+        ValueError: If there is no such option, or `Pairs` refuses it.
+    """
+    unknown = [name for name in options if name not in OPTIONS]
+    if unknown:
+        raise ValueError(f"{owner} has no option {unknown[0]!r} (of its sides: {', '.join(OPTIONS)})")
+    return Pairs(owner, **{**instructions(options), **options})
+
+
+def instructions(options: Mapping[str, Any]) -> dict[str, str | None]:
+    """The prompts of both sides where options of `Pairs` say nothing of them; none where a side is the row's own."""
+    return {
+        "image_prompt": None if options.get("image") == "prompt" else IMAGE_PROMPT,
+        "text_prompt": None if options.get("text") == "prompt" else TEXT_PROMPT,
+    }
+
+
+def info_nce_with(
+    owner: str, options: Mapping[str, Any], chosen: Mapping[str, Any], kept: Sequence[str] = ()
+) -> InfoNCE:
+    """The contrast of an objective that has others beside it.
+
+    Args:
+        owner: Name of the objective, for errors.
+        options: Of `InfoNCE`, as they were given.
+        chosen: Those that the objective has where they are not given.
+        kept: Names of options that are not to be given.
+
+    Raises:
+        ValueError: If there is no such option, or `InfoNCE` refuses it.
+    """
+    known = [name for name in inspect.signature(InfoNCE).parameters if name not in kept]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(f"{owner} has no option {unknown[0]!r} (of its contrast: {', '.join(known)})")
+    return InfoNCE(**{**chosen, **options})
+
+
+def paraphrases_of(pairs: Pairs) -> Feature:
+    """What is measured of further texts that are true of an image, column "positives", as the text side is read.
+
+    Raises:
+        ValueError: If that side is no text before an instruction, or is pooled of tokens.
+    """
+    side = pairs.sides["text"]
+    if side.source != "embedding" or side.prompt is None:
+        raise ValueError(f"{pairs.owner}: paraphrases are read before an instruction: give text_prompt")
+    if side.pooling == "tokens":
+        raise ValueError(f"{pairs.owner}: pooling 'query' takes one text a row, not paraphrases: pool otherwise")
+    return side._replace(name=f"text:{PARAPHRASES}", column=PARAPHRASES)
+
+
+def paraphrase_vectors(pairs: Pairs, policy: Signals, found: Compared) -> tuple[Tensor, Tensor]:
+    """The vectors of the further texts of a batch.
+
+    Args:
+        pairs: The sides, whose head of the texts they go through.
+        policy: Signals, with the feature `paraphrases_of` where a row has any.
+        found: What `pairs` made of them.
+
+    Returns:
+        (P, d) vectors, not of unit length, and (P,) int64, the row of each.
+    """
+    ragged = policy.features.get(paraphrases_of(pairs).name)
+    if ragged is None:
+        return found.texts[:0], found.owner[:0]
+    values = ragged.values.to(torch.promote_types(ragged.values.dtype, torch.float32))
+    return pairs.heads["text"](values) if "text" in pairs.heads else values, ragged.row

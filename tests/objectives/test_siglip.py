@@ -1,0 +1,134 @@
+"""SigLIP against loops and the numbers that are known of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from mllm_align.contract import Ragged, Signals
+from mllm_align.objectives import SigLIP
+from mllm_align.objectives.siglip import sigmoid_losses
+
+
+def signals(objective: SigLIP, *values: torch.Tensor, rows: tuple[list[int], ...], size: int) -> Signals:
+    named = zip(objective.needs.features, values, rows, strict=True)
+    features = {feature.name: Ragged(each, torch.tensor(own)) for feature, each, own in named}
+    return Signals({}, {}, features=features, sources=("x",) * size)
+
+
+def at(*numbers: float) -> list[torch.Tensor]:
+    return [torch.tensor(number, dtype=torch.float64) for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(2, 10.000091), (7, 10.000318), (256, 10.011622), (2000, 10 + 4.54e-5 + 1999 * 4.54e-5)]
+)
+def test_nothing_known_yet(count: int, expected: float) -> None:
+    """All cosines 0 at the start: log(1 + e^10) + (N - 1) log(1 + e^-10)."""
+    losses = sigmoid_losses(torch.zeros(count, count), torch.ones(count, dtype=torch.bool), *at(10.0, -10.0))
+    assert losses.mean().item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_numbers_that_are_known() -> None:
+    there = torch.ones(256, dtype=torch.bool)
+    found = sigmoid_losses(torch.eye(256, dtype=torch.float64), there, *at(10.0, -10.0)).mean()
+    assert found.item() == pytest.approx(0.704724, abs=1e-6)
+    even = sigmoid_losses(torch.zeros(7, 7, dtype=torch.float64), there[:7], *at(1.0, 0.0)).mean()
+    assert even.item() == pytest.approx(7 * math.log(2))
+    cosines = torch.tensor([[0.8, 0.2], [0.1, 0.6]], dtype=torch.float64)
+    assert sigmoid_losses(cosines, there[:2], *at(10.0, -10.0)).mean().item() == pytest.approx(3.0727683738, abs=1e-10)
+
+
+def test_the_objective_is_a_loop_over_pairs() -> None:
+    objective = SigLIP(temperature=0.2, bias=-3.0, text_prompt="In one word:", negatives=True)
+    images, texts = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    false = torch.randn(3, 4, dtype=torch.float64)
+    given = signals(objective, images, texts, false, rows=([4, 0, 2], [2, 4, 1], [0, 2, 2]), size=5)
+    outcome = objective(given, None)
+    unit = [[v / math.sqrt(float(v @ v)) for v in side] for side in (images, texts, false)]
+    # Rows 2 and 4 have both; row 0 has no text, and so nothing of it counts.
+    pictures, captions, wrong = [unit[0][2], unit[0][0]], [unit[1][0], unit[1][1]], unit[2][1:]
+    expected = 0.0
+    for n in range(2):
+        for m in range(2):
+            logit = 5 * float(pictures[n] @ captions[m]) - 3
+            expected += math.log1p(math.exp(-logit if n == m else logit))
+        expected += sum(math.log1p(math.exp(5 * float(pictures[n] @ v) - 3)) for v in wrong)
+    assert outcome.terms[0].sum.item() == pytest.approx(expected, rel=1e-6)
+    assert outcome.terms[0].count.item() == 2
+    assert outcome.metrics["bias"].item() == -3
+    nearer = all(float(pictures[0] @ captions[0]) > float(pictures[0] @ v) for v in wrong)
+    assert outcome.metrics["accuracy/negatives"].tolist() == [float(nearer)]
+
+
+def test_gradients() -> None:
+    """Of a pair it is -z sigmoid(-z x), whatever the other pairs are."""
+    cosines = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+    further = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    present, counts = torch.tensor([True, True, False, True]), torch.tensor([True, False, True])
+    scale, bias = (each.requires_grad_() for each in at(3.0, -1.0))
+    assert torch.autograd.gradcheck(
+        lambda c, f, s, b: sigmoid_losses(c, present, s, b, (f, counts)), (cosines, further, scale, bias)
+    )
+    whole = torch.ones(4, dtype=torch.bool)
+    (got,) = torch.autograd.grad(sigmoid_losses(cosines, whole, scale, bias).mean(), cosines)
+    sign = 2 * torch.eye(4, dtype=torch.float64) - 1
+    logits = (3 * cosines - 1).detach()
+    torch.testing.assert_close(got, 3 * -sign * torch.sigmoid(-sign * logits) / 4)
+
+
+def test_a_constant_in_all_similarities_counts() -> None:
+    """Which no softmax sees."""
+    cosines, there = torch.randn(4, 4, dtype=torch.float64), torch.ones(4, dtype=torch.bool)
+    before, after = (sigmoid_losses(cosines + shift, there, *at(1.0, 0.0)).sum() for shift in (0, 1))
+    assert abs(float(after - before)) > 0.1
+
+
+def test_temperature_and_bias_start_as_published_and_are_learnt_if_asked_for() -> None:
+    objective = SigLIP()
+    assert objective.log_scale.item() == pytest.approx(math.log(10))
+    assert objective.bias.item() == -10
+    assert objective.log_scale.requires_grad
+    assert objective.bias.requires_grad
+    fixed = SigLIP(learn_temperature=False, learn_bias=False)
+    assert not any(parameter.requires_grad for parameter in fixed.parameters())
+
+
+def test_leading_dimensions_are_embeddings_by_themselves() -> None:
+    images, texts = torch.randn(3, 6), torch.randn(3, 6)
+    rows = ([0, 1, 2], [0, 1, 2])
+    found = []
+    for size in (2, 4, 6):
+        plain = SigLIP()
+        found.append(plain(signals(plain, images[:, :size], texts[:, :size], rows=rows, size=3), None).loss.item())
+    nested = SigLIP(dimensions=(2, 4))
+    nested.set_widths({feature.name: 6 for feature in nested.needs.features})
+    assert nested(signals(nested, images, texts, rows=rows, size=3), None).loss.item() == pytest.approx(sum(found) / 3)
+    assert nested.embedding.dimensions == (2, 4)
+
+
+def test_vectors_that_are_all_alike_find_nothing() -> None:
+    objective = SigLIP()
+    alike = torch.ones(5, 37)
+    outcome = objective(signals(objective, alike, alike, rows=(list(range(5)),) * 2, size=5), None)
+    assert outcome.metrics["accuracy/image_to_text"].tolist() == [0] * 5
+    assert outcome.metrics["ties"].tolist() == [8] * 5
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"temperature": 0}, "SigLIP: temperature must be a number above 0, got 0"),
+        ({"bias": None}, "SigLIP: bias must be a number, got None"),
+        ({"bias": math.inf}, "SigLIP: bias must be a number, got inf"),
+        ({"learn_bias": 1}, "SigLIP: learn_bias must be true or false, got 1"),
+        ({"negatives": True}, "SigLIP: negatives are read before an instruction: give text_prompt"),
+        ({"dim": 0}, "SigLIP: dim must be a whole number above 0"),
+    ],
+)
+def test_options_without_a_meaning(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        SigLIP(**options)
