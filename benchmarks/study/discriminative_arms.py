@@ -19,7 +19,7 @@ LORA_RANK, LORA_ALPHA = 16, 32
 WARMUP = 0.1
 # The base read behind the same instructions, by the state at their end and by the mean of all states.
 BASE, BASE_LAST = "base", "base_last"
-TUNED, DUAL, CONTROL = "both", "dual", "next_token"
+TUNED, DUAL, LONGER, CONTROL = "both", "dual", "dual_longer", "next_token"
 # The arms whose validation chooses a learning rate: one for all that train the base by LoRA, one for dual encoders.
 LEARNING_RATES: Mapping[str, Sequence[float]] = {TUNED: (5e-3, 2.5e-3), DUAL: (3e-3, 1.5e-3)}
 
@@ -44,6 +44,7 @@ class Arm(NamedTuple):
         pooling: Of states to a vector.
         soft_prompts: Whether the instructions become vectors that train.
         dual: Whether it is a dual encoder that trains, whole, and not the base.
+        longer: Its steps in multiples of those of others.
     """
 
     contrast: bool = True
@@ -53,11 +54,15 @@ class Arm(NamedTuple):
     pooling: str = "mean"
     soft_prompts: bool = False
     dual: bool = False
+    longer: float = 1.0
 
 
+# A step of the dual encoder takes so many times fewer operations than one of `both` (flops_per_step of the records).
+FEWER_OPERATIONS = 1.75
 ARMS: Mapping[str, Arm] = {
     TUNED: Arm(),
     DUAL: Arm(next_token=False, replay=False, dual=True),
+    LONGER: Arm(next_token=False, replay=False, dual=True, longer=FEWER_OPERATIONS),
     "contrast": Arm(next_token=False),
     CONTROL: Arm(contrast=False),
     "both_soft": Arm(soft_prompts=True),
@@ -72,6 +77,11 @@ UNTRAINED = {BASE: Arm(), BASE_LAST: Arm(pooling="last")}
 def untrained() -> list[Run]:
     """The runs of the base, in which nothing trains."""
     return [Run(name, 0.0, 0, 0) for name in UNTRAINED]
+
+
+def steps_of(run: Run) -> int:
+    """The steps that a run trains for."""
+    return round(ARMS[run.arm].longer * run.steps)
 
 
 def tuned_by(arm: str) -> str:

@@ -126,7 +126,7 @@ def train_dual(run: Run, base: Any, processor: Any) -> tuple[Dual, dict[str, Any
     dual = Dual(base, processor).train()
     trained = [each for each in dual.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(trained, run.learning_rate, weight_decay=0.0)
-    schedule = get_cosine_schedule_with_warmup(optimizer, int(WARMUP * run.steps), run.steps)
+    schedule = get_cosine_schedule_with_warmup(optimizer, int(WARMUP * len(steps)), len(steps))
     shown, log, seconds, flops = pixels([row["image"] for row in rows]), [], 0.0, 0
 
     def step(own: Sequence[int]) -> float:

@@ -22,11 +22,13 @@ from mllm_align_eval.similarity import Encoder, Vectors, cosines
 
 BATCH = 100
 POOL, POOLS = 256, (0, 1)
-PER_KIND, NUM_SCENES, NUM_PAIRS, NUM_ANSWERS = 150, 600, 300, 500
+PER_KIND, NUM_SCENES, NUM_ADVERSARIAL, NUM_PAIRS, NUM_ANSWERS = 150, 1500, 300, 300, 500
 VALIDATION_POOL, VALIDATION_PER_KIND, VALIDATION_SCENES = 128, 30, 150
 TEST, VALIDATION = "test_in_distribution", "validation"
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "rank/image_to_text", "rank/text_to_image"
 NEGATIVES = "negatives/"
+QUESTIONS = ("questions", "adversarial", "pairs")
+LOSSES = ("loss/captions", "loss/answers")
 OWN = View("image", "chosen")
 
 
@@ -53,12 +55,12 @@ def negatives() -> list[dict[str, Any]]:
 @cache
 def asked() -> dict[str, list[Item]]:
     """The world's own questions by column: with the prior, without it, and of minimal pairs."""
-    found = {
-        "questions": questions(TEST, NUM_SCENES),
-        "adversarial": questions("test_adversarial", NUM_SCENES // 2),
-        "pairs": pair_questions(NUM_PAIRS),
-    }
-    return {name: [world_item(question, name) for question in own] for name, own in found.items()}
+    found = (
+        questions(TEST, NUM_SCENES),
+        questions("test_adversarial", NUM_ADVERSARIAL),
+        pair_questions(NUM_PAIRS),
+    )
+    return {name: [world_item(question, name) for question in own] for name, own in zip(QUESTIONS, found, strict=True)}
 
 
 @cache
@@ -121,10 +123,8 @@ def language_parts(model: Any, processor: Any) -> dict[str, Part]:
             clusters = clusters[::2]
         found[name] = Part(right, clusters)
     captioned = [row for rows in pools() for row in rows]
-    return found | {
-        "loss/captions": losses(model, processor, captioned),
-        "loss/answers": losses(model, processor, answers()),
-    }
+    told = (losses(model, processor, rows) for rows in (captioned, answers()))
+    return found | dict(zip(LOSSES, told, strict=True))
 
 
 @torch.no_grad()

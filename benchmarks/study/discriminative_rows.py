@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 
 import discriminative_arms as settings
-from discriminative_arms import CAPTIONS, REPLAY, Arm, Run, order
+from discriminative_arms import CAPTIONS, REPLAY, Arm, Run, order, steps_of
 from mllm_align.data.world import caption_rows, instruction_rows
 
 COLUMNS = ("id", "source", "image", "prompt", "caption", "chosen", "negatives")
@@ -31,7 +31,7 @@ def table() -> datasets.Dataset:
 
 def caption_order(run: Run) -> list[list[int]]:
     """By step the captions of a run; those of two runs with one seed are the same, whatever their arms."""
-    return order(run.seed, run.steps, settings.NUM_CAPTIONS, settings.CAPTIONS_PER_STEP, CAPTIONS)
+    return order(run.seed, steps_of(run), settings.NUM_CAPTIONS, settings.CAPTIONS_PER_STEP, CAPTIONS)
 
 
 def training_rows(run: Run, arm: Arm) -> tuple[datasets.Dataset, int]:

@@ -8,7 +8,9 @@ import torch
 from mllm_align.objectives.nearest import nearer_than_false, nearest, tolerance
 
 
-def test_it_is_what_loops_find() -> None:
+@pytest.mark.parametrize("seed", range(6))
+def test_it_is_what_loops_find(seed: int) -> None:
+    torch.manual_seed(seed)
     cosines = (2 * torch.rand(6, 6, dtype=torch.float64) - 1).mul(4).round() / 4
     present = torch.tensor([True, True, False, True, True, True])
     there = [n for n in range(6) if present[n]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -193,11 +192,8 @@ def _content(value: Any, where: str, column: str) -> str:
         raise RowProblem("unusable image", f"{where}: {what} in column {column!r}, where one is wanted")
     path = image_path(value)
     try:
-        return image_key(value if path is None else os.fspath(path), where) if path is None else _of_file(path)
+        key = image_key(value, where)
+        # As of the encoded bytes, so that a picture in a file is the one that another row holds itself.
+        return key if path is None else image_key(path.read_bytes())
     except (DataError, OSError) as error:
-        raise RowProblem("unusable image", f"{where}: {error}") from None
-
-
-def _of_file(path: Path) -> str:
-    # As `image_key` of the encoded bytes, so that a picture in a file is the one that another row holds itself.
-    return image_key(path.read_bytes())
+        raise RowProblem("unusable image", str(error)) from None

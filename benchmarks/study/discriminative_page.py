@@ -1,0 +1,231 @@
+"""The page of the discriminative study: what each arm finds, tells apart and still says, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+import discriminative_arms as settings
+from discriminative_arms import ARMS, BASE, CONTROL, DUAL, LEARNING_RATES, LONGER, SEEDS, TUNED, Run, steps_of
+from discriminative_evaluation import LOSSES, POOL, POOLS, QUESTIONS, VALIDATION_POOL
+from discriminative_metrics import (
+    WAYS,
+    Found,
+    cell,
+    columns_of,
+    difference,
+    finished,
+    trains,
+    written,
+)
+from intervals import interval
+from mllm_align.data.world.statements import NEGATIVE_KINDS
+from records import Records
+
+EMBEDDED = ("R@1 image to text", "R@1 text to image", "R@5", *WAYS)
+COMPARED = ("R@1", *WAYS, "hard negatives", "questions", "loss/captions")
+AGAINST = (BASE, CONTROL, DUAL, LONGER)
+ALLOWED = 2.0  # points of the world's questions that may be lost
+COSTS = ("learning rate", "parameters", "of them trained", "steps", "operations, 10^12", "seconds")
+
+
+def table(records: Records, steps: int, metrics: Sequence[str]) -> str:
+    """Markdown: values with 95 % intervals over seeds and pictures, of arms that have any."""
+    found = finished(records, steps)
+    rows = [(arm, *(cell(found, arm, metric) for metric in metrics)) for arm in found]
+    return _markdown(("arm", *metrics), [row for row in rows if any(row[1:])])
+
+
+def costs(records: Records, steps: int) -> str:
+    """Markdown: what each arm trains, and how much of the machine it takes."""
+    rows = []
+    for arm, own in finished(records, steps).items():
+        if not trains(arm):
+            continue
+        run, first = Run(**own[0]["run"]), own[0]
+        seconds = np.median([record["seconds"] for record in own])
+        size = (f"{first['parameters']:,}", f"{first['trained_parameters']:,}", str(steps_of(run)))
+        work = (f"{steps_of(run) * first['flops_per_step'] / 1e12:.1f}", f"{seconds:.0f}")
+        rows.append((arm, f"{run.learning_rate:g}", *size, *work))
+    return _markdown(("arm", *COSTS), rows)
+
+
+def differences(records: Records, steps: int) -> str:
+    """Markdown: arms with a contrast minus those without one and dual encoders, and all others minus `both`."""
+    found, rows = finished(records, steps), []
+    for arm, other in pairs_of(found):
+        cells = [difference(found, arm, other, metric) for metric in COMPARED]
+        texts = ("" if each is None else written(each, name, "+") for name, each in zip(COMPARED, cells, strict=True))
+        rows.append((f"{arm} - {other}", *texts))
+    return _markdown(("arms", *COMPARED), rows)
+
+
+def pairs_of(found: Found) -> Iterator[tuple[str, str]]:
+    """Which arms are compared with which."""
+    for arm in found:
+        if arm in ARMS and ARMS[arm].contrast and not ARMS[arm].dual:
+            yield from ((arm, other) for other in AGAINST if other in found)
+        if arm in ARMS and arm != TUNED and TUNED in found:
+            yield arm, TUNED
+
+
+def choices(records: Records, steps: int) -> str:
+    """Markdown: the learning rates that were tried, and their shares of right answers on validation."""
+    rows = []
+    for arm, rates in LEARNING_RATES.items():
+        for rate in rates:
+            record = records.get(Run(arm, rate, SEEDS[0], steps))
+            if record is not None:
+                own = record["validation"]
+                names = ("recall", "negatives", "questions", "score")
+                rows.append((arm, f"{rate:g}", *(f"{100 * own[name]:.1f}" if name in own else "" for name in names)))
+    return _markdown(("arm", "learning rate", "R@1", "hard negatives", "questions", "mean"), rows)
+
+
+def in_short(records: Records, steps: int) -> str:
+    """In words: what `both` gained on the base, how it stands to the dual encoder, and what it lost."""
+    found = finished(records, steps)
+    said = []
+    if TUNED in found and BASE in found:
+        before, after = (cell(found, arm, "R@1") for arm in (BASE, TUNED))
+        said.append(
+            f"- Retrieval: R@1 among {POOL}, both ways, from {before} of the base to {after} of `{TUNED}`; chance is "
+            f"{100 / POOL:.1f}."
+        )
+        lost: Any = difference(found, TUNED, BASE, "questions")
+        said.append(
+            f"- The world's own questions: {written(lost, 'questions', '+')} points against the base, {_verdict(lost)}"
+        )
+        read: Any = difference(found, TUNED, BASE, "loss/captions")
+        said.append(f"- Long captions: {written(read, 'loss/captions', '+')} nats a token against the base.")
+    for other in (DUAL, LONGER):
+        if TUNED in found and other in found:
+            each = [(metric, difference(found, TUNED, other, metric)) for metric in ("R@1", *WAYS)]
+            texts = (f"{metric} {written(value, metric, '+')}" for metric, value in each if value is not None)
+            said.append(f"- `{TUNED}` minus `{other}`, in points: {', '.join(texts)}.")
+    missing = [arm for arm in ARMS if arm not in found]
+    if missing:
+        said.append(f"- Not all seeds have run of: {', '.join(missing)}.")
+    return "\n".join(said)
+
+
+def _verdict(lost: Any) -> str:
+    if 100 * lost.low >= -ALLOWED:
+        return f"so no more than {ALLOWED:g} are lost."
+    if 100 * lost.value >= -ALLOWED:
+        return f"no more than {ALLOWED:g} on average, but the interval leaves room for more."
+    return f"more than the {ALLOWED:g} that may be."
+
+
+def best_base(records: Records, steps: int) -> str:
+    """Which way of reading the untrained base finds most."""
+    found = finished(records, steps)
+    scores = {arm: columns_of(found[arm], "R@1") for arm in found if not trains(arm)}
+    known = {arm: interval(column).value for arm, column in scores.items() if column is not None}
+    return max(known, key=lambda arm: known[arm]) if known else BASE
+
+
+def page(records: Records, steps: int) -> str:
+    """The whole page."""
+    return PAGE.format(
+        steps=steps,
+        seeds=len(SEEDS),
+        pool=POOL,
+        pools=len(POOLS),
+        captions=f"{settings.NUM_CAPTIONS:,}",
+        per_step=settings.CAPTIONS_PER_STEP,
+        replay=settings.REPLAY_PER_STEP,
+        rank=settings.LORA_RANK,
+        alpha=settings.LORA_ALPHA,
+        longer=settings.FEWER_OPERATIONS,
+        best=best_base(records, steps),
+        short=in_short(records, steps),
+        embedded=table(records, steps, EMBEDDED),
+        kinds=table(records, steps, NEGATIVE_KINDS),
+        language=table(records, steps, (*QUESTIONS, *LOSSES)),
+        costs=costs(records, steps),
+        differences=differences(records, steps),
+        choices=choices(records, steps),
+        first=SEEDS[0],
+        validation=VALIDATION_POOL,
+    )
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+PAGE = """# Does a contrast make an encoder of a model that answers, and does it still answer?
+
+Written by `python benchmarks/study/discriminative.py`. On the rendered world, from the shipped base, a LLaVA of a
+million parameters. What follows is one base model and one kind of picture.
+
+{short}
+
+## What was done
+
+Rows: {captions} balanced pictures, each with a short caption of two or three objects, a long one of all, and one false
+short caption (something swapped, replaced or added). Every arm sees the same {per_step} of them in each of {steps}
+steps, in the same order for one seed, and all that train the base (but those called `_alone`) see {replay} ordinary
+instruction rows besides, with the prior and its noise, on which they predict the answers.
+
+| arm | what it trains for |
+|---|---|
+| `base`, `base_last` | nothing; read behind the instructions, by the mean of all states, or by the last as E5-V does |
+| `both` | `Discriminative`: contrast of short captions, prediction of long ones |
+| `contrast`, `contrast_alone` | the contrast; with replay, and without |
+| `next_token` | the control: prediction of long captions; read as `base` |
+| `both_soft` | as `both`, with the instructions made soft prompts |
+| `both_no_negatives` | as `both`, without the false captions |
+| `both_last` | as `both`, read by the last state |
+| `dual`, `dual_no_negatives` | a dual encoder on the same rows, with the false captions and without |
+| `dual_longer` | as `dual`, with {longer:g} times as many steps, which makes about as many operations as `both` |
+
+The base trains by LoRA (rank {rank}, alpha {alpha}) on its language model, with its projector whole; its tower is
+frozen. The dual encoder is a CLIP of about the same size that trains whole: its tower begins as the base's own, its
+word embeddings as the language model's, all else of its text tower at random. Loss, temperature, schedule, rows,
+false captions and steps are the same. A step of it has fewer operations, because it reads no instruction, no long
+caption and no replay.
+
+Learning rates were chosen on validation with seed {first}, by the mean of R@1 among {validation} pictures, hard
+negatives and, where it can be asked, questions: one for all arms that train the base, one for dual encoders.
+
+{choices}
+
+## What they find and tell apart
+
+Retrieval among {pool} pictures and their captions, each true of its own picture alone, in {pools} pools; and whether a
+caption is nearer to its picture than one with something swapped, replaced or added. Ties are wrong, so vectors that
+are all alike find and tell nothing. Per cent, with 95 % intervals over {seeds} seeds and pictures. The untrained base
+finds more read as `{best}`.
+
+{embedded}
+
+By kind:
+
+{kinds}
+
+## What they still say
+
+The world's own questions, as the base was trained on them (`questions`), where the prior is wrong (`adversarial`), and
+about both pictures of minimal pairs (`pairs`), per cent; and nats a token of long captions and of short answers that
+no training showed.
+
+{language}
+
+## Differences
+
+On the same pictures, in points (losses in nats a token, where less is better).
+
+{differences}
+
+## What it costs
+
+Operations are counted over a step with its backward pass; seconds are of training on one CPU thread beside other
+work, so they tell little.
+
+{costs}
+"""
