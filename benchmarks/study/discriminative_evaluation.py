@@ -115,7 +115,7 @@ def _own(first: Vectors, second: Vectors) -> Vectors:
 
 def language_parts(model: Any, processor: Any) -> dict[str, Part]:
     """Right or wrong of the world's questions, of pairs both; and what long captions and answers cost to predict."""
-    found = {}
+    found: dict[str, Part] = {}
     for name, items in asked().items():
         right, clusters = _right(model, processor, items), [item.cluster for item in items]
         if name == "pairs":
@@ -123,8 +123,9 @@ def language_parts(model: Any, processor: Any) -> dict[str, Part]:
             clusters = clusters[::2]
         found[name] = Part(right, clusters)
     captioned = [row for rows in pools() for row in rows]
-    told = (losses(model, processor, rows) for rows in (captioned, answers()))
-    return found | dict(zip(LOSSES, told, strict=True))
+    for name, rows in zip(LOSSES, (captioned, answers()), strict=True):
+        found[name] = losses(model, processor, rows)
+    return found
 
 
 @torch.no_grad()

@@ -106,8 +106,9 @@ def train(run: Run, folder: Path, root: Path) -> tuple[Any, Any, Encoder, dict[s
 
 def read_as_it_is(model: Any, processor: Any, arm: Arm) -> Encoder:
     """The encoder of a model that no contrast trained, behind the instructions of those that one did."""
-    prompts = {"image_prompt": IMAGE_INSTRUCTION, "text_prompt": TEXT_INSTRUCTION}
-    return Encoder.zero_shot(model, processor, pooling=arm.pooling, **prompts)
+    return Encoder.zero_shot(
+        model, processor, image_prompt=IMAGE_INSTRUCTION, text_prompt=TEXT_INSTRUCTION, pooling=arm.pooling
+    )
 
 
 def carry_out(run: Run, root: Path) -> dict[str, Any]:

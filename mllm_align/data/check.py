@@ -12,12 +12,15 @@ from typing import Any
 from PIL import Image
 from tqdm.auto import tqdm
 
+from mllm_align.contract import Feature
 from mllm_align.data.collator import AlignCollator
 from mllm_align.data.encode import EncodedView
 from mllm_align.data.images import MadeImage, image_key, load_image
 from mllm_align.data.loading import undecoded
 from mllm_align.data.masks import laid_out
-from mllm_align.data.schema import RESPONSES, DataError, Row, parse_row
+from mllm_align.data.messages import Message
+from mllm_align.data.readings import ANSWER
+from mllm_align.data.schema import RESPONSES, DataError, Row, missing_column, parse_row
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +126,8 @@ def check_dataset(
 
     A map-style dataset (one with a length) is read whole, and every distinct image decoded once; of a stream the
     first `stream_rows` rows are read, and a log line says so. The first image row is compared with what the
-    processor itself makes of it.
+    processor itself makes of it. A feature that no row has anything for is refused, or warned of where rows may do
+    without it.
 
     Args:
         dataset: Rows; a `datasets.Dataset`, a list, a stream, a mix.
@@ -143,7 +147,7 @@ def check_dataset(
     summary = DatasetSummary(complete=size is not None, overflow=collator.on_overflow)
     if size is None:
         logger.warning("the dataset is a stream: only its first %d rows are checked", stream_rows)
-    meter, compared = _LengthMeter(collator), False
+    meter, compared, wanted = _LengthMeter(collator), False, _Wanted(collator)
     problems: list[DataError] = []
     ids: set[str] = set()
     for index, raw in enumerate(tqdm(_rows(dataset, size, stream_rows), "checking data", size, disable=not progress)):
@@ -151,6 +155,7 @@ def check_dataset(
             row = parse_row(raw, index)
             views = _measured(row, collator, meter)
             _count(summary, row, views, collator)
+            wanted.see(row, views)
             _count_objects(summary, row, sorted(collator.rows.columns_with_regions(row)))
             summary.repeated_ids += row.id in ids
             ids.update([row.id] if row.id is not None else [])
@@ -161,17 +166,63 @@ def check_dataset(
             if len(problems) == MAX_PROBLEMS or not summary.rows:
                 break
             continue
-        # Rows that are read for their images alone have no conversation.
-        if row.images and row.responses and not compared:
-            _compare_first(row, collator)
-            compared = True
+        if not compared:
+            compared = _compare_first(row, collator)
     if problems:
         raise _together(problems, index + 1, size) from problems[0]
     if not summary.rows:
         raise DataError("the dataset has no rows")
     summary.images = len(meter.sizes)
+    wanted.refuse_absent()
     _refuse_overflow(summary, collator)
     return summary
+
+
+class _Wanted:
+    """The features of whole images, texts and prompts that rows are to be read for, and whether any row is.
+
+    A row whose only image stands in a column of another name is a text-only row, and one with a long text may do
+    without a short one: of either kind all rows together would train nothing of a contrast.
+    """
+
+    def __init__(self, collator: AlignCollator) -> None:
+        self.collator = collator
+        # Of each that no row had so far: whether each row that was to have it might do without.
+        self.absent: dict[Feature, bool] = {}
+        self.found: set[Feature] = set()
+        self.columns: dict[str, None] = {}
+
+    def see(self, row: Row, views: list[EncodedView]) -> None:
+        """One more row."""
+        needs, read = self.collator.rows.needs(row), {view.view for view in views}
+        self.columns.update(dict.fromkeys(row.columns))
+        for feature in needs.features:
+            if feature in self.found or feature.pooling == "regions" or feature.of_phrases:
+                continue
+            images = row.images_of(feature.column) if feature.view is None else ()
+            if images or feature.view in read:
+                self.found.add(feature)
+                self.absent.pop(feature, None)
+                continue
+            listed = feature.column in row.texts
+            may = listed or any(view in read for view in needs.optional)
+            self.absent[feature] = self.absent.get(feature, True) and may
+
+    def refuse_absent(self) -> None:
+        """After the last row.
+
+        Raises:
+            DataError: If there is nothing of which a feature could be taken.
+        """
+        for feature, may in self.absent.items():
+            purpose = f", of which feature {feature.name!r} is taken, so nothing is trained by it"
+            if feature.column in self.columns:
+                problem = DataError(f"all rows: nothing in column {feature.column!r}{purpose}")
+            else:
+                problem = missing_column(feature.column, list(self.columns), "all rows", purpose)
+            if not may:
+                raise problem
+            logger.warning("%s", problem)
 
 
 def _measured(row: Row, collator: AlignCollator, meter: _LengthMeter) -> list[EncodedView]:
@@ -187,13 +238,21 @@ def _measured(row: Row, collator: AlignCollator, meter: _LengthMeter) -> list[En
     return views
 
 
-def _compare_first(row: Row, collator: AlignCollator) -> None:
-    """What is done once: the processor's own prefix, and one image that is made for training."""
-    _compare_with_processor(row, collator)
+def _compare_first(row: Row, collator: AlignCollator) -> bool:
+    """What is done once: the processor's own prefix, and one image that is made for training; False where the row has
+    no conversation with an image, as where images are read alone."""
+    if row.images and row.responses:
+        _compare_with_processor(row.messages, row.images, row.name, collator)
+    else:
+        shown = next((reading for reading in collator.rows.readings(row) if reading.images), None)
+        if shown is None:
+            return False
+        _compare_with_processor(shown.messages, shown.images, shown.where, collator)
     # The others are only measured, which for most means to look at what they are made of.
     for image in row.contrast_images or ():
         if isinstance(image, MadeImage):
             load_image(image, f"{row.name}, column 'contrast_image'")
+    return True
 
 
 def _together(problems: list[DataError], seen: int, size: int | None) -> DataError:
@@ -263,15 +322,16 @@ def _refuse_overflow(summary: DatasetSummary, collator: AlignCollator) -> None:
         raise DataError(f"every row is longer than max_length={collator.max_length} and would be dropped; raise it")
 
 
-def _compare_with_processor(row: Row, collator: AlignCollator) -> None:
-    """The prefix of one row must be, id for id, what the processor makes of text and images itself."""
-    response = next(iter(row.responses.values()))
-    text, _ = collator.rows.renderer.render(row.messages, response, len(row.images), row.name)
-    images = [load_image(image, row.name) for image in row.images]
+def _compare_with_processor(
+    messages: Sequence[Message], shown: Sequence[Any], where: str, collator: AlignCollator
+) -> None:
+    """A prefix must be, id for id, what the processor makes of text and images itself."""
+    text, _ = collator.rows.renderer.render(messages, ANSWER, len(shown), where)
+    images = [load_image(image, where) for image in shown]
     _, ids, _ = collator.rows.prefix(
         laid_out(collator.processor, text),
         images,
-        row.name,
+        where,
         lambda image, _, several: ("", collator.images(image, several).expansion),
     )
     bos = collator.processor.tokenizer.bos_token
@@ -284,6 +344,6 @@ def _compare_with_processor(row: Row, collator: AlignCollator) -> None:
     )
     if own["input_ids"][0].tolist() != list(ids):
         raise DataError(
-            f"{row.name}: {type(collator.processor).__name__} tokenises a prompt with images in a way of its own, "
+            f"{where}: {type(collator.processor).__name__} tokenises a prompt with images in a way of its own, "
             "which the collator does not reproduce; this processor is not supported"
         )

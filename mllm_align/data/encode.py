@@ -10,7 +10,7 @@ from typing import Any
 from mllm_align.contract import Needs, View
 from mllm_align.data.masks import ChatRenderer, laid_out, leading_ids, plain_ids, response_ids
 from mllm_align.data.messages import Message, without_images
-from mllm_align.data.readings import ANSWER, readings, replaced
+from mllm_align.data.readings import ANSWER, Reading, readings, replaced
 from mllm_align.data.remember import Remembered
 from mllm_align.data.schema import OBJECTS, RESPONSES, DataError, Row, missing_column
 
@@ -155,12 +155,20 @@ class RowEncoder:
         ids = (*self._leading_ids(prompt), *self._plain_ids(prompt))
         return EncodedView(View(None, "objects"), prompt, ids, tuple(self._response_ids(prompt, answer)), ())
 
+    def readings(self, row: Row) -> Iterator[Reading]:
+        """The conversations of a row that are read for embeddings.
+
+        Raises:
+            DataError: If a column that is needed is missing, or cannot be read.
+        """
+        return readings(row, self.needs(row), _has, self.replace)
+
     def encode(self, row: Row, expand: Expand) -> Iterator[EncodedView]:
         """The views of a row as token ids, and what is read for embeddings, each as a view with one token that is not
         read; `expand` is asked for every image in a prefix."""
         yield from self._scored(row, expand)
-        for view, messages, images, where in readings(row, self.needs(row), _has):
-            text, _ = self.renderer.render(replaced(messages, self.replace), ANSWER, len(images), where)
+        for view, messages, images, where in self.readings(row):
+            text, _ = self.renderer.render(messages, ANSWER, len(images), where)
             found = self.prefix(laid_out(self.processor, text), images, where, expand)
             yield EncodedView(view, *found[:2], (self.processor.tokenizer.eos_token_id,), found[2])
 

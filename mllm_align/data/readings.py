@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from mllm_align.contract import Feature, Needs, View
 from mllm_align.contract.needs import IMAGE_COLUMNS
 from mllm_align.data.messages import Message
-from mllm_align.data.schema import DataError, Row, missing_column
+from mllm_align.data.schema import RESPONSES, DataError, Row, missing_column
 
 # Stands for the answer, of which nothing is read.
 ANSWER = "a"
@@ -30,7 +30,9 @@ class Reading(NamedTuple):
     where: str
 
 
-def readings(row: Row, needs: Needs, has: Callable[[Row, View], bool]) -> Iterator[Reading]:
+def readings(
+    row: Row, needs: Needs, has: Callable[[Row, View], bool], replace: Mapping[str, str]
+) -> Iterator[Reading]:
     """What is read of a row for the embeddings that its objective needs, several texts of a column in their order.
 
     A row whose own optional views are trained on may do without a column that an embedding is of.
@@ -39,25 +41,39 @@ def readings(row: Row, needs: Needs, has: Callable[[Row, View], bool]) -> Iterat
         row: The row.
         needs: Of its objective.
         has: Whether a row has a view.
+        replace: What is put in the place of prompts that are a key of it.
 
     Raises:
-        DataError: If the row has no such column, or nothing in it.
+        DataError: If the row has no such column, or what is in it cannot be read.
     """
     seen = set()
     for feature in needs.features:
         if feature.source != "embedding" or feature.view in seen or feature.view is None:
             continue
         seen.add(feature.view)
-        found = _conversations(row, feature)
+        found = _conversations(row, feature, replace)
         if found is None:
             if any(has(row, view) for view in needs.optional):
                 continue
-            raise missing_column(
-                feature.column, row.columns, row.name, f", of which feature {feature.name!r} is taken"
+            raise _absent(row, feature)
+        if len(found) > 1 and feature.pooling == "tokens":
+            raise DataError(
+                f"{row.name}: column {feature.column!r} holds {len(found)} texts, whose tokens feature "
+                f"{feature.name!r} would not tell apart: give it one"
             )
         for messages, images in found:
             where = f"{row.name}, column {feature.column!r}"
-            yield Reading(feature.view, tuple(messages), images, where)
+            yield Reading(feature.view, tuple(replaced(messages, replace)), images, where)
+
+
+def _absent(row: Row, feature: Feature) -> DataError:
+    """What to say of a column that holds nothing to be read."""
+    purpose = f", of which feature {feature.name!r} is taken"
+    if feature.column in row.columns:
+        return DataError(f"{row.name}: column {feature.column!r}{purpose}, holds neither a text nor a list of texts")
+    if feature.column != "prompt" and feature.column not in (*IMAGE_COLUMNS, *RESPONSES):
+        purpose += " (an empty list where there is none)"
+    return missing_column(feature.column, row.columns, row.name, purpose)
 
 
 def replaced(messages: Sequence[Message], texts: Mapping[str, str]) -> list[Message]:
@@ -74,7 +90,9 @@ def replaced(messages: Sequence[Message], texts: Mapping[str, str]) -> list[Mess
     ]
 
 
-def _conversations(row: Row, feature: Feature) -> list[tuple[Sequence[Message], tuple[Any, ...]]] | None:
+def _conversations(
+    row: Row, feature: Feature, replace: Mapping[str, str]
+) -> list[tuple[Sequence[Message], tuple[Any, ...]]] | None:
     """Messages and images of each; None where the row lacks the column."""
     if feature.column == "prompt":
         if not row.messages:
@@ -84,14 +102,18 @@ def _conversations(row: Row, feature: Feature) -> list[tuple[Sequence[Message], 
         images = row.images_of(feature.column)
         if images is None:
             return None
-        return [(_asked([{"type": "image"}] * len(images), feature), images)] if images else []
+        asked = [*[{"type": "image"}] * len(images), {"type": "text", "text": feature.prompt or ""}]
+        return [([{"role": "user", "content": asked}], images)] if images else []
     texts = texts_of(row, feature.column)
     if texts is None:
         return None
     empty = next((place for place, text in enumerate(texts) if not text.strip()), None)
     if empty is not None:
         raise DataError(f"{row.name}: text {empty} of column {feature.column!r} is empty; fill it or leave it out")
-    return [(_asked([{"type": "text", "text": f"{text}\n"}], feature), ()) for text in texts]
+    # One part: what templates put between two could become one token with the instruction's first word.
+    asked = replace.get(feature.prompt or "", feature.prompt)
+    said = [[{"type": "text", "text": f"{text}\n{asked}"}] for text in texts]
+    return [([{"role": "user", "content": parts}], ()) for parts in said]
 
 
 def texts_of(row: Row, column: str) -> tuple[str, ...] | None:
@@ -104,8 +126,3 @@ def texts_of(row: Row, column: str) -> tuple[str, ...] | None:
     if not whole:
         return found
     return tuple(dict.fromkeys([*(found or ()), *(text for each in whole for text in each.negatives)]))
-
-
-def _asked(parts: list[dict[str, str]], feature: Feature) -> list[Message]:
-    """What is read and, behind it, the instruction."""
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": feature.prompt or ""}]}]

@@ -28,8 +28,7 @@ ASKING = """{{%- set asked = namespace(images=[], texts=[]) -%}}
 {{%- if image_question and asked.images and not asked.texts -%}}
 {{%- set content = asked.images + [{{'type': 'text', 'text': image_question}}] -%}}
 {{%- elif text_question and asked.texts and not asked.images -%}}
-{{%- set content = [{{'type': 'text', 'text': asked.texts | join + '\\n'}}] -%}}
-{{%- set content = content + [{{'type': 'text', 'text': text_question}}] -%}}
+{{%- set content = [{{'type': 'text', 'text': asked.texts | join + '\\n' + text_question}}] -%}}
 {{%- else -%}}{{%- set content = none -%}}{{%- endif -%}}
 {{%- if content is not none -%}}{{%- set messages = [{{'role': 'user', 'content': content}}] -%}}{{%- endif -%}}
 {flattened}{{%- set add_generation_prompt = true -%}}

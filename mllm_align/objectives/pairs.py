@@ -107,15 +107,16 @@ class Pairs(nn.Module):
         self.owner, self.image, self.text, self.pooling, self.dim = owner, image, text, pooling, dim
         self.dimensions = _ascending(owner, dimensions)
         taken = "tokens" if pooling == "query" else pooling
-        # Two objectives that read one column at different layers want two features.
-        where = "" if layer is None else f"@{layer}"
         seen = Feature(f"image:{image}", "projector", image)
         if image_prompt is not None or image == "prompt":
-            seen = Feature(f"image:{image}{where}", "embedding", image, layer, taken, prompt=image_prompt)
-        read = Feature(f"text:{text}{where}", "text", text, layer, taken)
+            name = _named(f"image:{image}", pooling, layer, image_prompt, IMAGE_PROMPT)
+            seen = Feature(name, "embedding", image, layer, taken, prompt=image_prompt)
+        read = Feature(_named(f"text:{text}", pooling, layer), "text", text, layer, taken)
         if text_prompt is not None or text == "prompt":
-            read = Feature(f"text:{text}{where}", "embedding", text, layer, taken, prompt=text_prompt)
-        false = Feature(f"text:negatives{where}", "embedding", "negatives", layer, taken, prompt=text_prompt)
+            name = _named(f"text:{text}", pooling, layer, text_prompt, TEXT_PROMPT)
+            read = Feature(name, "embedding", text, layer, taken, prompt=text_prompt)
+        name = _named("text:negatives", pooling, layer, text_prompt, TEXT_PROMPT)
+        false = Feature(name, "embedding", "negatives", layer, taken, prompt=text_prompt)
         self.sides = {"image": seen, "text": read}
         self.false = false if negatives else None
         self.heads = nn.ModuleDict()
@@ -151,7 +152,8 @@ class Pairs(nn.Module):
         `slow` reads the features called "slow ...", which are a slower model's.
 
         Raises:
-            ValueError: If the signals do not tell how many rows there are, or heads are not made yet.
+            ValueError: If the signals do not tell how many rows there are, a row has several texts, or heads are not
+                made yet.
         """
         size = len(policy.sources)
         names = {side: f"slow {each.name}" if slow else each.name for side, each in self.sides.items()}
@@ -164,6 +166,7 @@ class Pairs(nn.Module):
         rows = {side: rows_of_entries(policy, name) for side, name in names.items()}
         if image is None or text is None or not all(rows.values()):
             return None
+        self._refuse_several(policy, rows["text"])
         images, texts = self._table("image", image, rows["image"], size), self._table("text", text, rows["text"], size)
         both = sorted(set(rows["image"]) & set(rows["text"]))
         anchors = sent(torch.tensor(both, dtype=torch.long), images.device)
@@ -172,6 +175,17 @@ class Pairs(nn.Module):
         if false is None:
             return Compared(images, texts, present, anchors, texts[:0], text.row[:0])
         return Compared(images, texts, present, anchors, self._vectors("text", false.values), false.row)
+
+    def _refuse_several(self, policy: Signals, rows: list[int]) -> None:
+        """Of several texts of one row all but the last would be lost; tokens are told apart by row alone."""
+        if self.sides["text"].pooling == "tokens" or len(set(rows)) == len(rows):
+            return
+        row = next(row for place, row in enumerate(rows) if row in rows[:place])
+        name = f" ({policy.row_ids[row]!r})" if policy.row_ids else ""
+        raise ValueError(
+            f"{self.owner}: row {row} of the batch{name} has {rows.count(row)} texts in column {self.text!r}, and one "
+            "of each row is compared: give it one, or a row for each (in a recipe `route_captions` draws one)"
+        )
 
     def _table(self, side: str, ragged: Ragged, rows: list[int], size: int) -> Tensor:
         """(size, d) vectors by row."""
@@ -192,6 +206,14 @@ class Pairs(nn.Module):
         if side not in self.heads:
             raise ValueError(f"{self.owner}: its heads are not made: call set_widths with the width of each feature")
         return self.heads[side]
+
+
+def _named(
+    what: str, pooling: str, layer: int | float | None, prompt: str | None = None, usual: str | None = None
+) -> str:
+    """A name that says what is not usual: two objectives may read one column in two ways, which are two features."""
+    parts = [what, *([pooling] if pooling != "last" else []), *([f"layer {layer}"] if layer is not None else [])]
+    return " ".join([*parts, *([repr(prompt)] if prompt not in (None, usual) else [])])
 
 
 def _ascending(owner: str, dimensions: Sequence[int]) -> tuple[int, ...]:

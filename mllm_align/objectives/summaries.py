@@ -74,7 +74,8 @@ def paraphrases_of(pairs: Pairs) -> Feature:
         raise ValueError(f"{pairs.owner}: paraphrases are read before an instruction: give text_prompt")
     if side.pooling == "tokens":
         raise ValueError(f"{pairs.owner}: pooling 'query' takes one text a row, not paraphrases: pool otherwise")
-    return side._replace(name=f"text:{PARAPHRASES}", column=PARAPHRASES)
+    name = side.name.replace(f"text:{side.column}", f"text:{PARAPHRASES}", 1)
+    return side._replace(name=name, column=PARAPHRASES)
 
 
 def paraphrase_vectors(pairs: Pairs, policy: Signals, found: Compared) -> tuple[Tensor, Tensor]:

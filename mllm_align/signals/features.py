@@ -35,7 +35,10 @@ def check_features(features: Sequence[Feature]) -> None:
     names = [feature.name for feature in features]
     for feature in features:
         if names.count(feature.name) > 1:
-            raise ValueError(f"two features are called {feature.name!r}, and are not the same: name them apart")
+            raise ValueError(
+                f"two features are called {feature.name!r}, and are not the same: name them apart, or give the "
+                "objectives that want them the same prompt, pooling and source"
+            )
         known = POOLINGS.get(feature.source, ())
         of_layers = feature.source == "embedding" or (feature.source == "text" and not feature.of_phrases)
         if feature.pooling not in known or (feature.layer is not None and not of_layers):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mllm_align.contract import Batch, Ragged, Signals
@@ -97,7 +97,11 @@ def score_group(family: Family, model: Any, encoded: EncodedImages, group: Group
             **inputs.extras,
             **images,
         )
-    pooled = {pool.name: pool(_at(pool.layer, states, below)) for pool in group.pools}
+    for layer, own in below.items():
+        if layer and states.requires_grad and not own.requires_grad:
+            shown = inputs.images and any(tensor.requires_grad for tensor in encoded.tensors)
+            _refuse_lost_gradient(family, model, layer, bool(shown))
+    pooled = {pool.name: pool(states if pool.layer is None else below[pool.layer]) for pool in group.pools}
     hidden = states[inputs.sequence, inputs.position]
     targets = inputs.targets
     if group.scored is not None:
@@ -107,25 +111,26 @@ def score_group(family: Family, model: Any, encoded: EncodedImages, group: Group
         hidden,
         targets,
         chunk_size,
-        head_trains=any(parameter.requires_grad for parameter in model.get_output_embeddings().parameters()),
+        head_trains=_trains(model.get_output_embeddings()),
     )
     return Measured(logps, pooled)
 
 
-def _at(layer: int | None, last: Tensor, below: Mapping[int, Tensor]) -> Tensor:
-    """The states of a layer.
+def _refuse_lost_gradient(family: Family, model: Any, layer: int, shown: bool) -> None:
+    """Of states without a graph; where nothing below them trains (nor the images that are shown), they need none.
 
     Raises:
-        ValueError: If no gradient would go through them.
+        ValueError: If they do.
     """
-    if layer is None:
-        return last
-    if last.requires_grad and layer and not below[layer].requires_grad:
+    if shown or any(map(_trains, (model.get_input_embeddings(), *family.decoder_layers(model)[:layer]))):
         raise ValueError(
             f"a feature is of layer {layer}, through which re-entrant checkpointing sends no gradient: leave "
             "use_reentrant off"
         )
-    return below[layer]
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def score_kept(family: Family, model: Any, encoded: EncodedImages, group: Group, options: EngineOptions) -> Measured:

@@ -147,6 +147,8 @@ def _adapter(config: Any) -> str:
         told.append(f"{len(targets)} layers")
     if getattr(config, "modules_to_save", None):
         told.append(f"trained in full: {', '.join(config.modules_to_save)}")
+    if getattr(config, "trainable_token_indices", None):
+        told.append(f"{len(config.trainable_token_indices)} vectors of soft prompts")
     return f"{kind}, {', '.join(told)}"
 
 

@@ -13,7 +13,6 @@ import torch
 import discriminative_arms
 import discriminative_dual
 import discriminative_evaluation
-import discriminative_page
 import discriminative_rows
 import discriminative_run
 from discriminative import chosen_rate, next_runs
@@ -292,10 +291,10 @@ def test_from_an_arm_to_a_record(small: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    not (Path(discriminative_page.__file__).parent / "discriminative_runs.jsonl").exists(), reason="nothing has run"
+    not (Path(discriminative_run.__file__).parent / "discriminative_runs.jsonl").exists(), reason="nothing has run"
 )
 def test_the_page_has_the_tables_of_the_records() -> None:
-    folder = Path(discriminative_page.__file__).parent
+    folder = Path(discriminative_run.__file__).parent
     records = Records(folder / "discriminative_runs.jsonl", Run)
     written = (folder / "discriminative.md").read_text(encoding="utf-8")
     for part in (costs, differences, in_short):

@@ -19,7 +19,7 @@ from mllm_align.data.errors import DataError
 from mllm_align.data.loading import load_rows
 from mllm_align.data.mixing import mix_sources
 from mllm_align.families import family_of
-from mllm_align.objectives import FILIP, ClocLike, RegionText
+from mllm_align.objectives import FILIP, ClocLike, Discriminative, InfoNCE, RegionText
 from tiny import FAMILIES, tiny
 
 PAIRS = Needs(views=(View("image", "chosen"), View("contrast_image", "chosen"), View("image", "rejected")))
@@ -175,6 +175,31 @@ def test_images_of_features_are_looked_at(rows: list[dict[str, Any]], tmp_path: 
         check_dataset(gone, collator, progress=False)
 
 
+def test_a_feature_that_no_row_has_anything_for(rows: list[dict[str, Any]], caplog: pytest.LogCaptureFixture) -> None:
+    def told(objective: Any, table: list[dict[str, Any]]) -> str:
+        caplog.clear()
+        check_dataset(
+            table, AlignCollator(make_processor(), lambda _: objective.needs, ("pixel_values",)), progress=False
+        )
+        return caplog.text
+
+    short = [{"image": row["image"], "caption": "a red thing"} for row in rows]
+    assert not told(Discriminative(), short)
+    assert not told(Discriminative(), [{"prompt": "?", "chosen": "text alone"}, *short])
+    # An image under another name makes a row of text alone, of which a contrast learns nothing.
+    misnamed = [{"img": row["image"], "caption": "a red thing"} for row in rows]
+    with pytest.raises(DataError, match=r"all rows: no column 'image'.* is it 'img'\? Then load with"):
+        told(Discriminative(), misnamed)
+    with pytest.raises(DataError, match=r"all rows: no column 'image', of which feature 'image:image' is taken"):
+        told(InfoNCE(), [{"prompt": "?", "chosen": "text alone"}])
+    # Rows with a long text may do without a short one, but hardly all of them.
+    long = [{**row, "capshun": "a red thing"} for row in rows]
+    assert "all rows: no column 'caption'" in told(Discriminative(), long)
+    empty = [{**row, "negatives": []} for row in short]
+    assert "all rows: nothing in column 'negatives'" in told(Discriminative(negatives=True), empty)
+    assert not told(Discriminative(negatives=True), [{**short[0], "negatives": ["a blue thing"]}, *empty])
+
+
 def test_no_rows() -> None:
     with pytest.raises(DataError, match="has no rows"):
         check([])
@@ -208,6 +233,13 @@ def test_a_processor_with_ways_of_its_own_is_refused(rows: list[dict[str, Any]])
     )
     with pytest.raises(DataError, match="Odd tokenises a prompt with images in a way of its own"):
         check_dataset(rows, AlignCollator(odd, needs_for, ("pixel_values",)), progress=False)
+    bare = [{"image": row["image"], "caption": "a red thing"} for row in rows]
+    with pytest.raises(
+        DataError, match="row 0, column 'image': Odd tokenises a prompt with images in a way of its own"
+    ):
+        check_dataset(
+            bare, AlignCollator(odd, lambda source: Discriminative().needs, ("pixel_values",)), progress=False
+        )
 
 
 def test_a_phrase_is_looked_for_on_a_row_with_one_image(rows: list[dict[str, Any]]) -> None:

@@ -100,7 +100,7 @@ def test_instructions_that_became_tokens() -> None:
     found = asking(processor, embedding(), {TEXT: "<p0><p1>"}).apply_chat_template(
         [{"role": "user", "content": [{"type": "text", "text": "a dog"}]}]
     )
-    assert found == "USER: a dog\n <p0><p1> ASSISTANT:"
+    assert found == "USER: a dog\n<p0><p1> ASSISTANT:"
 
 
 def test_other_tokens_are_refused() -> None:

@@ -90,7 +90,7 @@ def test_zero_shot_is_the_plain_model_behind_the_prompts(family: str, pictures: 
     found = encoder.encode([pictures[0]], [TEXTS[0]])
     parts = {
         "images": ([{"type": "image"}, {"type": "text", "text": "Name it."}], [pictures[0]]),
-        "texts": ([{"type": "text", "text": TEXTS[0] + "\n"}, {"type": "text", "text": "Say it."}], []),
+        "texts": ([{"type": "text", "text": TEXTS[0] + "\nSay it."}], []),
     }
     for side, (content, images) in parts.items():
         chat = [{"role": "user", "content": content}]

@@ -27,9 +27,9 @@ def test_what_is_measured() -> None:
     )
     options: dict[str, Any] = {"text": "caption", "pooling": "mean", "layer": 0.5, "negatives": True}
     assert Pairs("Own", **ASKED, **options).features == (
-        Feature("image:image@0.5", "embedding", "image", 0.5, "mean", prompt="See:"),
-        Feature("text:caption@0.5", "embedding", "caption", 0.5, "mean", prompt="Read:"),
-        Feature("text:negatives", "embedding", "negatives", 0.5, "mean", prompt="Read:"),
+        Feature("image:image mean layer 0.5 'See:'", "embedding", "image", 0.5, "mean", prompt="See:"),
+        Feature("text:caption mean layer 0.5 'Read:'", "embedding", "caption", 0.5, "mean", prompt="Read:"),
+        Feature("text:negatives mean layer 0.5 'Read:'", "embedding", "negatives", 0.5, "mean", prompt="Read:"),
     )
     whole = Pairs("Own", image="prompt", text="rejected", pooling="query").features
     assert [(each.source, each.column, each.prompt, each.pooling) for each in whole] == [

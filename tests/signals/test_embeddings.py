@@ -84,15 +84,13 @@ def test_embeddings_are_states_of_plain_calls(family: str, packing: str, picture
             states(model, processor, [*shown, said(row["prompt"])], [row["image"]])[-1][-1],
         )
     for place in range(2):
-        every = states(model, processor, [said(f"{rows[place]['caption']}\n"), said(ASK_TEXT)], [])
+        every = states(model, processor, [said(f"{rows[place]['caption']}\n{ASK_TEXT}")], [])
         near(found["text"].values[place], every[-1][-1])
         near(found["lower"].values[place], every[round(0.5 * (len(every) - 1))][-1])
         near(found["first"].values[place], every[0][-1])
     texts = ["a large blue square above it", "a star", "a black circle"]
     for place, text in enumerate(texts):
-        near(
-            found["false"].values[place], states(model, processor, [said(f"{text}\n"), said(ASK_TEXT)], [])[-1].mean(0)
-        )
+        near(found["false"].values[place], states(model, processor, [said(f"{text}\n{ASK_TEXT}")], [])[-1].mean(0))
 
 
 def near(found: Tensor, expected: Tensor) -> None:
