@@ -4,9 +4,9 @@
     python benchmarks/study/discriminative.py --arms both dual         # these arms alone
     python benchmarks/study/discriminative.py --minutes 60             # start no run after an hour
 
-Two learning rates are tried with seed 0 of `both`, and the better one on validation is that of all arms that train the
-base; two more with `dual` for dual encoders. No choice looks at the test. Each finished run is a line of the records'
-file; a run that is killed is done again, a finished one never. The page is written at the end.
+Learning rates are tried with seed 0 of `both`, and the best one on validation is that of all arms that train the base;
+others with seed 0 of `dual`, for dual encoders. No choice looks at the test. Each finished run is a line of the
+records' file; a run that is killed is done again, a finished one never. The page is written at the end.
 """
 
 from __future__ import annotations

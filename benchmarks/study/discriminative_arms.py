@@ -21,7 +21,7 @@ WARMUP = 0.1
 BASE, BASE_LAST = "base", "base_last"
 TUNED, DUAL, LONGER, CONTROL = "both", "dual", "dual_longer", "next_token"
 # The arms whose validation chooses a learning rate: one for all that train the base by LoRA, one for dual encoders.
-LEARNING_RATES: Mapping[str, Sequence[float]] = {TUNED: (5e-3, 2.5e-3), DUAL: (3e-3, 1.5e-3)}
+LEARNING_RATES: Mapping[str, Sequence[float]] = {TUNED: (5e-3, 2.5e-3), DUAL: (1.5e-3, 7e-4, 3.5e-4)}
 
 
 class Run(NamedTuple):
@@ -58,7 +58,7 @@ class Arm(NamedTuple):
 
 
 # A step of the dual encoder takes so many times fewer operations than one of `both` (flops_per_step of the records).
-FEWER_OPERATIONS = 1.75
+FEWER_OPERATIONS = 1.8
 ARMS: Mapping[str, Arm] = {
     TUNED: Arm(),
     DUAL: Arm(next_token=False, replay=False, dual=True),

@@ -45,11 +45,14 @@ def _encode(arguments: argparse.Namespace) -> None:
     else:
         encoder = load_encoder(arguments.model, arguments.base, **options)
     shared: dict[str, Any] = {"batch_size": arguments.batch_size, "dimensions": arguments.dimensions, "progress": True}
-    images = None
+    # In one call: what cannot be read of either is refused before anything is.
+    found: Any = encoder.encode(paths, texts, **shared)
+    images = read = None
     if paths is not None:
         names = [path.relative_to(str(arguments.images)).as_posix() for path in paths]
-        images = names, encoder.encode(paths, **shared)
-    read = None if texts is None else (texts, encoder.encode(texts=texts, **shared))
+        images = names, found if texts is None else found.images
+    if texts is not None:
+        read = texts, found if paths is None else found.texts
     save_vectors(target, images=images, texts=read)
     told = [f"{len(made[0])} {what}" for made, what in ((images, "images"), (read, "texts")) if made is not None]
     width = next(made[1].shape[1] for made in (images, read) if made is not None)

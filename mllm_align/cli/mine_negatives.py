@@ -18,8 +18,8 @@ def add(data: Any) -> None:
         "give rows of a picture and a text hard negatives, mined with an encoder; under `accelerate launch`, resumes",
     )
     add_rows(mine)
-    mine.add_argument("--texts", default="auto", metavar="COLUMN", help="strings or lists of them (default: caption, "
-                      "else chosen)")  # fmt: skip
+    mine.add_argument("--texts", default="auto", metavar="COLUMN", help="strings or lists of them (default: the "
+                      "first there is of caption, captions and chosen)")  # fmt: skip
     mine.add_argument("--images", default="image", metavar="COLUMN", help="of the pictures (default: %(default)s)")
     _add_encoder(mine)
     _add_choice(mine)

@@ -22,6 +22,7 @@ from mllm_align.encoding.reading import Reading, images_to_read, rows_to_read, t
 from mllm_align.families import family_of, unwrap
 from mllm_align.models import soft_prompts_of
 from mllm_align.signals import EngineOptions, measure
+from mllm_align.signals.features import check_features
 
 
 class Encoded(NamedTuple):
@@ -114,12 +115,13 @@ class Encoder:
             pooling: "last" or "mean".
 
         Raises:
-            ValueError: If there is no such pooling.
+            ValueError: If there is no such pooling or layer.
         """
         if pooling not in ("last", "mean"):
             raise ValueError(f"pooling must be 'last' or 'mean' without a trained head, got {pooling!r}")
         image = Feature("image", "embedding", "image", layer, pooling, prompt=image_prompt)
         text = Feature("text", "embedding", "caption", layer, pooling, prompt=text_prompt)
+        check_features((image, text))
         return cls(model, processor, Embedding({"image": image, "text": text}, {}))
 
     def encode(
@@ -182,7 +184,13 @@ class Encoder:
     def similarity(
         self, images: Any, texts: Any, *, batch_size: int = 32, dimensions: int | None = None
     ) -> np.ndarray:
-        """(N, M) float32 cosines of images and texts, each as `encode` takes them."""
+        """(N, M) float32 cosines of images and texts, each as `encode` takes them.
+
+        Raises:
+            ValueError: If one of both is missing, or as `encode`.
+        """
+        if images is None or texts is None:
+            raise ValueError("similarity is of images and texts: give both, or compare what encode gives yourself")
         found = self.encode(images, texts, batch_size=batch_size, dimensions=dimensions)
         return found.images @ found.texts.T
 

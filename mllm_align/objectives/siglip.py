@@ -34,12 +34,10 @@ def sigmoid_losses(
     """
     own = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
     logits = scale.to(cosines.dtype) * cosines + bias.to(cosines.dtype)
-    losses = (
-        F.softplus(torch.where(own, -logits, logits), threshold=700).masked_fill(~present[None, :], 0.0).sum(dim=1)
-    )
+    losses = -F.logsigmoid(torch.where(own, logits, -logits)).masked_fill(~present[None, :], 0.0).sum(dim=1)
     if false is not None:
         further = scale.to(cosines.dtype) * false[0] + bias.to(cosines.dtype)
-        losses = losses + F.softplus(further, threshold=700).masked_fill(~false[1], 0.0).sum(dim=1)
+        losses = losses - F.logsigmoid(-further).masked_fill(~false[1], 0.0).sum(dim=1)
     return torch.where(present, losses, 0.0)
 
 

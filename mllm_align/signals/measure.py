@@ -90,7 +90,7 @@ def measure_reference(
     hf = unwrap(model)
     family = family_of(hf)
     share = reads_the_same_tokens(family, hf, reference)
-    wanted = [replace(group, pools=()) for group in groups if group.referenced and len(group.scored_branch)]
+    wanted = [group.reference for group in groups if group.reference is not None]
     with torch.no_grad(), reference.on(model) as other:
         hf = match_attention(family, hf, unwrap(other))
         # A copy may have other encoders than the policy, whose features are kept.

@@ -17,29 +17,29 @@ from mllm_align.signals.features import PHRASE_VIEW, PHRASES, Pool, pools_of
 from mllm_align.signals.limits import can_share_prefixes, layer_windows
 from mllm_align.signals.masks import attention_masks
 from mllm_align.signals.options import EngineOptions
-from mllm_align.signals.packing import PackedInputs, build_inputs, group_packs, plan_packs, send
+from mllm_align.signals.packing import Pack, PackedInputs, build_inputs, group_packs, plan_packs, send
 
 
 @dataclass(frozen=True)
 class Group:
-    """Packs of one forward pass; built once for policy and reference.
+    """Packs of one forward pass; built once for policy and reference, where both score all of them.
 
     Attributes:
         inputs: Their tensors.
         mask: What is passed as `attention_mask`.
-        referenced: Whether the reference scores them too.
         scored: (M,) which of the predicted tokens are wanted as log-probabilities; None for all. The others are read
             for a feature alone.
         scored_branch: (M,) the batch's branch index of each, on the host.
         pools: Features of their hidden states.
+        reference: What the reference scores of it, without what is read for a feature alone; None for nothing.
     """
 
     inputs: PackedInputs
     mask: Any
-    referenced: bool
     scored: Tensor | None
     scored_branch: np.ndarray
     pools: tuple[Pool, ...] = ()
+    reference: Group | None = None
 
 
 class Where(NamedTuple):
@@ -88,6 +88,18 @@ def plan_groups(
     without_square = use_shared_prefix_attention(family, model)
     shared = options.packing == "auto" and can_share_prefixes(family, model)[0]
     depth = len(family.decoder_layers(model))
+
+    def planned(batch: Batch, branches: Sequence[int]) -> list[list[Pack]]:
+        packs = plan_packs(batch, branches, shared)
+        return group_packs(packs, options.least_fill, options.max_tokens_per_forward)
+
+    def group(
+        batch: Batch, packs: Sequence[Pack], features: Sequence[Feature], scored: Collection[View] | None
+    ) -> Group:
+        inputs = build_inputs(batch, packs, family, model)
+        pools = pools_of(batch, inputs, features, depth)
+        return Group(inputs, _mask(model, inputs, shared, without_square), *_scored(batch, inputs, scored), pools)
+
     groups = []
     for referenced in (True, False):
         branches = [
@@ -95,23 +107,23 @@ def plan_groups(
             for index, branch in enumerate(batch.branches)
             if (reference and batch.reference_rows[branch.row]) == referenced
         ]
-        packs = plan_packs(batch, branches, shared)
-        for members in group_packs(packs, options.least_fill, options.max_tokens_per_forward):
-            inputs = build_inputs(batch, members, family, model)
-            mask = _mask(model, inputs, shared, without_square)
-            which, branch = _scored(batch, inputs, scored)
-            groups.append(Group(inputs, mask, referenced, which, branch, pools_of(batch, inputs, features, depth)))
+        for packs in planned(batch, branches):
+            own, other = group(batch, packs, features, scored), None
+            wanted = [pack for pack in packs if _is_scored(batch, pack, scored)]
+            if referenced and wanted:
+                whole = len(wanted) == len(packs)
+                other = replace(own, pools=()) if whole else group(batch, wanted, (), scored)
+            groups.append(replace(own, reference=other))
     if any(feature.of_phrases for feature in features):
         # A batch of its own, whose rows are the phrases.
         alone = tuple(Branch(p.prefix, row, PHRASE_VIEW, p.token_ids) for row, p in enumerate(batch.phrases))
         phrases = replace(batch, branches=alone)
-        packs = plan_packs(phrases, range(len(alone)), shared)
-        for members in group_packs(packs, options.least_fill, options.max_tokens_per_forward):
-            inputs = build_inputs(phrases, members, family, model)
-            which, branch = _scored(phrases, inputs, ())
-            mask = _mask(model, inputs, shared, without_square)
-            groups.append(Group(inputs, mask, False, which, branch, pools_of(phrases, inputs, (PHRASES,), depth)))
+        groups += [group(phrases, packs, (PHRASES,), ()) for packs in planned(phrases, range(len(alone)))]
     return groups
+
+
+def _is_scored(batch: Batch, pack: Pack, views: Collection[View] | None) -> bool:
+    return views is None or any(batch.branches[branch].view in views for branch in pack.branches)
 
 
 def _scored(batch: Batch, inputs: PackedInputs, views: Collection[View] | None) -> tuple[Tensor | None, np.ndarray]:

@@ -108,8 +108,10 @@ def with_averaged(trainer: AlignTrainer, batch: Batch, policy: Signals) -> Signa
     features = tuple(feature for feature in trainer.objective.needs.features if feature.momentum is not None)
     if trainer.averaged is None or batch.is_idle:
         return policy
+    views = {feature.view for feature in features}
+    alone = replace(batch, branches=tuple(branch for branch in batch.branches if branch.view in views))
     with torch.no_grad(), trainer.averaged.in_place(), trainer.accelerator.autocast():
-        found, _ = measure(trainer.model, batch, features=features, scored=(), options=trainer.options)
+        found, _ = measure(trainer.model, alone, features=features, scored=(), options=trainer.options)
     return replace(
         policy,
         features={**policy.features, **found.features},

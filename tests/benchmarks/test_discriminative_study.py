@@ -50,6 +50,7 @@ from mllm_align.data.world.statements import NEGATIVE_KINDS
 from mllm_align.models import load_model
 from records import Records
 
+STUDY = Path(__file__).resolve().parents[2] / "benchmarks" / "study"
 STEPS = 4
 SOME = [TUNED, DUAL, CONTROL]
 SMALL = {
@@ -149,16 +150,13 @@ def test_a_seed_has_one_order_for_all_arms(small: Any) -> None:
 
 
 def test_arms_differ_in_the_terms_that_they_name() -> None:
-    rows = torch.arange(4) % 2
-    negatives = Ragged(torch.eye(4)[:2], rows[:2])
     found = {}
     for name, arm in ARMS.items():
         if arm.dual:
             continue
         objective, contrast = objective_of(arm)
         assert (contrast is None) == (name == CONTROL)
-        features = {each.name: Ragged(torch.eye(4)[:2], rows[:2]) for each in objective.needs.features}
-        features |= {each: negatives for each in features if each.endswith("negatives")}
+        features = {each.name: Ragged(torch.eye(4)[:2], torch.arange(2)) for each in objective.needs.features}
         own = View("image", "chosen")
         signals = Signals(
             {own: torch.full((3,), -2.0)},
@@ -168,7 +166,7 @@ def test_arms_differ_in_the_terms_that_they_name() -> None:
         )
         terms = objective(signals, None).terms
         found[name] = {term.name: (term.weight * term.sum / term.count).item() for term in terms}
-        assert any(each.endswith("negatives") for each in features) == (arm.contrast and arm.negatives)
+        assert any(each.column == "negatives" for each in objective.needs.features) == (arm.contrast and arm.negatives)
     assert [len(found[name]) for name in (TUNED, "contrast", "contrast_alone", CONTROL)] == [3, 2, 1, 2]
     # The contrast of all is the same number, whether the sum of both directions or twice their mean.
     assert found[TUNED]["discriminative/contrast"] == pytest.approx(found["contrast"]["info_nce"])
@@ -290,13 +288,10 @@ def test_from_an_arm_to_a_record(small: Any, tmp_path: Path) -> None:
     assert found[TUNED]["test"]["loss/captions"]["values"] != found[BASE]["test"]["loss/captions"]["values"]
 
 
-@pytest.mark.skipif(
-    not (Path(discriminative_run.__file__).parent / "discriminative_runs.jsonl").exists(), reason="nothing has run"
-)
+@pytest.mark.skipif(not (STUDY / "discriminative_runs.jsonl").exists(), reason="nothing has run")
 def test_the_page_has_the_tables_of_the_records() -> None:
-    folder = Path(discriminative_run.__file__).parent
-    records = Records(folder / "discriminative_runs.jsonl", Run)
-    written = (folder / "discriminative.md").read_text(encoding="utf-8")
+    records = Records(STUDY / "discriminative_runs.jsonl", Run)
+    written = (STUDY / "discriminative.md").read_text(encoding="utf-8")
     for part in (costs, differences, in_short):
         assert part(records, discriminative_arms.STEPS) in written
     assert {BASE, TUNED, DUAL, CONTROL} <= set(finished(records, discriminative_arms.STEPS))

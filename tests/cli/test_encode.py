@@ -13,6 +13,7 @@ from mllm_align.contract import EmbeddingHead
 from mllm_align.contract.embedding import Embedding
 from mllm_align.encoding import Encoder, load_encoder, save_embedding
 from mllm_align.models import load_model
+from mllm_align.objectives import InfoNCE
 from runs import picture
 from tiny import save_tiny
 
@@ -95,6 +96,17 @@ def test_what_is_refused(
     assert main(["encode", str(trained), *given]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "v.npz").exists()
+
+
+def test_nothing_is_read_where_one_side_cannot_be(
+    images: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_tiny("llava", tmp_path / "trained")
+    save_embedding(InfoNCE().embedding, folder)
+    (images / "broken.png").write_text("no picture")
+    command = ["encode", str(folder), "--images", str(images), "--texts", str(texts)]
+    assert main([*command, "--output", str(tmp_path / "v.npz")]) == 2
+    assert "this embedding reads a text as the response to a prompt" in capsys.readouterr().err
 
 
 def test_empty_inputs(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -255,6 +255,12 @@ def test_what_cannot_be_an_encoder() -> None:
     model, processor = tiny("llava")
     with pytest.raises(ValueError, match="pooling must be 'last' or 'mean'"):
         Encoder.zero_shot(model, processor, pooling="query")
+    with pytest.raises(
+        ValueError, match="feature 'image': layer must be a whole number of decoder layers, or a share"
+    ):
+        Encoder.zero_shot(model, processor, layer="half")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="similarity is of images and texts: give both"):
+        Encoder.zero_shot(model, processor).similarity(None, TEXTS)
     image = Feature("i", "embedding", "image", None, "tokens", prompt="?")
     embedding = Embedding({"image": image, "text": image._replace(column="caption")}, {})
     with pytest.raises(ValueError, match="no head to pool them"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,6 +55,15 @@ def test_vectors_are_in_order_of_row() -> None:
         for got, given in ((unit.images, found.images), (unit.texts, found.texts), (unit.negatives, found.negatives)):
             kept = given[:, :dimension]
             torch.testing.assert_close(got, kept / kept.norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+
+def test_one_of_several_texts_is_not_taken_in_silence() -> None:
+    pairs = Pairs("Own", **ASKED, text="caption")
+    given = signals(pairs, [torch.randn(2, WIDTH), torch.randn(3, WIDTH)], [[0, 1], [0, 1, 1]], 2)
+    with pytest.raises(ValueError, match="Own: row 1 of the batch has 2 texts in column 'caption', and one of each"):
+        pairs(given)
+    with pytest.raises(ValueError, match=r"row 1 of the batch \('b'\) has 2 texts"):
+        pairs(replace(given, row_ids=("a", "b")))
 
 
 def test_heads_bring_both_sides_to_one_width() -> None:

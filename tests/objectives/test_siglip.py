@@ -64,6 +64,16 @@ def test_the_objective_is_a_loop_over_pairs() -> None:
     assert outcome.metrics["accuracy/negatives"].tolist() == [float(nearer)]
 
 
+def test_scores_beyond_what_an_exponential_holds() -> None:
+    """At the least temperature e^logit is beyond float32, where all vectors are still alike."""
+    cosines = torch.ones(2, 2, requires_grad=True)
+    there, scale, bias = torch.ones(2, dtype=torch.bool), torch.tensor(100.0), torch.tensor(-5.0)
+    losses = sigmoid_losses(cosines, there, scale, bias, (torch.ones(2, 1), torch.tensor([True])))
+    assert losses.tolist() == pytest.approx([190, 190])
+    losses.sum().backward()
+    torch.testing.assert_close(cosines.grad, 100 * (1 - torch.eye(2)))
+
+
 def test_gradients() -> None:
     """Of a pair it is -z sigmoid(-z x), whatever the other pairs are."""
     cosines = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)

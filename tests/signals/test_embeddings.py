@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import Tensor
 
 from batches import processed
@@ -13,7 +14,9 @@ from mllm_align.contract import Batch, Feature, Needs, View
 from mllm_align.data.collator import AlignCollator
 from mllm_align.data.errors import DataError
 from mllm_align.families import family_of
-from mllm_align.signals import EngineOptions, Replay, measure
+from mllm_align.signals import AdaptersOff, EngineOptions, Replay, measure
+from mllm_align.signals.plan import plan_groups
+from runs import lora
 from tiny import FAMILIES, tiny
 
 ASK_IMAGE, ASK_TEXT = "Describe the picture in one word.", "Describe the text in one word."
@@ -156,6 +159,48 @@ def test_gradients_are_the_same_cached(pictures: list[Any]) -> None:
             torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-3)
 
 
+def test_a_layer_below_which_nothing_trains_needs_no_gradient(pictures: list[Any]) -> None:
+    model, processor = tiny("llava")
+    lower = TEXT._replace(name="lower", layer=1)
+    batch = collated(model, processor, rows_of(pictures)[:2], Needs(features=(TEXT, lower)))
+    layers = family_of(model).decoder_layers(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".layers.1." in name and "language_model" in name)
+    signals, _ = measure(model, batch, features=(TEXT, lower), scored=())
+    assert [signals.features[name].values.requires_grad for name in ("text", "lower")] == [True, False]
+    # A cut graph, as re-entrant checkpointing leaves one within a layer.
+    next(layers[0].parameters()).requires_grad_(True)
+    handle = layers[0].register_forward_hook(lambda module, given, output: output.detach())
+    with pytest.raises(ValueError, match="of layer 1, through which re-entrant checkpointing sends no gradient"):
+        measure(model, batch, features=(TEXT, lower), scored=())
+    handle.remove()
+
+
+def test_the_reference_does_not_read_what_is_for_a_feature_alone(pictures: list[Any]) -> None:
+    model, processor = tiny("llava")
+    rows = rows_of(pictures)[:2]
+    needs = Needs(optional=(OWN,), features=(IMAGE, TEXT, WHOLE), reference=True)
+    batch = collated(model, processor, rows, needs)
+    options = EngineOptions(least_fill=0.0)
+    (group,) = plan_groups(
+        family_of(model), model, batch, options, reference=True, features=needs.features, scored=(OWN,)
+    )
+    assert group.reference is not None
+    (pack,) = group.reference.inputs.packs
+    # Image and instruction, behind which the long text of the first row is.
+    assert OWN in {batch.branches[branch].view for branch in pack.branches}
+    assert len(group.inputs.packs) == 5
+    peft = get_peft_model(model, lora(model))
+    signals, reference = measure(peft, batch, reference=AdaptersOff(), features=needs.features, scored=(OWN,))
+    with torch.no_grad(), peft.disable_adapter():
+        plain, _ = measure(peft, batch, scored=(OWN,))
+    assert reference is not None
+    torch.testing.assert_close(reference.logps[OWN], plain.logps[OWN])
+    assert torch.equal(reference.num_tokens[OWN], signals.num_tokens[OWN])
+    none = plan_groups(family_of(model), model, batch, options, reference=True, features=(IMAGE,), scored=())
+    assert [each.reference for each in none] == [None]
+
+
 def test_what_a_row_lacks_is_named(pictures: list[Any]) -> None:
     model, processor = tiny("llava")
     row = {"image": pictures[0], "short_caption": "a star"}
@@ -165,6 +210,15 @@ def test_what_a_row_lacks_is_named(pictures: list[Any]) -> None:
         collated(model, processor, [{"image": pictures[0], "negatives": ["a", " "]}], Needs(features=(IMAGE, FALSE)))
     with pytest.raises(DataError, match="no column 'caption'"):
         collated(model, processor, [{**row, "prompt": "?"}], Needs(optional=(OWN,), features=(IMAGE, TEXT)))
+    with pytest.raises(DataError, match=r"no column 'negatives'.*taken \(an empty list where there is none\)"):
+        collated(model, processor, [{**row, "negatives": None}], Needs(features=(IMAGE, FALSE)))
+    with pytest.raises(
+        DataError, match="column 'caption', of which feature 'text' is taken, holds neither a text nor"
+    ):
+        collated(model, processor, [{**row, "prompt": "?", "caption": 3}], Needs(features=(IMAGE, TEXT)))
+    wanted = TEXT._replace(pooling="tokens")
+    with pytest.raises(DataError, match="column 'caption' holds 2 texts, whose tokens feature 'text' would not tell"):
+        collated(model, processor, [{"caption": ["a star", "two"]}], Needs(features=(wanted,)))
 
 
 def test_soft_prompts_take_the_place_of_what_they_were_made_of(pictures: list[Any]) -> None:

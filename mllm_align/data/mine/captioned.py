@@ -18,7 +18,7 @@ from mllm_align.data.mine.problems import RowProblem, image_path
 from mllm_align.data.mine.vector_files import digest_of
 from mllm_align.data.schema import row_name
 
-TEXT_COLUMNS = ("caption", "chosen")  # in the order in which "auto" tries them
+TEXT_COLUMNS = ("caption", "captions", "chosen")  # in the order in which "auto" tries them
 _TEXTS_AT_ONCE = 4096
 
 

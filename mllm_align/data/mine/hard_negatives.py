@@ -26,6 +26,7 @@ from mllm_align.data.mine.captioned import (
     given_pictures,
     given_texts,
     read_captions,
+    texts_in,
 )
 from mllm_align.data.mine.negative_choice import NegativeChoice
 from mllm_align.data.mine.negative_rows import with_contrast, with_negatives
@@ -43,8 +44,8 @@ class MiningOptions:
 
     Attributes:
         choice: Which candidates are negatives.
-        column: The texts: a column of strings or lists of them; "auto" for `caption` where rows have it, else
-            `chosen`.
+        column: The texts: a column of strings or lists of them; "auto" for the first that rows have of
+            `caption`, `captions` and `chosen`.
         images: The column of the pictures.
         same_picture: Cosine from which two pictures are taken for the same one; None for never.
         contrast: Whether rows also get the picture nearest to their first text that it is false of, as
@@ -104,8 +105,8 @@ def mine_negatives(
         made_of: What the rows are called, for messages.
 
     Returns:
-        The report: rows in, kept, dropped by problem; distinct pictures and texts, negatives, rows without any,
-        candidates dropped by each filter, of each direction.
+        The report: rows in, kept, dropped by problem; distinct pictures and texts, new negatives, rows without
+        any negative, candidates dropped by each filter, of each direction.
 
     Raises:
         DataError: If `strict`, for the first row that cannot be used; for columns or vectors that are not there.
@@ -133,7 +134,6 @@ def mine_negatives(
     contrasts = mining.pictures() if options.contrast else None
     tally = Tally(strict)
     kept = list(_kept(rows, sides, negatives, contrasts, tally, encoder.name, options.images))
-    mined = [row["negatives_by"].count(encoder.name) for row in kept]
     report = {
         "rows": len(rows),
         "kept": len(kept),
@@ -141,17 +141,17 @@ def mine_negatives(
         "filters": {},
         "pictures": len(sides.pictures.vectors),
         "texts": len(sides.captions.texts),
-        "negatives": sum(mined),
-        "without": mined.count(0),
+        "negatives": sum(row.mined for row in kept),
+        "without": sum(not row.columns["negatives"] for row in kept),
         "dropped": negatives.dropped,
-        "contrasts": None if contrasts is None else sum(row["contrast_image_by"] == encoder.name for row in kept),
+        "contrasts": None if contrasts is None else sum(row.shown for row in kept),
         "dropped_contrasts": None if contrasts is None else contrasts.dropped,
         "range_max": negatives.reach,
         "column": column,
         "encoder": getattr(encoder, "identity", encoder.name),
         "options": asdict(options),
     }
-    write_results(file, kept, report)
+    write_results(file, [row.columns for row in kept], report)
     return report
 
 
@@ -196,9 +196,17 @@ def _sides(
     return Sides(pictures, captions, given_texts(captions, encoder.texts))
 
 
+class _Kept(NamedTuple):
+    """A row that is written, how many of its negatives are new, and whether its contrast image is."""
+
+    columns: dict[str, Any]
+    mined: int
+    shown: bool
+
+
 def _kept(
     rows: Any, sides: Sides, negatives: Found, contrasts: Found | None, tally: Tally, by: str, images: str
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[_Kept]:
     pictures, captions = sides.pictures, sides.captions
     first: dict[int, int] = {}
     for number, picture in enumerate(pictures.of_row.tolist()):
@@ -212,7 +220,8 @@ def _kept(
             continue
         found, scores = negatives.negatives[int(pictures.of_row[number])]
         try:
-            row = with_negatives(rows[number], number, [captions.texts[each] for each in found], scores, by)
+            given = rows[number]
+            row = with_negatives(given, number, [captions.texts[each] for each in found], scores, by)
             if contrasts is not None:
                 (other, score) = contrasts.negatives[captions.of_row[number][0]]
                 shown = [rows[first[each]].get(images) for each in other]
@@ -220,4 +229,5 @@ def _kept(
         except RowProblem as problem:
             tally.problem(str(problem))
             continue
-        yield row
+        new = len(row["negatives"]) - len(texts_in(given.get("negatives")) or ())
+        yield _Kept(row, new, given.get("contrast_image") is None and row.get("contrast_image") is not None)

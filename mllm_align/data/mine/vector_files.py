@@ -77,7 +77,8 @@ def _of_side(arrays: Mapping[str, np.ndarray], side: str, path: Path) -> np.ndar
 
 def _places(names: Sequence[str], wanted: Sequence[str], side: str, path: Path) -> list[int]:
     places = {name: place for place, name in enumerate(names)}
-    found = []
+    found: list[int] = []
+    taken: dict[int, str] = {}
     for each in wanted:
         ends = [each]
         if side == "image":
@@ -87,5 +88,18 @@ def _places(names: Sequence[str], wanted: Sequence[str], side: str, path: Path) 
         place = next((places[end] for end in ends if end in places), None)
         if place is None:
             raise DataError(f"{path} has no vector of the {side} {each!r}: encode it too")
+        other = taken.get(place, each)
+        if side == "image" and not _one_file(other, each):
+            raise DataError(
+                f"{path} has one vector, {names[place]!r}, for the images {other!r} and {each!r}: encode the folder "
+                "that holds both"
+            )
+        taken[place] = max(other, each, key=len)
         found.append(place)
     return found
+
+
+def _one_file(first: str, second: str) -> bool:
+    """Whether two paths may be of one file: the shorter is how the longer one ends."""
+    short, long = sorted((PurePath(first).parts, PurePath(second).parts), key=len)
+    return long[len(long) - len(short) :] == short

@@ -17,7 +17,7 @@ from mllm_align.data.errors import DataError
 from mllm_align.data.images import image_key
 from mllm_align.data.loading import load_rows
 from mllm_align.data.mine.dual_embedder import DualEmbedder
-from mllm_align.data.mine.hard_negatives import GivenVectors, MiningOptions, mine_negatives
+from mllm_align.data.mine.hard_negatives import GivenVectors, MiningOptions, mine_negatives, text_column
 from mllm_align.data.mine.negative_choice import FILTERS, NegativeChoice
 from runs import assert_survives_a_kill, picture, start_ranks, wait_for_ranks
 from tiny_duals import captioned, save_dual
@@ -192,6 +192,10 @@ def test_what_rows_hold_already_stays(tmp_path: Path) -> None:
     fresh = mine_negatives(rows, tmp_path / "fresh.jsonl", vectors, progress=False)
     mined = [json.loads(line) for line in (tmp_path / "fresh.jsonl").read_text().splitlines()]
     assert fresh["negatives"] == sum(len(row["negatives"]) for row in mined) == 60
+    again = mine_negatives(load_rows(tmp_path / "fresh.jsonl"), tmp_path / "again.jsonl", vectors, progress=False)
+    assert (again["negatives"], again["without"]) == (0, 0)  # what an earlier run has found is not new
+    kept = [json.loads(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()]
+    assert [row["negatives"] for row in kept] == [row["negatives"] for row in mined]
     rows[0] |= {"negatives": ["a drawing", mined[0]["negatives"][1]], "note": 7}
     rows[1] |= {"negatives": ["b"], "negatives_scores": [0.5], "negatives_by": ["rules"]}
     rows[2] |= {"negatives": ["c"], "negatives_by": [["rules"], []]}
@@ -244,6 +248,16 @@ def test_vectors_that_do_not_fit_are_refused(change: Any, told: str, tmp_path: P
     rows = written(tmp_path / "pictures")
     with pytest.raises(DataError, match=told):
         mine_negatives(rows, tmp_path / "out.jsonl", change(given(rows)), progress=False)
+
+
+def test_columns_of_captions_are_found(tmp_path: Path) -> None:
+    rows = written(tmp_path / "pictures")[:6]
+    told = [{"captions": row["caption"], "chosen": "said", **row} for row in rows]
+    for column in ("caption", "captions", "chosen"):
+        assert text_column(told, "auto") == column
+        told = [{name: value for name, value in row.items() if name != column} for row in told]
+    with pytest.raises(DataError, match="no column"):
+        text_column(told, "auto")
 
 
 def test_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ def test_vectors_that_are_named_are_found_by_name(tmp_path: Path) -> None:
     for side, wanted in (("image", "2.png"), ("image", ""), ("text", "three")):
         with pytest.raises(DataError, match=f"has no vector of the {side} '{wanted}': encode it too"):
             load_vectors(file, side, [wanted])
+    with pytest.raises(DataError, match=r"one vector, '1.png', for the images '/root/x/1.png' and 'y/1.png'"):
+        load_vectors(file, "image", ["x/1.png", "/root/x/1.png", "y/1.png"])
     np.save(tmp_path / "plain.npy", VECTORS)
     np.testing.assert_allclose(load_vectors(tmp_path / "plain.npy", "text", ["x"]), UNIT, rtol=1e-6)
 
