@@ -30,9 +30,9 @@ class Pairs(NamedTuple):
 
 
 def pair_shape(preset: str) -> Shape:
-    """A preset with images of 64 tokens at the most, as encoders for retrieval are given."""
+    """A preset with images of 16 tokens, so that many pairs are many rows rather than many tokens of each."""
     shape = shape_of(preset)
-    side = min(8 * shape.vision["patch_size"], shape.vision["image_size"])
+    side = 4 * shape.vision["patch_size"]
     return replace(shape, vision={**shape.vision, "image_size": side})
 
 

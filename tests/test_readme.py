@@ -48,8 +48,9 @@ def table_of_objectives() -> str:
         what, _, link = first.rpartition(", https://")
         needs = kind().needs
         views = f"{len(needs.views)}" + (f" or {len(needs.views) + len(needs.optional)}" if needs.optional else "")
-        count, thing = (views, "view") if needs.views else (str(len(needs.features)), "feature")
-        views = f"{count} {thing}{'s' if count != '1' else ''}"
+        counts = {"view": views, "feature": str(len(needs.features))}
+        told = [f"{n} {what}{'s' if n not in ('1', '0 or 1') else ''}" for what, n in counts.items() if n != "0"]
+        views = ", ".join(told)
         file = Path(inspect.getfile(kind)).name
         paper = f"[paper](https://{link})"
         lines.append(
@@ -181,7 +182,7 @@ def test_the_examples_of_mixers_are_ones(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     save_tiny("llava", tmp_path / "model")
     save_encoder("dinov2", tmp_path / "dino")
-    code = blocks("python")[1].replace("llava-hf/llava-1.5-7b-hf", "model").replace("facebook/dinov2-large", "dino")
+    code = next(b for b in blocks("python") if "detach(" in b).replace("llava-hf/llava-1.5-7b-hf", "model").replace("facebook/dinov2-large", "dino")
     *before, last = code.splitlines()
     assert last.startswith("detach(")
     names: dict[str, Any] = {}
@@ -222,7 +223,7 @@ def shell_lines() -> list[str]:
 def test_every_command_line_of_the_readme_parses(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.partition("#")[0].split() for line in shell_lines()]
     commands = [line[1:] for line in lines if line and line[0] == "mllm-align"]
-    assert len(commands) == 30
+    assert len(commands) == 34
     for command in commands:
         with pytest.raises(SystemExit) as stop:
             main([*command, "--help"])

@@ -272,11 +272,11 @@ def page(records: Records) -> str:
         "\n\n".join(text),
         "",
         f"From the shipped base: LoRA of rank {MODEL.lora_r} on the language model, the projector trained whole,",
-        f"{STEPS} steps of {BATCH} rows out of {NUM_ROWS:,} for each number of pictures ({' and '.join(map(str, SIZES))},",
-        f"mixed), AdamW with a cosine schedule. Rates tried: {rates}. {len(records.found)} records, of which",
-        f"{len(seconds)} trained, {np.median(seconds):.0f} s in the median on a busy core. Validation: {NUM_VALIDATION}",
-        f"questions of each number of pictures; test: {NUM_TEST} of each. Per cent; 95 % intervals from resamples of seeds",
-        "and questions together. An answer is the most probable one of the names that the row has.",
+        f"{STEPS} steps of {BATCH} rows out of {NUM_ROWS:,} of two and as many of three pictures, AdamW with a cosine",
+        f"schedule. Rates tried: {rates}. {len(seconds)} runs, {np.median(seconds):.0f} s in the median on a core",
+        f"that did other work, too. Validation: {NUM_VALIDATION} questions of each number of pictures; test: {NUM_TEST}",
+        "of each. Per cent; 95 % intervals from resamples of seeds and questions together. An answer is the most",
+        "probable one of the names that the row has.",
         "",
         "| arm | "
         + " | ".join(f"validation at {rate:g}" for rate in LEARNING_RATES)

@@ -28,9 +28,8 @@ IMAGE_COLUMNS = ("image", "contrast_image")
 class Feature(NamedTuple):
     """A named tensor taken from the model or from a teacher.
 
-    `source` is one of tower, projector, hidden, text, teacher; `column` the image or response column it is taken of;
-    `layer` an index into the source's layers or None for its output; `pooling` the name of a pooling. The engine
-    measures
+    `source` is one of projector, text, embedding, teacher; `column` the column it is taken of; `layer` how far into
+    the decoder, or None for its output; `pooling` the name of a pooling. The engine measures
 
     - "projector": pooling "mean" over the tokens of the row's images, of width d of the language model, "tokens", all
       of them, or "regions", a mean for each region on them by how much of a token's area it covers;

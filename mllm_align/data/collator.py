@@ -148,9 +148,10 @@ class AlignCollator:
     def _truncated(row: Row, view: EncodedView, limit: int) -> EncodedView:
         room = limit - len(view.prefix_ids)
         if room < 1:
+            mend = "lower max_pixels" if view.images else "set on_overflow to 'drop'"
             raise DataError(
                 f"{row.name}: the prompt of view {view.view} alone has {len(view.prefix_ids)} tokens, which leaves no "
-                f"room in max_length={limit}; raise it or lower max_pixels (prompts and images are never cut)"
+                f"room in max_length={limit}; raise it or {mend} (prompts and images are never cut)"
             )
         return EncodedView(view.view, view.prefix, view.prefix_ids, view.response_ids[:room], view.images)
 

@@ -53,7 +53,7 @@ def readings(
         seen.add(feature.view)
         found = _conversations(row, feature, replace)
         if found is None:
-            if any(has(row, view) for view in needs.optional):
+            if feature.column not in row.columns and any(has(row, view) for view in needs.optional):
                 continue
             raise _absent(row, feature)
         if len(found) > 1 and feature.pooling == "tokens":

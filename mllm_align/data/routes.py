@@ -103,7 +103,8 @@ def captions_of(raw: Mapping[str, Any], where: str) -> list[str]:
     if raw.get(UNREADABLE):
         raise DataError(f"{where}: {raw[UNREADABLE]}")
     prompt = raw.get("prompt")
-    if isinstance(prompt, list | tuple) and any(turn.get("role") == "assistant" for turn in prompt):
+    turns = prompt if isinstance(prompt, list | tuple) else ()
+    if any(isinstance(turn, Mapping) and turn.get("role") == "assistant" for turn in turns):
         raise DataError(f"{where}: 'prompt' is a conversation, whose answer is no caption: leave the row out")
     texts: list[str] = []
     for column in TEXTS:

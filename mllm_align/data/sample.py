@@ -10,7 +10,7 @@ from typing import Any
 from mllm_align.contract import View
 from mllm_align.data.collator import AlignCollator
 from mllm_align.data.images import load_image
-from mllm_align.data.schema import parse_row
+from mllm_align.data.schema import RESPONSES, parse_row
 
 _LONGEST_RUN = 3
 
@@ -32,7 +32,8 @@ class ViewSample:
         images: The images that the prompt shows.
         prompt: The decoded prompt; a run of one token is written once, with its length.
         prompt_tokens: Its number of tokens.
-        scored: The decoded tokens of the response, one by one: all of them are scored, and nothing else is.
+        scored: The decoded tokens of the response, one by one: all of them are scored, and nothing else is. None where
+            the prompt is read for an embedding.
     """
 
     view: View
@@ -43,12 +44,14 @@ class ViewSample:
 
     def __str__(self) -> str:
         """A few lines for the terminal."""
-        lines = [f"view {self.view}: {self.prompt_tokens} prompt tokens, {len(self.scored)} scored"]
+        told = f"{len(self.scored)} scored" if self.scored else "read for an embedding"
+        lines = [f"view {self.view}: {self.prompt_tokens} prompt tokens, {told}"]
         for image in self.images:
             shapes = ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in image.shapes.items())
             lines.append(f"  image  {image.size[0]} x {image.size[1]} pixels -> {shapes}")
         lines.append(f"  prompt {self.prompt!r}")
-        lines.append(f"  scored {' '.join(map(repr, self.scored))}")
+        if self.scored:
+            lines.append(f"  scored {' '.join(map(repr, self.scored))}")
         return "\n".join(lines)
 
 
@@ -77,7 +80,8 @@ def sample_as_model_sees(
             for value, place in zip(shown, prefix.images, strict=True)
         ]
         ids = prefix.input_ids.tolist()
-        scored = tuple(tokenizer.decode([token]) for token in branch.token_ids.tolist())
+        said = branch.token_ids.tolist() if branch.view.response in RESPONSES else []
+        scored = tuple(tokenizer.decode([token]) for token in said)
         samples.append(ViewSample(branch.view, tuple(images), _collapsed(tokenizer, ids), len(ids), scored))
     return samples
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from mllm_align.contract import Batch, Embedding, Feature, Needs, Signals
 from mllm_align.contract.embedding import IMAGE_PROMPT, TEXT_PROMPT
@@ -19,6 +16,7 @@ from mllm_align.data.collator import AlignCollator
 from mllm_align.data.schema import parse_row
 from mllm_align.encoding.loading import load_parts
 from mllm_align.encoding.reading import Reading, images_to_read, rows_to_read, texts_to_read
+from mllm_align.encoding.vectors import entry_vectors, evaluating, vector_width
 from mllm_align.families import family_of, unwrap
 from mllm_align.models import soft_prompts_of
 from mllm_align.signals import EngineOptions, measure
@@ -217,7 +215,7 @@ class Encoder:
 
             starts = tqdm(starts, desc="encode", unit="batch")
         found = []
-        with torch.no_grad(), _evaluating(self.model):
+        with torch.no_grad(), evaluating(self.model):
             for start in starts:
                 places = range(start, min(start + batch_size, len(reading.rows)))
                 batch = collator.collate([parse_row(reading.rows[place], place) for place in places])
@@ -226,25 +224,12 @@ class Encoder:
                     self.model, batch.to(device), features=(feature,), scored=(), options=self.options
                 )
                 _check_one_each(batch, signals, feature, start)
-                found.append(self._headed(signals, reading).float().cpu())
+                _, vectors = entry_vectors(signals, feature, self.embedding.heads.get(reading.side))
+                found.append(vectors.float().cpu())
         return torch.cat(found) if found else torch.zeros(0, self._width(reading.side))
 
-    def _headed(self, signals: Signals, reading: Reading) -> Tensor:
-        measured = signals.features[reading.feature.name]
-        values = measured.values.to(torch.promote_types(measured.values.dtype, torch.float32))
-        head = self.embedding.heads.get(reading.side)
-        if reading.feature.pooling != "tokens":
-            return values if head is None else head(values)
-        if head is None:
-            raise ValueError(f"the embedding of a {reading.side} is of all tokens, and there is no head to pool them")
-        sizes = np.bincount(signals.host_feature_rows[reading.feature.name]).tolist()
-        there = torch.arange(max(sizes), device=values.device) < torch.tensor(sizes, device=values.device)[:, None]
-        return head(pad_sequence(list(values.split(sizes)), batch_first=True), there)
-
     def _width(self, side: str) -> int:
-        head = self.embedding.heads.get(side)
-        own = unwrap(self.model).config.get_text_config().hidden_size
-        return own if head is None else head.options["dim"] or head.options["width"]
+        return vector_width(self.model, self.embedding.heads.get(side))
 
 
 def load_encoder(
@@ -277,15 +262,3 @@ def _check_one_each(batch: Batch, signals: Signals, feature: Feature, start: int
             f"row {start + wrong[0]} has {there} in column {feature.column!r}, of which one vector is to be made: "
             "give it one entry, or leave the row out"
         )
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """The model in evaluation mode, and as before when it ends."""
-    before: Sequence[Any] = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in before:
-            module.training = True

@@ -115,6 +115,8 @@ def check_stock(embedding: Embedding) -> None:
             raise ValueError(f"the {side} side is of responses to prompts, which stock modules do not take{mend}")
         if feature.pooling not in POOLING:
             raise ValueError(f"the {side} side is pooled by a learned query, which is no stock module{mend}")
+    if len([head for head in embedding.heads.values() if head.projection is not None]) == 1:
+        raise ValueError(f"one side has a linear head and the other has none, which stock modules do not have{mend}")
     if (image.pooling, image.layer) != (text.pooling, text.layer):
         raise ValueError(f"the two sides are of different layers or poolings, stock modules have one{mend}")
 

@@ -118,13 +118,13 @@ def check_prompts(prompts: Sequence[str]) -> None:
     """Refuses prompts that could not be told apart in a row.
 
     Raises:
-        ValueError: If there is none, or one is empty or given twice.
+        ValueError: If there is none, or one is no text, empty or given twice.
     """
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"soft prompts are a list of prompts in words, got {prompts!r}")
     for place, prompt in enumerate(prompts):
-        if not prompt.strip():
-            raise ValueError(f"soft prompt {place} is empty: write the prompt that it begins as")
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"soft prompt {place} is {prompt!r}: write the prompt that it begins as")
         if prompt in prompts[:place]:
             raise ValueError(f"soft prompt {prompt!r} is there twice: images and texts that share one need it once")
 

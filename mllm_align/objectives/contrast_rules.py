@@ -40,7 +40,8 @@ class Rule:
             2025, https://arxiv.org/abs/2503.04812).
         hardness_on: Of which negatives: "explicit", the texts that a row lists; "in_batch", the others; "all".
         margin: A negative whose cosine is above that of the positive by more is taken for a false one and left out
-            (UniME, Gu et al., 2025, https://arxiv.org/abs/2504.17432); None leaves none out.
+            (UniME, Gu et al., 2025, https://arxiv.org/abs/2504.17432), but not what the anchor's own row lists; None
+            leaves none out.
         hardest: Of the negatives that are left, how many count, the most similar ones; None for all.
         sigma: Weights of positives of DCLW, 2 less e^(cosine / sigma) over the mean of that; None for 1.
 
@@ -104,6 +105,7 @@ def contrast(
     rule: Rule = INFO_NCE,
     *,
     explicit: Tensor | None = None,
+    certain: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> Tensor:
     """The loss of every anchor under a rule.
@@ -115,6 +117,7 @@ def contrast(
         scale: 0-d, what cosines were multiplied by.
         rule: What weighs how much.
         explicit: (M,) bool, the keys that are listed negatives; None for no such.
+        certain: (N, M) bool, those that are known to be false of the anchor; None for no such.
         weights: (N, M) from 0 up, of several positives, each of them a negative too: CWCL (Srinivasa et al., 2023),
             https://arxiv.org/abs/2309.14580. They are brought to a sum of 1. None for the own key alone.
 
@@ -123,7 +126,7 @@ def contrast(
     """
     negative = counts.scatter(1, own[:, None], False)
     right = similarities.gather(1, own[:, None]).squeeze(1)
-    negative = kept_negatives(similarities, right, negative, scale, rule)
+    negative = kept_negatives(similarities, right, negative, scale, rule, certain)
     hardened = _hardened(similarities, scale, rule, explicit)
     above = log_negatives(hardened, right, negative, scale, rule) - right
     losses = above
@@ -138,10 +141,13 @@ def contrast(
     return torch.where(negative.any(dim=1), losses, 0.0)
 
 
-def kept_negatives(similarities: Tensor, right: Tensor, negative: Tensor, scale: Tensor, rule: Rule) -> Tensor:
-    """(N, M) bool: the negatives that `rule.margin` and `rule.hardest` leave, of those given."""
+def kept_negatives(
+    similarities: Tensor, right: Tensor, negative: Tensor, scale: Tensor, rule: Rule, certain: Tensor | None = None
+) -> Tensor:
+    """(N, M) bool: of some negatives those that `rule.margin`, but for `certain` ones, and `rule.hardest` leave."""
     if rule.margin is not None:
-        negative = negative & (similarities <= (right + rule.margin * scale)[:, None])
+        below = similarities <= (right + rule.margin * scale)[:, None]
+        negative = negative & (below if certain is None else below | certain)
     if rule.hardest is not None and rule.hardest < similarities.shape[1]:
         hidden = torch.finfo(similarities.dtype).min
         nearest = similarities.detach().masked_fill(~negative, hidden).topk(rule.hardest, dim=1).indices

@@ -82,6 +82,7 @@ class InfoNCE(nn.Module):
         The negatives are those of the batch of all processes (`AlignConfig.gather_negatives`): gradient accumulation
         adds none, gradient caching (`cache_gradients`) makes room for large batches, `memory` adds earlier ones.
         Two rows with one text or one image are each other's negatives, since nobody tells the objective: deduplicate.
+        So is a listed text of every row of the batch, even of one that has it for its own.
         `embedding` is what stays after training. SigLIP asks of each pair by itself. The sum of both directions is
         this with weight 2. Named losses are presets: `InfoNCE.dcl()`, in a recipe `info_nce.dcl`; so are `dclw`,
         `cwcl`, `hcl`, `hn_nce_like`, `llave`, `mochi_like`, `negclip` and `uni_me`.
@@ -145,6 +146,8 @@ class InfoNCE(nn.Module):
             raise ValueError("InfoNCE: negatives are texts that an image chooses among: leave sides at 'both'")
         if negatives and soft_targets:
             raise ValueError("InfoNCE: soft_targets would give texts that are false a share: leave one of both out")
+        if continuous == "both" and sides != "both":
+            raise ValueError("InfoNCE: continuous 'both' is of both ways: give 'image', or leave sides at 'both'")
         if teacher is not None and continuous is None:
             raise ValueError("InfoNCE: a teacher tells how alike images are: give continuous, or leave teacher out")
         if teacher is not None and image == "prompt":
@@ -159,6 +162,10 @@ class InfoNCE(nn.Module):
             keys=momentum is not None,
             memory=memory > 0,
         )
+        if self.how.rule.hardness and self.how.rule.hardness_on == "explicit" and not negatives:
+            raise ValueError(
+                "InfoNCE: rule: hardness_on 'explicit' is of listed negatives: set negatives or say 'all'"
+            )
         self.momentum, self.memory_size, self.continuous = momentum, memory, continuous
         self.teacher = None if teacher is None else teacher_from(teacher, "InfoNCE")
         self.images_before: Memory | None = None

@@ -33,6 +33,7 @@ def info_nce(
     rule: Rule = INFO_NCE,
     sides: str = "both",
     negatives: tuple[Tensor, Tensor] | None = None,
+    owner: Tensor | None = None,
     weights: tuple[Tensor | None, Tensor | None] = (None, None),
     mixing: tuple[Mixing, torch.Generator] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -51,6 +52,8 @@ def info_nce(
         sides: "both", of which the loss is the mean, "image_to_text" or "text_to_image".
         negatives: Unit vectors (M, d) of texts that rows list as false, which every image is told from, and (M,) bool,
             which count.
+        owner: (M,) int64, the row that lists each of them, of whose image it is known to be false; None where nobody
+            told.
         weights: (B, B) of several positives (`contrast`), of images among texts and of texts among images.
         mixing: Synthetic negatives, and where they are drawn from.
 
@@ -86,8 +89,13 @@ def info_nce(
             similarities, counts = torch.cat([similarities, scale * made], 1), torch.cat([counts, made_count], 1)
         place = torch.arange(similarities.shape[1], device=own.device)
         explicit = None if false is None else (place >= len(own)) & (place < len(own) + len(false[0]))
+        certain = None
+        if false is not None and owner is not None:
+            certain = F.pad(owner == own[:, None], (len(own), similarities.shape[1] - len(own) - len(owner)))
         wide = None if weight is None else F.pad(weight * present, (0, similarities.shape[1] - len(own)))
-        total = total + part * contrast(similarities, own, counts, scale, rule, explicit=explicit, weights=wide)
+        total = total + part * contrast(
+            similarities, own, counts, scale, rule, explicit=explicit, certain=certain, weights=wide
+        )
     return torch.where(present, total, 0.0), scale * images @ texts.T
 
 
@@ -161,6 +169,7 @@ class TwoSided:
             rule=self.rule,
             sides=self.sides,
             negatives=false,
+            owner=found.owner,
             weights=weights,
             mixing=None if self.mixing is None else (self.mixing, generator_of(row_ids, self.mixing.seed)),
         )

@@ -9,6 +9,7 @@ that are left, one half the nearest, one half drawn; similarity is that of the s
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ from mllm_align.trainers.neighbourhood import Neighbourhood, given_neighbourhood
 if TYPE_CHECKING:
     from mllm_align.trainers.config import AlignConfig
     from mllm_align.trainers.trainer import AlignTrainer
+
+logger = logging.getLogger(__name__)
 
 MINED_FILE = "mined_batches.safetensors"
 MODEL = "model"  # what `mine_batches_from` says for the model as it is when training begins
@@ -194,7 +197,7 @@ def mined_sampler(args: AlignConfig, dataset: Any, objective: Any) -> MinedBatch
         first = given_neighbourhood(
             args.mine_batches_from, rows, seed, args.process_index, args.world_size, args.device
         )
-    return MinedBatches(
+    made = MinedBatches(
         row_keys(rows, args.mine_batches_id),
         args.per_device_train_batch_size,
         first=first,
@@ -204,6 +207,15 @@ def mined_sampler(args: AlignConfig, dataset: Any, objective: Any) -> MinedBatch
         num_ranks=args.world_size,
         rank=args.process_index,
     )
+    if args.process_index == 0 and made.count > 1 and len(rows) <= made.count * made.size // 2:
+        logger.warning(
+            "mined batches have %.1f rows in place of %d: %d rows are of one picture (or of one value of "
+            "mine_batches_id), and no two of them come in one batch. Leave most of them out, or name another column",
+            len(rows) / made.count,
+            made.size,
+            made.count,
+        )
+    return made
 
 
 def bind(sampler: Any, trainer: AlignTrainer) -> None:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from mllm_align.contract import Embedding, Needs, Signals
 from mllm_align.data.encode import RowEncoder
 from mllm_align.encoding.files import embedding_of
-from mllm_align.families import unwrap
+from mllm_align.encoding.vectors import entry_vectors, evaluating, vector_width
 from mllm_align.signals import measure
 from mllm_align.trainers import heads
 from mllm_align.trainers.gather import gather_on_host
@@ -82,11 +79,11 @@ def measured_sides(trainer: AlignTrainer, rows: np.ndarray, epoch: int) -> tuple
         generator=torch.Generator(),  # else a number would be drawn from the run's own
     )
     found: list[list[Tensor]] = []
-    width = unwrap(trainer.model).config.get_text_config().hidden_size
+    widths = {side: vector_width(trainer.model, embedding.heads.get(side)) for side in SIDES}
     hidden = args.disable_tqdm or args.process_index > 0
     with (
         torch.no_grad(),
-        _evaluating(trainer.model),
+        evaluating(trainer.model),
         heads.mode(trainer.objective, training=False),
         tqdm(total=len(rows), desc="mining batches", unit="row", disable=hidden) as bar,
     ):
@@ -95,7 +92,7 @@ def measured_sides(trainer: AlignTrainer, rows: np.ndarray, epoch: int) -> tuple
             features = tuple(embedding.features[side] for side in SIDES)
             with trainer.accelerator.autocast():
                 signals, _ = measure(trainer.model, batch, features=features, scored=(), options=trainer.options)
-            found.append([vectors_of(embedding, side, signals, width).float().cpu() for side in SIDES])
+            found.append([vectors_of(embedding, side, signals, widths[side]).float().cpu() for side in SIDES])
             bar.update(len(part))
     images, texts = (torch.cat(side).numpy() for side in zip(*found, strict=True))
     return images, texts
@@ -108,29 +105,16 @@ def vectors_of(embedding: Embedding, side: str, signals: Signals, width: int) ->
         embedding: What is measured, and its heads.
         side: "image" or "text".
         signals: What was measured.
-        width: Of the language model, which is d where there is no head.
+        width: d.
     """
-    feature, head = embedding.features[side], embedding.heads.get(side)
-    measured = signals.features.get(feature.name)
-    if measured is None or not len(measured.values):
-        d = width if head is None else head.options["dim"] or head.options["width"]
-        return torch.full((len(signals.sources), d), torch.nan)
-    values = measured.values.to(torch.promote_types(measured.values.dtype, torch.float32))
-    rows = list(signals.host_feature_rows[feature.name])
-    places: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        places.setdefault(row, []).append(place)
-    if feature.pooling == "tokens":
-        assert head is not None  # an objective refuses tokens without one
-        groups = [values[own] for own in places.values()]
-        sizes = torch.tensor([len(own) for own in groups], device=values.device)
-        there = torch.arange(int(sizes.max()), device=values.device) < sizes[:, None]
-        vectors = head(pad_sequence(groups, batch_first=True), there)
-    else:
-        first = values[[own[0] for own in places.values()]]
-        vectors = first if head is None else head(first)
-    table = torch.full((len(signals.sources), vectors.shape[1]), torch.nan, dtype=vectors.dtype, device=vectors.device)
-    table[list(places)] = F.normalize(vectors, dim=1)
+    feature = embedding.features[side]
+    size = len(signals.sources)
+    if not signals.host_feature_rows.get(feature.name):
+        return torch.full((size, width), torch.nan)
+    rows, vectors = entry_vectors(signals, feature, embedding.heads.get(side))
+    first = {row: place for place, row in reversed(list(enumerate(rows)))}
+    table = torch.full((size, width), torch.nan, dtype=vectors.dtype, device=vectors.device)
+    table[list(first)] = F.normalize(vectors[list(first.values())], dim=1)
     return table
 
 
@@ -146,14 +130,3 @@ def _collator(trainer: AlignTrainer, embedding: Embedding) -> Any:
 
 def _same(needs: Needs, source: str) -> Needs:
     return needs
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    before = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in before:
-            module.training = True

@@ -59,7 +59,8 @@ def given_neighbourhood(source: str, rows: Any, seed: int, rank: int, num_ranks:
 
 def _sides(source: str, rows: Any) -> tuple[np.ndarray, np.ndarray]:
     """Vectors of each row's image and text; of a file that tells what its vectors are of, the images' for both."""
-    told = Path(source).suffix == ".npz" and Path(source).is_file() and NAMES["image"] in np.load(source).files
+    path = Path(source).expanduser()
+    told = path.suffix == ".npz" and path.is_file() and NAMES["image"] in np.load(path).files
     if not told:
         return load_vectors(source, "image"), load_vectors(source, "text")
     images = load_vectors(source, "image", list_images(rows).keys)

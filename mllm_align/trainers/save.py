@@ -10,6 +10,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mllm_align.encoding.files import embedding_of, save_embedding
 from mllm_align.families import family_of, inner, unwrap
+from mllm_align.models.export import EMBEDDING_FILES
 from mllm_align.models.identity import save_base_identity
 from mllm_align.models.soft_prompts import soft_prompts_of
 from mllm_align.trainers.card import CardFacts, model_card
@@ -54,6 +55,9 @@ def save_beside_model(trainer: AlignTrainer, folder: str) -> None:
     if embedding is not None:
         args = trainer.args
         save_embedding(embedding, folder, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+    else:
+        for name in EMBEDDING_FILES:  # of an earlier run, in a folder that is written over
+            (Path(folder) / name).unlink(missing_ok=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if mixed_of(inner(unwrap(model))) is not None:
         whole = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)

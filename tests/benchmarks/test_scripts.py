@@ -71,6 +71,35 @@ def test_contrastive_memory_writes_a_point_per_number_of_rows(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def test_tiled_contrast_writes_how_memory_grows(tmp_path: Path) -> None:
+    result, printed = run("tiled_contrast", tmp_path / "result.json")
+    assert [point["rows"] for point in result["points"]] == [256, 1024]
+    for point in result["points"]:
+        assert point["memory_ratio"] == point["peak_mb"]["tiled"] / point["peak_mb"]["dense"]
+    assert f"{result['exponent']['tiled']:.2f} (tiled)" in printed
+
+
+@pytest.mark.slow
+def test_the_comparison_with_sentence_transformers_writes_its_ratios(tmp_path: Path) -> None:
+    result, printed = run("contrast_vs_sentence_transformers", tmp_path / "result.json")
+    assert result["gradient_distance"] < 1e-5
+    for count in ("40", "80"):
+        losses = result["loss"][count]
+        assert losses["ours"] == pytest.approx(losses["peer"], abs=1e-4)
+        peaks = result["peak_mb"][count]
+        assert result["memory_ratio"][count] == pytest.approx(peaks["ours"] / peaks["peer"])
+    assert f"{result['speedup']['80']:.2f}" in printed
+
+
+@pytest.mark.slow
+def test_the_large_contrast_writes_both_steps(tmp_path: Path) -> None:
+    result, printed = run("large_contrast", tmp_path / "result.json")
+    assert result["cached"]["pairs"] == 48
+    assert result["one_graph"]["resident_mb"] <= result["limit_mb"]
+    assert f"{result['times_as_many']:.1f} times as many pairs" in printed
+
+
+@pytest.mark.slow
 def test_the_runner_and_the_loop_say_the_same(tmp_path: Path) -> None:
     result, printed = run("eval_throughput", tmp_path / "result.json")
     assert result["same_texts"] >= 0.98

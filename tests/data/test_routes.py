@@ -82,6 +82,11 @@ def test_rows_without_captions(row: dict[str, object], message: str) -> None:
         captions_of(row, "row 3")
 
 
+def test_a_prompt_that_is_not_kept_may_be_anything() -> None:
+    for prompt in (["Look.", 3], 5, [{"content": "Look."}]):
+        assert captions_of({"prompt": prompt, "caption": "A dog."}, "row 3") == ["A dog."]
+
+
 def test_draws_of_a_run_and_counts_in_words() -> None:
     assert seeded(Routes(short=7), 5, once=False) == Routes(short=7, seed=5)
     assert not seeded(Routes(), 5, once=True).redraw

@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image
 
 from chat import make_processor
-from mllm_align.contract import Needs, View
+from mllm_align.contract import Feature, Needs, View
 from mllm_align.data.collator import AlignCollator
 from mllm_align.data.sample import sample_as_model_sees
 
@@ -34,3 +34,16 @@ def test_sample(pictures: list[Image.Image]) -> None:
     assert "view chosen|image" in shown
     assert "80 x 60 pixels -> pixel_values 1x3x28x28" in shown
     assert "'<|im_end|>'" in shown
+
+
+def test_nothing_is_scored_of_what_is_read_for_an_embedding(pictures: list[Image.Image]) -> None:
+    feature = Feature("text", "embedding", "caption", pooling="last", prompt="In one word:")
+    needs = Needs(views=VIEWS[:1], features=(feature,))
+    collate = AlignCollator(make_processor("chatml"), lambda source: needs, ("pixel_values",))
+    row = {"image": pictures[0], "caption": "a red circle", "prompt": "What is it?", "chosen": "It is red."}
+    response, caption = sample_as_model_sees(row, collate)
+    assert response.scored
+    assert not caption.scored
+    assert "a red circle\nIn one word:" in caption.prompt
+    assert str(caption).splitlines()[0].endswith(f"{caption.prompt_tokens} prompt tokens, read for an embedding")
+    assert "scored" not in str(caption)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mllm_align.contract import Embedding
+from mllm_align.contract import Embedding, EmbeddingHead
 from mllm_align.contract.embedding import IMAGE_PROMPT, TEXT_PROMPT
 from mllm_align.encoding import Encoder, export_sentence_transformers, load_encoder, save_embedding
 from mllm_align.families.image_only import load_processor
@@ -155,6 +155,14 @@ def test_sides_of_two_layers(tmp_path: Path) -> None:
     sides = load_encoder(trained).embedding.features
     save_embedding(Embedding({**sides, "text": sides["text"]._replace(layer=1)}, {}), trained)
     with pytest.raises(ValueError, match="different layers or poolings"):
+        export_sentence_transformers(trained, tmp_path / "st")
+
+
+def test_a_head_of_one_side(tmp_path: Path) -> None:
+    trained = made(tmp_path, "llava")
+    sides = load_encoder(trained).embedding.features
+    save_embedding(Embedding(sides, {"text": EmbeddingHead(64, 64)}), trained)
+    with pytest.raises(ValueError, match="one side has a linear head and the other has none"):
         export_sentence_transformers(trained, tmp_path / "st")
 
 

@@ -262,6 +262,9 @@ def test_what_filters_leave() -> None:
     assert near.tolist() == [[False, True, False, True, True, True]]
     few = kept_negatives(cosines, right, negative, one, Rule(margin=0.1, hardest=2))
     assert few.tolist() == [[False, True, False, False, True, False]]
+    certain = cosines == 0.61
+    sure = kept_negatives(cosines, right, negative, one, Rule(margin=0.1, hardest=2), certain)
+    assert sure.tolist() == [[False, True, True, False, False, False]]
     every = kept_negatives(cosines, right, negative, one, Rule(hardest=100))
     assert every.tolist() == negative.tolist()
     # The margin is one of cosines, whatever they are multiplied by.

@@ -140,6 +140,25 @@ def test_hardest_negatives_without_false_ones() -> None:
     assert objective(signals(objective, images, texts), None).loss.item() == pytest.approx(total, rel=1e-5)
 
 
+def test_what_a_row_lists_is_no_false_negative_of_it() -> None:
+    """However near to its image: it is false, which of a text of another row nobody knows."""
+    objective = InfoNCE.uni_me(hardest=3, temperature=0.1, negatives=True, **PROMPTS)
+    images, texts, false = (torch.randn(n, 3, dtype=torch.float64) for n in (5, 5, 4))
+    owner = (1, 1, 2, 4)
+    false[1], false[3] = images[1], images[0]
+    one, other, wrong = unit(images), unit(texts), unit(false)
+    total = 0.0
+    for n in range(5):
+        own = dot(one[n], other[n])
+        keys = [(dot(one[n], other[m]), False) for m in range(5) if m != n]
+        keys += [(dot(one[n], v), row == n) for v, row in zip(wrong, owner, strict=True)]
+        left = sorted((s for s, certain in keys if certain or s <= own + 0.1), reverse=True)[:3]
+        assert (1.0 in [round(s, 9) for s in left]) == (n == 1)
+        total += cross_entropy(10 * own, [10 * s for s in left]) / 5 if left else 0
+    given = signals(objective, images, texts, false, owner=owner)
+    assert objective(given, None).loss.item() == pytest.approx(total, rel=1e-5)
+
+
 def test_false_texts_are_keys_of_every_image() -> None:
     """Of a row without an image or a text they are not; and what is nearest is told for each row that has any."""
     objective = InfoNCE.negclip(temperature=0.25, **PROMPTS)
@@ -282,6 +301,8 @@ def test_vectors_that_are_all_alike_find_nothing(size: int, tile: int | None) ->
         ({"negatives": True, "sides": "text_to_image", **PROMPTS}, "leave sides at 'both'"),
         ({"negatives": True, "soft_targets": 0.4, "momentum": 0.9, **PROMPTS}, "leave one of both out"),
         ({"negatives": True}, "negatives are read before an instruction: give text_prompt"),
+        ({"continuous": "both", "sides": "image_to_text"}, "continuous 'both' is of both ways"),
+        ({"rule": {"hardness": 5.0, "hardness_on": "explicit"}}, "of listed negatives: set negatives or say 'all'"),
         ({"rule": {"bta": 1}}, "rule has no 'bta'"),
         ({"mixing": {"of_keys": -1}}, "mixing: of_keys must be a whole number of at least 0, got -1"),
         ({"mixing": 3}, "mixing must be a mapping of hardest, of_keys, of_anchor, seed, got 3"),

@@ -216,6 +216,9 @@ def test_what_a_row_lacks_is_named(pictures: list[Any]) -> None:
         DataError, match="column 'caption', of which feature 'text' is taken, holds neither a text nor"
     ):
         collated(model, processor, [{**row, "prompt": "?", "caption": 3}], Needs(features=(IMAGE, TEXT)))
+    long = {**row, "prompt": "?", "chosen": "It is a star.", "caption": ["a star", None]}
+    with pytest.raises(DataError, match="holds neither a text nor a list of texts"):
+        collated(model, processor, [long], Needs(optional=(OWN,), features=(IMAGE, TEXT)))
     wanted = TEXT._replace(pooling="tokens")
     with pytest.raises(DataError, match="column 'caption' holds 2 texts, whose tokens feature 'text' would not tell"):
         collated(model, processor, [{"caption": ["a star", "two"]}], Needs(features=(wanted,)))

@@ -11,7 +11,8 @@ import torch
 
 from mllm_align.contract import View
 from mllm_align.data.errors import DataError
-from mllm_align.objectives import Discriminative
+from mllm_align.encoding import load_embedding
+from mllm_align.objectives import Discriminative, NextToken
 from mllm_align.objectives.pairs import IMAGE_PROMPT
 from runs import gradients, make_trainer, picture
 
@@ -77,6 +78,15 @@ def test_cached_gradients_are_the_plain_ones(tmp_path: Path) -> None:
     largest = max(value.abs().max().item() for value in plain.values())
     for name, value in plain.items():
         torch.testing.assert_close(cached[name], value, atol=1e-5 * largest, rtol=1e-4, msg=name)
+
+
+def test_an_embedding_does_not_outlive_the_weights_it_is_of(tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    make_trainer(tmp_path, Discriminative(dim=8), rows_of(), **SETTINGS).save_model(str(folder))
+    assert load_embedding(folder).embedding.heads.keys() == {"image", "text"}
+    rows = [row for row in rows_of() if "chosen" in row]
+    make_trainer(tmp_path, NextToken(matched=False), rows, **SETTINGS).save_model(str(folder))
+    assert not list(folder.glob("embedding.*"))
 
 
 def test_a_row_of_neither_text_is_refused(tmp_path: Path) -> None:

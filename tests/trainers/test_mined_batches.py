@@ -189,6 +189,20 @@ def test_first_batches_are_of_what_is_given(tmp_path: Path) -> None:
     assert len(alone.get_train_dataloader()) == 4
 
 
+def test_a_value_of_most_rows_makes_small_batches_and_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = [{**row, "kind": str(max(0, number - COUNT + 3))} for number, row in enumerate(rows())]
+    for column, told in (("id", 0), ("kind", 1)):
+        made = make_trainer(
+            tmp_path, NextToken(), data, mine_batches_from="cluster", mine_batches_id=column,
+            per_device_train_batch_size=4,
+        ).sampler  # fmt: skip
+        assert caplog.text.count("no two of them come in one batch") == told
+    assert made.count == COUNT - 2
+    assert f"have {COUNT / (COUNT - 2):.1f} rows in place of 4: {COUNT - 2} rows are of one picture" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "told"),
     [

@@ -98,4 +98,4 @@ def test_a_row_without_an_entry_has_none_and_of_several_the_first_counts() -> No
     torch.testing.assert_close(found[1:], torch.tensor([[0.6, 0.8], [0.0, 1.0]]))
     assert vectors_of(embedding, "image", signals, 2).isnan().all()
     headed = Embedding(embedding.features, {"image": EmbeddingHead(2, 5), "text": EmbeddingHead(2, 5)})
-    assert vectors_of(headed, "image", signals, 2).shape == vectors_of(headed, "text", signals, 2).shape == (3, 5)
+    assert vectors_of(headed, "image", signals, 5).shape == vectors_of(headed, "text", signals, 5).shape == (3, 5)

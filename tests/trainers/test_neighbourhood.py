@@ -49,7 +49,8 @@ def test_lists_of_ids_are_in_order() -> None:
     assert given("near", rows, 1).tolist() == [[2], [-1], [1], [0], [3]]
 
 
-def test_vectors_of_one_or_both_sides(tmp_path: Path) -> None:
+def test_vectors_of_one_or_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     rng = np.random.default_rng(0)
     images, texts = rng.normal(size=(9, 4)), rng.normal(size=(9, 4))
     np.save(tmp_path / "one.npy", images)
@@ -62,7 +63,8 @@ def test_vectors_of_one_or_both_sides(tmp_path: Path) -> None:
     named = [{"image": f"/pictures/{number}.png"} for number in range(9)]
     names = np.array([f"{number}.png" for number in reversed(range(9))])
     np.savez(tmp_path / "named.npz", image_names=names, image_vectors=images[::-1], text_vectors=texts)
-    assert given(str(tmp_path / "named.npz"), named, 3).tolist() == given(str(tmp_path / "one.npy"), named, 3).tolist()
+    for place in (str(tmp_path), "~"):
+        assert given(f"{place}/named.npz", named, 3).tolist() == given(f"{place}/one.npy", named, 3).tolist()
     with pytest.raises(DataError, match="holds 9 image and 9 text vectors for 8 training rows"):
         given(str(tmp_path / "one.npy"), [{}] * 8, 3)
 
