@@ -21,7 +21,7 @@ from mllm_align_eval.runner import answer
 from mllm_align_eval.similarity import Encoder, Vectors, cosines
 
 BATCH = 100
-POOL, POOLS = 256, (0, 1)
+POOL, POOLS, NEGATIVES_SEED = 256, (1, 2), 1
 PER_KIND, NUM_SCENES, NUM_ADVERSARIAL, NUM_PAIRS, NUM_ANSWERS = 150, 1500, 300, 300, 500
 VALIDATION_POOL, VALIDATION_PER_KIND, VALIDATION_SCENES = 128, 30, 150
 TEST, VALIDATION = "test_in_distribution", "validation"
@@ -49,7 +49,7 @@ def pools() -> list[list[dict[str, Any]]]:
 @cache
 def negatives() -> list[dict[str, Any]]:
     """The hard negatives of the test, as many of each kind."""
-    return hard_negative_items(PER_KIND, split=TEST)
+    return hard_negative_items(PER_KIND, NEGATIVES_SEED, split=TEST)
 
 
 @cache

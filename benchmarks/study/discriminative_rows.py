@@ -16,9 +16,10 @@ COLUMNS = ("id", "source", "image", "prompt", "caption", "chosen", "negatives")
 
 @cache
 def captions() -> list[dict[str, Any]]:
-    """Pictures with a short caption, a long one, and one false caption; made once in a process."""
-    rows = caption_rows(settings.NUM_CAPTIONS, 0, num_negatives=1)
-    return [{**row, "source": CAPTIONS} for row in rows]
+    """Pictures with a short caption and a false one, the first of them with a long one; made once in a process."""
+    rows = [{**row, "source": CAPTIONS} for row in caption_rows(settings.NUM_CAPTIONS, 0, num_negatives=1)]
+    short = [{name: value for name, value in row.items() if name != "chosen"} for row in rows[settings.NUM_LONG :]]
+    return rows[: settings.NUM_LONG] + short
 
 
 @cache
@@ -30,13 +31,18 @@ def table() -> datasets.Dataset:
 
 
 def caption_order(run: Run) -> list[list[int]]:
-    """By step the captions of a run; those of two runs with one seed are the same, whatever their arms."""
-    return order(run.seed, steps_of(run), settings.NUM_CAPTIONS, settings.CAPTIONS_PER_STEP, CAPTIONS)
+    """By step the captions of a run, first those with a long one; two runs with one seed have the same."""
+    both, steps = settings.LONG_PER_STEP, steps_of(run)
+    first = order(run.seed, steps, settings.NUM_LONG, both, "long captions")
+    rest = settings.NUM_CAPTIONS - settings.NUM_LONG
+    then = order(run.seed, steps, rest, settings.CAPTIONS_PER_STEP - both, CAPTIONS)
+    return [own + [settings.NUM_LONG + row for row in more] for own, more in zip(first, then, strict=True)]
 
 
 def training_rows(run: Run, arm: Arm) -> tuple[datasets.Dataset, int]:
-    """All rows of a run in order, and how many make a step."""
-    steps, per_step = caption_order(run), settings.CAPTIONS_PER_STEP
+    """All rows of a run in order, and how many make a step; without contrast only captions that are predicted."""
+    per_step = settings.CAPTIONS_PER_STEP if arm.contrast else settings.LONG_PER_STEP
+    steps = [step[:per_step] for step in caption_order(run)]
     if arm.replay:
         more = order(run.seed, run.steps, settings.NUM_REPLAY, settings.REPLAY_PER_STEP, REPLAY)
         steps = [own + [settings.NUM_CAPTIONS + row for row in other] for own, other in zip(steps, more, strict=True)]

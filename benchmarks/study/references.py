@@ -274,7 +274,7 @@ def page(records: Records) -> str:
         f"From the shipped base: LoRA of rank {MODEL.lora_r} on the language model, the projector trained whole,",
         f"{STEPS} steps of {BATCH} rows out of {NUM_ROWS:,} of two and as many of three pictures, AdamW with a cosine",
         f"schedule. Rates tried: {rates}. {len(seconds)} runs, {np.median(seconds):.0f} s in the median on a core",
-        f"that did other work, too. Validation: {NUM_VALIDATION} questions of each number of pictures; test: {NUM_TEST}",
+        f"that did other work, too. Validation: {NUM_VALIDATION} questions of two and of three; test: {NUM_TEST}",
         "of each. Per cent; 95 % intervals from resamples of seeds and questions together. An answer is the most",
         "probable one of the names that the row has.",
         "",

@@ -82,7 +82,7 @@ class InfoNCE(nn.Module):
         The negatives are those of the batch of all processes (`AlignConfig.gather_negatives`): gradient accumulation
         adds none, gradient caching (`cache_gradients`) makes room for large batches, `memory` adds earlier ones.
         Two rows with one text or one image are each other's negatives, since nobody tells the objective: deduplicate.
-        So is a listed text of every row of the batch, even of one that has it for its own.
+        So is a listed text a negative of every row of the batch, even of one that has it for its own.
         `embedding` is what stays after training. SigLIP asks of each pair by itself. The sum of both directions is
         this with weight 2. Named losses are presets: `InfoNCE.dcl()`, in a recipe `info_nce.dcl`; so are `dclw`,
         `cwcl`, `hcl`, `hn_nce_like`, `llave`, `mochi_like`, `negclip` and `uni_me`.

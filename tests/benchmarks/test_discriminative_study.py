@@ -54,7 +54,14 @@ STUDY = Path(__file__).resolve().parents[2] / "benchmarks" / "study"
 STEPS = 4
 SOME = [TUNED, DUAL, CONTROL]
 SMALL = {
-    discriminative_arms: {"NUM_CAPTIONS": 48, "NUM_REPLAY": 12, "CAPTIONS_PER_STEP": 6, "REPLAY_PER_STEP": 2},
+    discriminative_arms: {
+        "NUM_CAPTIONS": 48,
+        "NUM_LONG": 12,
+        "NUM_REPLAY": 12,
+        "CAPTIONS_PER_STEP": 6,
+        "LONG_PER_STEP": 2,
+        "REPLAY_PER_STEP": 2,
+    },
     discriminative_evaluation: {
         "POOL": 12,
         "POOLS": (0,),

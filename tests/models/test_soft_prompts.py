@@ -326,7 +326,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     for prompts, message in (
         ([], "a list of prompts in words"),
         ("Say:", "a list of prompts in words"),
-        (["Say:", " "], "soft prompt 1 is empty"),
+        (["Say:", " "], "soft prompt 1 is ' ': write the prompt"),
+        (["Say:", 3], "soft prompt 1 is 3: write the prompt"),
         (["Say:", "Say:"], "is there twice"),
     ):
         with pytest.raises(ValueError, match=message):
