@@ -10,7 +10,7 @@ from mllm_align.data.world.captions import IMAGE_INSTRUCTION, TEXT_INSTRUCTION
 from mllm_align.objectives import Discriminative, InfoNCE, NextToken, Weighted
 
 SEEDS = (0, 1, 2)
-STEPS = 800
+STEPS = 600
 # Of the captions of a step the first so many rows have a long one, too.
 CAPTIONS_PER_STEP, LONG_PER_STEP, REPLAY_PER_STEP = 64, 16, 8
 NUM_CAPTIONS, NUM_LONG, NUM_REPLAY = 16000, 4000, 4000
@@ -59,7 +59,7 @@ class Arm(NamedTuple):
 
 
 # A step of the dual encoder takes so many times fewer operations than one of `both` (flops_per_step of the records).
-FEWER_OPERATIONS = 1.8
+FEWER_OPERATIONS = 1.66
 ARMS: Mapping[str, Arm] = {
     TUNED: Arm(),
     DUAL: Arm(next_token=False, replay=False, dual=True),

@@ -173,7 +173,7 @@ def check_dataset(
     if not summary.rows:
         raise DataError("the dataset has no rows")
     summary.images = len(meter.sizes)
-    wanted.refuse_absent()
+    wanted.refuse_absent(complete=summary.complete)
     _refuse_overflow(summary, collator)
     return summary
 
@@ -208,19 +208,20 @@ class _Wanted:
             may = listed or any(view in read for view in needs.optional)
             self.absent[feature] = self.absent.get(feature, True) and may
 
-    def refuse_absent(self) -> None:
-        """After the last row.
+    def refuse_absent(self, *, complete: bool) -> None:
+        """After the last row; where more rows are to come, it is no more than a warning.
 
         Raises:
             DataError: If there is nothing of which a feature could be taken.
         """
+        rows = "all rows" if complete else "all rows so far"
         for feature, may in self.absent.items():
             purpose = f", of which feature {feature.name!r} is taken, so nothing is trained by it"
             if feature.column in self.columns:
-                problem = DataError(f"all rows: nothing in column {feature.column!r}{purpose}")
+                problem = DataError(f"{rows}: nothing in column {feature.column!r}{purpose}")
             else:
-                problem = missing_column(feature.column, list(self.columns), "all rows", purpose)
-            if not may:
+                problem = missing_column(feature.column, list(self.columns), rows, purpose)
+            if complete and not may:
                 raise problem
             logger.warning("%s", problem)
 

@@ -106,6 +106,10 @@ class RoutedDataset(torch.utils.data.Dataset):
         epoch = epoch if self.by_epoch else 0
         made = {key: value for key, value in raw.items() if key not in REPLACED}
         made["prompt"] = self.routes.prompt
+        false = raw.get("negatives")
+        if isinstance(false, list | tuple) and all(isinstance(text, str) for text in false):
+            # They are contrasted, too; what was mined among all captions may be as long as any.
+            made["negatives"], _, _ = self._sorted(false, self._lengths(false))
         for column, found in (("caption", short), ("chosen", long)):
             if found:
                 made[column] = found[self._drawn(len(found), name, column, epoch)]
@@ -166,7 +170,8 @@ def route_captions(rows: Any, tokenizer: Any, prompt: str, **options: Any) -> Ro
     A row stays one row, and shows its image once an epoch, whatever number of captions it has. So a batch that has no
     row twice has none of these images twice with another of its texts. What is drawn is fixed by the seed of the run
     (`data_seed`), the row (its id; without one its place) and the epoch; evaluation always sees what epoch 0 has.
-    Rows of one image apart, one for each caption, are not joined.
+    Rows of one image apart, one for each caption, are not joined. Of `negatives`, which are contrasted, those that are
+    as long as a long caption are left out.
 
     Args:
         rows: Map-style rows, one source: a `datasets.Dataset`, a list.

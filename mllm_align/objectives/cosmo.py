@@ -38,7 +38,7 @@ class Cosmo(nn.Module):
     Example:
         >>> objective = Cosmo(interleaved=("documents",))
         >>> [feature.name for feature in objective.needs_for("captions").features]
-        ['image:image', 'text:chosen']
+        ['image:image', 'text:chosen query layer 0.5']
         >>> objective.needs_for("documents").features
         ()
 

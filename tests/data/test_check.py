@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def test_images_of_features_are_looked_at(rows: list[dict[str, Any]], tmp_path: 
 
 
 def test_a_feature_that_no_row_has_anything_for(rows: list[dict[str, Any]], caplog: pytest.LogCaptureFixture) -> None:
-    def told(objective: Any, table: list[dict[str, Any]]) -> str:
+    def told(objective: Any, table: Iterable[dict[str, Any]]) -> str:
         caplog.clear()
         check_dataset(
             table, AlignCollator(make_processor(), lambda _: objective.needs, ("pixel_values",)), progress=False
@@ -190,6 +191,7 @@ def test_a_feature_that_no_row_has_anything_for(rows: list[dict[str, Any]], capl
     misnamed = [{"img": row["image"], "caption": "a red thing"} for row in rows]
     with pytest.raises(DataError, match=r"all rows: no column 'image'.* is it 'img'\? Then load with"):
         told(Discriminative(), misnamed)
+    assert "all rows so far: no column 'image'" in told(Discriminative(), iter(misnamed))
     with pytest.raises(DataError, match=r"all rows: no column 'image', of which feature 'image:image' is taken"):
         told(InfoNCE(), [{"prompt": "?", "chosen": "text alone"}])
     # Rows with a long text may do without a short one, but hardly all of them.

@@ -71,6 +71,23 @@ def test_length_alone_says_which_way(table: bool) -> None:
     assert unlimited.counts == Routed(short=1, long=2, both=2, left_out=0, too_long=0)
 
 
+def test_false_texts_that_are_long_are_not_contrasted_either() -> None:
+    """Without a list there is nothing to leave out; what is no list of texts is for who reads it to refuse."""
+    for given, left in (
+        ([SHORT[1], LONG[1], words(600), SHORT[2]], [SHORT[1], SHORT[2]]),
+        ([words(29), words(30)], [words(29)]),
+        ([LONG[1]], []),
+        ([], []),
+        (SHORT[1], SHORT[1]),
+        ([3], [3]),
+        (None, None),
+    ):
+        row = {"image": "a.png", "captions": [SHORT[0], LONG[0]], "negatives": given}
+        assert route_captions([row], split_words, "Describe.")[0]["negatives"] == left
+    plain = {"image": "a.png", "caption": SHORT[0]}
+    assert "negatives" not in route_captions([plain], split_words, "Describe.")[0]
+
+
 def test_more_rows_than_are_counted_at_once() -> None:
     rows = [{"image": "a.png", "caption": words(1 + n % 3)} for n in range(2500)]
     routed = route_captions(rows, split_words, "Describe.", short=2, long=2)

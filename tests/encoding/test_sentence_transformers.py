@@ -42,7 +42,8 @@ def _without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
 def made(folder: Path, family: str, *, adapter: bool = False, soft: bool = False, **options: Any) -> Path:
     """A model that is called trained, all of it or an adapter that is not at zero, and its embedding."""
     base = save_tiny(family, folder / "base")
-    pairs = Pairs("Test", **({"text": "caption", **PROMPTS} | options))
+    given: dict[str, Any] = {"text": "caption", **PROMPTS, **options}
+    pairs = Pairs("Test", **given)
     torch.manual_seed(1)
     pairs.set_widths({feature.name: 64 for feature in pairs.features})
     found = base
