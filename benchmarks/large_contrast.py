@@ -1,20 +1,22 @@
 """2,048 pairs of images and texts, each a negative of all others, in one step: what it takes with cached gradients.
 
     python benchmarks/large_contrast.py --json benchmarks/large_contrast.json
+    python benchmarks/large_contrast.py --preset small --json benchmarks/large_contrast_small.json
 
-A step is that of `AlignTrainer` with `InfoNCE` between what LLaVA (24 M parameters, images of 16 tokens) reads images
-and captions as, LoRA on its language model, forward and backward. *Cached* is `cache_gradients` in passes of 1,152
-padded tokens (some 32 images); *one graph* is the plain step at the largest batch whose memory stays within 6 GB,
-which is looked for by steps of two sizes and a line through them.
+A step is that of `AlignTrainer` with `InfoNCE` between what LLaVA (images of 16 tokens; a tiny one, or with `--preset
+small` one of 24 M parameters) reads images and captions as, LoRA on its language model, forward and backward. *Cached*
+is `cache_gradients` in passes of 1,152 padded tokens (some 32 images), *one graph* is the plain step. Both double the
+batch until it is of 2,048 pairs or the process has more than 6 GB.
 
-Written to the JSON: `pairs`, `resident_mb` (peak of the whole process: model, pixels and libraries), `seconds` and
-`seconds_per_pair` of both; `mb_per_pair` of the plain step; and `times_as_many`, the ratio of both numbers of pairs.
+Written to the JSON: of both `points` with the number of `pairs`, `resident_mb` (peak of the whole process: model,
+pixels and libraries), `seconds` and whether it `fits`; `most_pairs` that fit; and `mb_per_pair`, what each further
+pair takes from the first size to the last.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,8 @@ from pairs import Contrast, Pairs, pair_shape, tokens_at_once
 from results import finish, parser_of, print_table
 from shapes import Shape
 
-PAIRS = {"tiny": 48, "small": 2048}
-TRIED = {"tiny": (64, 256), "small": (16, 48)}
-LIMIT_MB = {"tiny": 1536, "small": 6144}
-STEP = 8  # batches of the plain step are multiples of it
+COUNTS = (64, 128, 256, 512, 1024, 2048)
+LIMIT_MB = 6000
 
 
 def one_graph(shape: Shape) -> Contrast:
@@ -39,13 +39,18 @@ def cached(shape: Shape) -> Contrast:
     return Contrast(shape, cache_gradients=True, max_tokens_per_forward=tokens_at_once(shape))
 
 
-def measured(build: Build, shape: Shape, threads: int, count: int) -> dict[str, float]:
-    """One step of so many pairs in a process that does nothing else: its memory, images read in counted, and time."""
+def grow(build: Build, shape: Shape, threads: int, counts: Iterable[int], limit: float) -> list[dict[str, Any]]:
+    """Steps of more and more pairs in a process that does nothing else, until one takes more than the limit in MB."""
+    points: list[dict[str, Any]] = []
     with Process(build, shape, threads) as process:
         process.time(Pairs(2))
-        seconds = process.time(Pairs(count)).seconds
-        peak = _peak_of(process.process.pid)
-    return {"pairs": count, "resident_mb": peak / 2**20, "seconds": seconds, "seconds_per_pair": seconds / count}
+        for count in counts:
+            seconds = process.time(Pairs(count)).seconds
+            resident = _peak_of(process.process.pid) / 2**20
+            points.append({"pairs": count, "resident_mb": resident, "seconds": seconds, "fits": resident <= limit})
+            if resident > limit:
+                break
+    return points
 
 
 def _peak_of(pid: int | None) -> int:
@@ -56,47 +61,34 @@ def _peak_of(pid: int | None) -> int:
     raise SystemExit("memory is measured on Linux")
 
 
-def most(tried: dict[int, float], limit: float) -> tuple[int, float]:
-    """The largest number of pairs within a limit, a multiple of `STEP`, by the line through two sizes; and its slope.
-
-    Args:
-        tried: Memory by number of pairs.
-        limit: In the same unit.
-    """
-    (small, least), (large, more) = sorted(tried.items())
-    slope = (more - least) / (large - small)
-    return int((small + (limit - least) / slope) // STEP * STEP), slope
-
-
-def largest(measure: Callable[[int], dict[str, float]], tried: tuple[int, int], limit: float) -> dict[str, float]:
-    """The plain step at the most pairs that stay within a limit of resident memory, and what each pair takes."""
-    count, slope = most({size: measure(size)["resident_mb"] for size in tried}, limit)
-    found = measure(count)
-    while found["resident_mb"] > limit:
-        count -= STEP
-        found = measure(count)
-    return {**found, "mb_per_pair": slope}
+def summed_up(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The points of one way, the most pairs that fit, and what each further pair takes."""
+    first, last = points[0], points[-1]
+    fitting = [point["pairs"] for point in points if point["fits"]]
+    slope = (last["resident_mb"] - first["resident_mb"]) / (last["pairs"] - first["pairs"])
+    return {"points": list(points), "most_pairs": max(fitting, default=0), "mb_per_pair": slope}
 
 
 def main() -> None:
     """Measures both steps and prints a table; see the module's text."""
-    arguments = parser_of(__doc__, rounds=1).parse_args()
-    if arguments.preset not in PAIRS:
-        raise SystemExit(f"--preset must be one of {', '.join(PAIRS)}: memory is measured on the CPU")
-    load = os.getloadavg()[0]
-    preset, threads = arguments.preset, arguments.threads
-    shape, limit = pair_shape(preset), LIMIT_MB[preset]
-    plain = largest(lambda count: measured(one_graph, shape, threads, count), TRIED[preset], limit)
-    result: dict[str, Any] = {"one_graph": plain, "cached": measured(cached, shape, threads, PAIRS[preset])}
+    parser = parser_of(__doc__, rounds=1)
+    parser.set_defaults(preset="tiny")
+    parser.add_argument("--pairs", type=int, default=COUNTS[-1], help=f"the most (default: {COUNTS[-1]})")
+    arguments = parser.parse_args()
+    load, shape = os.getloadavg()[0], pair_shape(arguments.preset)
+    counts = [count for count in COUNTS if count <= arguments.pairs]
+    result: dict[str, Any] = {}
     lines = []
-    for name, found in result.items():
-        cells = [f"{found[key]:.0f}" for key in ("pairs", "resident_mb", "seconds")]
-        lines.append([name.replace("_", " "), *cells, f"{found['seconds_per_pair']:.3f}"])
-    print_table(["step", "pairs", "resident MB", "s", "s a pair"], lines)
-    settings = {"limit_mb": limit, "image_tokens": shape.image_tokens, "tokens_per_forward": tokens_at_once(shape)}
-    ratio = result["cached"]["pairs"] / result["one_graph"]["pairs"]
-    print(f"{ratio:.1f} times as many pairs; the plain step takes {plain['mb_per_pair']:.1f} MB for each further pair")
-    finish({**settings, **result, "times_as_many": ratio, "load_at_start": load}, arguments)
+    for name, build in (("one_graph", one_graph), ("cached", cached)):
+        result[name] = summed_up(grow(build, shape, arguments.threads, counts, LIMIT_MB))
+        for point in result[name]["points"]:
+            cells = [str(point["pairs"]), f"{point['resident_mb']:.0f}", f"{point['seconds']:.2f}"]
+            lines.append([name.replace("_", " "), *cells, "yes" if point["fits"] else "no"])
+    print_table(["step", "pairs", "resident MB", "s", "fits"], lines)
+    each = {name: found["mb_per_pair"] for name, found in result.items()}
+    print(f"One more pair: {each['one_graph']:.2f} MB in one graph, {each['cached']:.2f} MB cached")
+    settings = {"limit_mb": LIMIT_MB, "image_tokens": shape.image_tokens, "tokens_per_forward": tokens_at_once(shape)}
+    finish({**settings, **result, "load_at_start": load}, arguments)
 
 
 if __name__ == "__main__":

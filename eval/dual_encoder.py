@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 import mllm_align.models  # noqa: F401  # AutoModel then knows the integrated stages of a tuned tower
+from mllm_align.data.mine.dual_embedder import text_length
 from mllm_align_eval.items import Picture
 from mllm_align_eval.similarity import Vectors, cosines, loaded
 
@@ -72,7 +73,7 @@ class DualEncoder:
         return self._model.get_image_features(**self._placed(inputs))
 
     def _text_batch(self, texts: Sequence[str]) -> Any:
-        length = self._text_length()
+        length = text_length(self._model.config, self._processor.tokenizer)
         inputs = self._processor(
             text=list(texts),
             padding="max_length" if length else True,
@@ -81,13 +82,6 @@ class DualEncoder:
             return_tensors="pt",
         )
         return self._model.get_text_features(**self._placed(inputs))
-
-    def _text_length(self) -> int | None:
-        """Tokens that the text side takes; None where neither model nor tokenizer says."""
-        config = getattr(self._model.config, "text_config", self._model.config)
-        said = (getattr(config, "max_position_embeddings", None), self._processor.tokenizer.model_max_length)
-        # A tokenizer without a limit names an astronomic one.
-        return min((length for length in said if length is not None and length < 100_000), default=None)
 
     def _placed(self, inputs: Any) -> dict[str, Any]:
         placed = {key: value.to(self.device) for key, value in inputs.items()}

@@ -6,9 +6,9 @@ Rows of two or three pictures of the rendered world ask in which of them an obje
 speaking of a picture are trained by next-token on the same pictures, questions, steps and adapters, and differ in what
 the prompt says and, for the last, in the answer:
 
-- `declared`: each picture is introduced in its place, "picture two is <image>" (`declare_references`, after MMICL);
+- `declared`: each picture is introduced in its place, "two is <image>" (`declare_references`, after MMICL);
 - `listed`: all pictures come first, then all their names in the same order: as much is told, but beside no picture;
-- `places`: no names; the answer is the place, "picture one" being the first. There is no reference to learn.
+- `places`: no names; the answer is the place, "one" being the first. There is no reference to learn.
 
 For each way every learning rate is tried with the first seed, and the best on validation is kept for all seeds; no
 choice looks at the test. On scenes that no training row and no validation row has, every question is asked twice: as
@@ -40,12 +40,14 @@ from intervals import Columns, Interval, interval, paired_interval
 from mllm_align import AlignConfig, AlignTrainer
 from mllm_align.data.references import NAMES, declare_references, reordered
 from mllm_align.data.world import reference_rows
-from mllm_align.data.world.references import PICTURE_NAMES
+from mllm_align.data.world.catalogue import NUMBER_WORDS
 from mllm_align.demo.quiet import quiet
 from mllm_align.models import ModelArguments, load_model, lora_config
 from mllm_align.objectives import NextToken
 from records import Records
 
+# Of one word: the base has learnt never to say "picture", and adapters do not change its output layer.
+SHORT_NAMES = NUMBER_WORDS[1:]
 HERE = Path(__file__).resolve().parent
 ARMS = ("declared", "listed", "places")
 SIZES = (2, 3)
@@ -77,6 +79,13 @@ class Run(NamedTuple):
     steps: int = STEPS
 
 
+def undeclared_rows(number: int, size: int, split: str = "train") -> list[Row]:
+    """Rows of the world that ask in which picture an object is, the pictures' names being "one", "two", ..."""
+    rows = reference_rows(number, split=split, num_images=size, declared=False)
+    short = {row["id"]: [name.split()[-1] for name in row[NAMES]] for row in rows}
+    return [{**row, NAMES: short[row["id"]], "chosen": row["chosen"].split()[-1]} for row in rows]
+
+
 def spoken(row: Mapping[str, Any], arm: str) -> Row:
     """An undeclared row as the arm says it."""
     if arm == "declared":
@@ -86,7 +95,7 @@ def spoken(row: Mapping[str, Any], arm: str) -> Row:
     said = {key: value for key, value in row.items() if key != NAMES}
     said["prompt"] = [{"role": "user", "content": [*shown, {"type": "text", "text": "\n".join(names)}]}]
     if arm == "places":
-        said["chosen"] = PICTURE_NAMES[row[NAMES].index(row["chosen"])]
+        said["chosen"] = SHORT_NAMES[row[NAMES].index(row["chosen"])]
     return said
 
 
@@ -106,7 +115,7 @@ def train(run: Run, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
     rows = [
         {key: value for key, value in spoken(row, run.arm).items() if key != "id"}
         for size in SIZES
-        for row in reference_rows(NUM_ROWS, num_images=size, declared=False)
+        for row in undeclared_rows(NUM_ROWS, size)
     ]
     settings: dict[str, Any] = {
         "output_dir": str(folder),
@@ -145,26 +154,24 @@ def answers(model: Any, processor: Any, rows: Sequence[Row], batch_size: int = 5
     model.eval()
     tokenizer, found = processor.tokenizer, []
     tokenizer.padding_side = "right"
-    words = tokenizer.convert_tokens_to_ids([name.split()[1] for name in PICTURE_NAMES])
+    words = tokenizer.convert_tokens_to_ids(list(SHORT_NAMES))
     for start in range(0, len(rows), batch_size):
         some = rows[start : start + batch_size]
-        # All names begin with the same word: what is compared is the next one.
         texts = [
-            processor.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True) + "picture"
-            for row in some
+            processor.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True) for row in some
         ]
         images = [image for row in some for image in row["images"]]
         read = processor(text=texts, images=images, padding=True, add_special_tokens=False, return_tensors="pt")
         last = read["attention_mask"].sum(1) - 1
         logits = model(**read).logits[torch.arange(len(some)), last][:, words]
         for row, scores in zip(some, logits, strict=True):
-            found.append(PICTURE_NAMES[int(scores[: len(row["images"])].argmax())])
+            found.append(SHORT_NAMES[int(scores[: len(row["images"])].argmax())])
     return found
 
 
 def measured(model: Any, processor: Any, arm: str, size: int, split: str, number: int) -> dict[str, list[int]]:
     """By metric 0 or 1 of each question."""
-    rows = reference_rows(number, split=split, num_images=size, declared=False)
+    rows = undeclared_rows(number, size, split)
     turned = [moved(row) for row in rows]
     first, second = (
         _meant(answers(model, processor, [spoken(row, arm) for row in asked]), asked, arm) for asked in (rows, turned)
@@ -184,7 +191,7 @@ def _meant(given: Sequence[str], rows: Sequence[Row], arm: str) -> list[str]:
     """The names of the pictures that the answers mean: of a place, that of the picture which is there."""
     if arm != "places":
         return list(given)
-    return [row[NAMES][PICTURE_NAMES.index(name)] for name, row in zip(given, rows, strict=True)]
+    return [row[NAMES][SHORT_NAMES.index(name)] for name, row in zip(given, rows, strict=True)]
 
 
 def carry_out(run: Run) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Signals:
         host_num_tokens: `num_tokens` once more, on the host, where it is known there: to learn which rows have a view,
             nobody then waits for the device.
         host_feature_rows: Per feature name its `row` once more, likewise.
+        host_feature_ids: Per feature name, for each entry a number (int64) on the host that is equal for entries in
+            which the same was read, tokens and images; 0 where nobody told, and no name where nobody told of any.
         regions: Per image column that a feature pools regions of, what is known of each; entry n of the feature is
             region n.
         host_token_ids: Per view, only where `Needs.tokens`: of each row the ids of the response tokens scored, on the
@@ -52,6 +54,7 @@ class Signals:
     regions: Mapping[str, Regions] = field(default_factory=dict)
     host_num_tokens: Mapping[View, Sequence[int]] = field(default_factory=dict)
     host_feature_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    host_feature_ids: Mapping[str, Sequence[int]] = field(default_factory=dict)
     host_token_ids: Mapping[View, Sequence[Sequence[int]]] = field(default_factory=dict)
 
     def has(self, view: View) -> Tensor:
@@ -91,6 +94,11 @@ class Signals:
             regions={column: own.select(rows) for column, own in self.regions.items()},
             host_num_tokens={view: tuple(own[row] for row in rows) for view, own in self.host_num_tokens.items()},
             host_feature_rows={name: tuple(new) for name, (_, new) in places.items()},
+            host_feature_ids={
+                name: tuple(own[place] for place in places[name][0])
+                for name, own in self.host_feature_ids.items()
+                if name in places
+            },
             host_token_ids={view: tuple(own[row] for row in rows) for view, own in self.host_token_ids.items()},
         )
 

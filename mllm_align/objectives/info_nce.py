@@ -17,9 +17,8 @@ from mllm_align.objectives.contrast_rules import INFO_NCE, Rule, options_from
 from mllm_align.objectives.host import sent
 from mllm_align.objectives.memory import Further, Memory, check_size, exchange, numbers_of
 from mllm_align.objectives.mochi import Mixing
-from mllm_align.objectives.nearest import Nearest, nearer_than_false
-from mllm_align.objectives.padding import rows_of_entries
-from mllm_align.objectives.pairs import Compared, Pairs
+from mllm_align.objectives.nearest import Nearest
+from mllm_align.objectives.pairs import Compared, Pairs, nearer_than_listed
 from mllm_align.objectives.preference import check_positive, check_switches
 from mllm_align.objectives.temperature import bounded_scale, check_temperature, log_scale_of
 from mllm_align.objectives.two_sided import TwoSided, info_nce
@@ -81,8 +80,9 @@ class InfoNCE(nn.Module):
     Relations:
         The negatives are those of the batch of all processes (`AlignConfig.gather_negatives`): gradient accumulation
         adds none, gradient caching (`cache_gradients`) makes room for large batches, `memory` adds earlier ones.
-        Two rows with one text or one image are each other's negatives, since nobody tells the objective: deduplicate.
-        So is a listed text a negative of every row of the batch, even of one that has it for its own.
+        Rows that share a text or an image are not each other's negatives, nor is a listed text that of a row which has
+        it for its own, or whose image has: such pairs are left out, neither positives nor negatives. The same is what
+        was read the same, token for token and picture for picture, instructions included.
         `embedding` is what stays after training. SigLIP asks of each pair by itself. The sum of both directions is
         this with weight 2. Named losses are presets: `InfoNCE.dcl()`, in a recipe `info_nce.dcl`; so are `dclw`,
         `cwcl`, `hcl`, `hn_nce_like`, `llave`, `mochi_like`, `negclip` and `uni_me`.
@@ -294,7 +294,7 @@ class InfoNCE(nn.Module):
             losses, near = self._losses(policy, found, scale)
         metrics = near.metrics(found.anchors)
         if self.pairs.false is not None:
-            metrics["accuracy/negatives"] = self._accuracy_of_negatives(policy, found.at(), near)
+            metrics["accuracy/negatives"] = nearer_than_listed(near.own, found.at())
         metrics["temperature"] = 1 / scale.detach()
         return Outcome((Term("info_nce", 1.0, losses.sum(), found.present.sum()),), metrics)
 
@@ -302,7 +302,7 @@ class InfoNCE(nn.Module):
         """(B,) losses, the mean over dimensions; and how near partners are in all of them."""
         slow = self.pairs(policy, slow=True) if self.momentum is not None else None
         keys = found if slow is None else replace(slow, images=slow.images.detach(), texts=slow.texts.detach())
-        further = self._remembered(policy, keys.at(), found.anchors) if self.memory_size else None
+        further = self._remembered(policy, keys.at()) if self.memory_size else None
         weights = self._weights(policy, found)
 
         def at(size: int | None) -> tuple[Tensor, Nearest]:
@@ -318,13 +318,13 @@ class InfoNCE(nn.Module):
         parts = [at(size)[0] for size in self.pairs.dimensions if size < found.images.shape[1]]
         return torch.stack([losses, *parts]).mean(dim=0), near
 
-    def _remembered(self, policy: Signals, keys: Compared, anchors: Tensor) -> Further:
+    def _remembered(self, policy: Signals, keys: Compared) -> Further:
         """Earlier texts and images, each with the rows that it is a negative of; then this batch's are kept."""
         if self.images_before is None or self.texts_before is None:
             raise ValueError("InfoNCE: memory has no room yet: call set_widths, as the trainer does")
-        row = sent(numbers_of(policy.row_ids or ("",) * len(keys.present)), anchors.device)
-        before, kept = (self.images_before, self.texts_before), anchors if self.training else None
-        return exchange(before, keys.images, keys.texts, row, kept)
+        row = sent(numbers_of(policy.row_ids or ("",) * len(keys.present)), keys.images.device)
+        before, kept = (self.images_before, self.texts_before), keys.anchors if self.training else None
+        return exchange(before, keys.images, keys.texts, row, kept, keys.ids)
 
     def _weights(self, policy: Signals, found: Compared) -> tuple[Tensor | None, Tensor | None]:
         """(B, B) weights of several positives, of images and of texts."""
@@ -333,13 +333,6 @@ class InfoNCE(nn.Module):
         alike = found.images if self.teacher is None else _by_row(policy.features[self._alike], len(found.present))
         of_images = continuous_weights(alike).to(found.images.dtype)
         return of_images, continuous_weights(found.texts) if self.continuous == "both" else None
-
-    def _accuracy_of_negatives(self, policy: Signals, found: Compared, near: Nearest) -> Tensor:
-        """(K,) for each row with negatives whether its own text is nearer than all of them."""
-        places = (set(rows_of_entries(policy, feature.name)) for feature in self.pairs.features)
-        rows = sorted(set.intersection(*places))
-        cosines = (found.images[found.owner] * found.negatives).sum(dim=1).detach()
-        return nearer_than_false(near.own, cosines, found.owner, rows)
 
 
 def _by_row(ragged: Ragged, size: int) -> Tensor:

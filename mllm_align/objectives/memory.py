@@ -8,13 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mllm_align.objectives.identity import Ids, same
+
 
 class Memory(nn.Module):
     """A first-in first-out store of keys, Cross-Batch Memory (Wang et al., 2020), https://arxiv.org/abs/1912.06798
 
     Keys are as they were when their batch was measured, which holds as long as the model moves slowly; there is no
-    second, averaged model as in MoCo. Each is kept with the number of its row, text and class, so that a row that
-    comes round again does not meet itself as a negative. It is part of the objective's state: a resumed run has it.
+    second, averaged model as in MoCo. Each is kept with the number of its row, text, class and image, so that a
+    row that comes round again does not meet itself as a negative, nor one with the same text or image. It is part of the objective's state: a resumed run has it.
 
     Args:
         size: Keys that are kept.
@@ -25,6 +27,7 @@ class Memory(nn.Module):
         rows: (size,) int64, `numbers_of` the row ids; 0 for none.
         texts: (size,) int64, of the texts.
         kinds: (size,) int64, of the classes.
+        images: (size,) int64, of the images.
         added: 0-d int64, how many were ever added.
     """
 
@@ -32,6 +35,7 @@ class Memory(nn.Module):
     rows: Tensor
     texts: Tensor
     kinds: Tensor
+    images: Tensor
     added: Tensor
 
     def __init__(self, size: int, width: int) -> None:
@@ -41,6 +45,7 @@ class Memory(nn.Module):
         self.register_buffer("rows", torch.zeros(size, dtype=torch.long))
         self.register_buffer("texts", torch.zeros(size, dtype=torch.long))
         self.register_buffer("kinds", torch.zeros(size, dtype=torch.long))
+        self.register_buffer("images", torch.zeros(size, dtype=torch.long))
         self.register_buffer("added", torch.zeros((), dtype=torch.long))
 
     def filled(self) -> Tensor:
@@ -48,12 +53,20 @@ class Memory(nn.Module):
         return torch.arange(len(self.keys), device=self.keys.device) < self.added
 
     @torch.no_grad()
-    def add(self, keys: Tensor, rows: Tensor, texts: Tensor | None = None, kinds: Tensor | None = None) -> None:
+    def add(
+        self,
+        keys: Tensor,
+        rows: Tensor,
+        texts: Tensor | None = None,
+        kinds: Tensor | None = None,
+        images: Tensor | None = None,
+    ) -> None:
         """Puts (N, width) keys in the place of the oldest; of more than fit, the last. None is for keys without."""
         size = len(self.keys)
         offset = max(0, len(keys) - size)
         place = (self.added + offset + torch.arange(len(keys) - offset, device=self.keys.device)) % size
-        for store, values in ((self.keys, keys), (self.rows, rows), (self.texts, texts), (self.kinds, kinds)):
+        stores = self.keys, self.rows, self.texts, self.kinds, self.images
+        for store, values in zip(stores, (keys, rows, texts, kinds, images), strict=True):
             given = torch.zeros_like(rows) if values is None else values
             store.index_copy_(0, place, given[offset:].to(store.dtype))
         self.added += len(keys)
@@ -63,7 +76,12 @@ Further = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def exchange(
-    before: tuple[Memory, Memory], images: Tensor, texts: Tensor, row: Tensor, anchors: Tensor | None
+    before: tuple[Memory, Memory],
+    images: Tensor,
+    texts: Tensor,
+    row: Tensor,
+    anchors: Tensor | None,
+    ids: Ids | None = None,
 ) -> Further:
     """What was kept of earlier batches; then this batch's is kept.
 
@@ -73,19 +91,23 @@ def exchange(
         texts: (B, d) likewise.
         row: (B,) int64, `numbers_of` the row ids.
         anchors: (N,) int64, the rows to keep; None to keep nothing.
+        ids: What images and texts are; None where nobody told.
 
     Returns:
-        Earlier texts (M, d) with (B, M) bool, for which rows they count, which is not for their own; and earlier
-        images likewise.
+        Earlier texts (M, d) with (B, M) bool, for which rows they count, which is not for their own, nor for those
+        that share their text or image; and earlier images likewise.
     """
     found = []
     for memory in reversed(before):
-        counts = memory.filled() & ~((row[:, None] == memory.rows) & (row[:, None] != 0))
+        counts = memory.filled() & ~same(row, memory.rows)
+        if ids is not None:
+            counts &= ~same(ids.texts, memory.texts) & ~same(ids.images, memory.images)
         # Its keys are about to be overwritten, while the backward pass still reads them.
         found.append((memory.keys.to(images.dtype).clone(), counts))
     if anchors is not None:
+        read = (None, None) if ids is None else (ids.texts[anchors], ids.images[anchors])
         for memory, values in zip(before, (images, texts), strict=True):
-            memory.add(values.detach()[anchors], row[anchors])
+            memory.add(values.detach()[anchors], row[anchors], texts=read[0], images=read[1])
     return found[0], found[1]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mllm_align.objectives.host import sent
+from mllm_align.objectives.identity import Ids
 
 
 class Nearest(NamedTuple):
@@ -42,16 +43,19 @@ def tolerance(dtype: torch.dtype) -> float:
     return 16 * torch.finfo(dtype).eps
 
 
-def nearest(cosines: Tensor, present: Tensor) -> Nearest:
+def nearest(cosines: Tensor, present: Tensor, ids: Ids | None = None) -> Nearest:
     """Finds the nearest others.
 
     Args:
         cosines: (B, B), rows are images.
         present: (B,) bool, the rows that take part.
+        ids: What was read twice, and so is no other; None for nothing.
     """
     cosines = cosines.detach()
     own = cosines.diagonal()
     other = ~torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
+    if ids is not None:
+        other &= ~ids.alike()
     texts, images = other & present[None, :], other & present[:, None]
     margin = tolerance(cosines.dtype)
     ties = (texts & ((cosines - own[:, None]).abs() <= margin)).sum(dim=1)
@@ -69,7 +73,7 @@ def nearer_than_false(own: Tensor, cosines: Tensor, owner: Tensor, rows: Sequenc
 
     Args:
         own: (B,) cosine of image and text.
-        cosines: (M,) of each false text to the image of its row.
+        cosines: (M,) of each false text to the image of its row; minus infinity for one that does not count.
         owner: (M,) int64, that row.
         rows: The rows to tell of, on the host.
 

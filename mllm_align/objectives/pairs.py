@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,8 @@ from mllm_align.contract.embedding import IMAGE_PROMPT as IMAGE_PROMPT
 from mllm_align.contract.embedding import TEXT_PROMPT as TEXT_PROMPT
 from mllm_align.objectives.columns import IMAGES, TEXTS
 from mllm_align.objectives.host import sent
+from mllm_align.objectives.identity import Ids, ids_by_row, ids_of_entries, true_pairs
+from mllm_align.objectives.nearest import nearer_than_false
 from mllm_align.objectives.padding import padded, places_by_row, rows_of_entries
 
 POOLINGS = ("last", "mean", "query")
@@ -31,6 +33,8 @@ class Compared:
         anchors: (N,) int64, those rows.
         negatives: (M, d) texts that are false of an image, in order of row.
         owner: (M,) int64, the row of each.
+        ids: What was read twice; None where nobody told.
+        lists: The rows with both that list a text which is not their own, on the host.
     """
 
     images: Tensor
@@ -39,12 +43,42 @@ class Compared:
     anchors: Tensor
     negatives: Tensor
     owner: Tensor
+    ids: Ids | None = None
+    lists: tuple[int, ...] = ()
+
+    @property
+    def repeated(self) -> Ids | None:
+        """What was read twice; None where nothing was."""
+        return self.ids if self.ids is not None and self.ids.repeated else None
+
+    @property
+    def own_text(self) -> Tensor:
+        """(M,) bool: which negatives are true of the image of the very row that lists them."""
+        found = torch.zeros(len(self.owner), dtype=torch.long, device=self.owner.device)
+        if self.repeated is None:
+            return found > 0
+        row, place = self.repeated.true
+        return found.index_add(0, place, (self.owner[place] == row).long()) > 0
 
     def at(self, dimension: int | None = None) -> Compared:
         """The same with vectors of unit length, of the leading `dimension` numbers; None for all."""
         unit = (F.normalize(each[:, :dimension], dim=1) for each in (self.images, self.texts, self.negatives))
         images, texts, negatives = unit
-        return Compared(images, texts, self.present, self.anchors, negatives, self.owner)
+        return replace(self, images=images, texts=texts, negatives=negatives)
+
+
+def nearer_than_listed(own: Tensor, found: Compared) -> Tensor:
+    """Whether a row's own text is nearer to its image than all that it lists as false.
+
+    Args:
+        own: (B,) cosine of image and text.
+        found: Unit vectors.
+
+    Returns:
+        (N,), 1 or 0 for each of the rows `found.lists`.
+    """
+    cosines = (found.images[found.owner] * found.negatives).sum(dim=1).detach()
+    return nearer_than_false(own, cosines.masked_fill(found.own_text, -torch.inf), found.owner, found.lists)
 
 
 class Pairs(nn.Module):
@@ -54,7 +88,8 @@ class Pairs(nn.Module):
         owner: Name of the objective, for errors.
         image: What one side is taken of: "image", "contrast_image", or "prompt" for the row's own prompt with its
             images.
-        text: What the other is taken of: "chosen", "rejected", any other column of texts, or "prompt".
+        text: What the other is taken of: "chosen", "rejected", any other column of texts, or, beside
+            "contrast_image", "prompt".
         image_prompt: Instruction behind the image, the language model's state at whose end is the vector; None for the
             mean of the image's tokens as the language model is given them.
         text_prompt: Likewise behind the text; None for the state at the end of the text as a response to the row's
@@ -90,10 +125,7 @@ class Pairs(nn.Module):
             raise ValueError(f"{owner}: text must be a column of texts, got {text!r}")
         if pooling not in POOLINGS:
             raise ValueError(f"{owner}: pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
-        if image == "prompt" and image_prompt is not None:
-            raise ValueError(f"{owner}: the row's own prompt is read as it is: leave image_prompt out")
-        if text == "prompt" and text_prompt is not None:
-            raise ValueError(f"{owner}: the row's own prompt is read as it is: leave text_prompt out")
+        _check_own_prompt(owner, image, text, image_prompt, text_prompt)
         if text_prompt is None and text not in (*TEXTS, "prompt"):
             raise ValueError(
                 f"{owner}: column {text!r} is no response, it is read before an instruction: set text_prompt"
@@ -172,9 +204,19 @@ class Pairs(nn.Module):
         anchors = sent(torch.tensor(both, dtype=torch.long), images.device)
         present = torch.zeros(size, dtype=torch.bool, device=images.device).index_fill(0, anchors, True)
         false = policy.features.get(self.false.name) if self.false is not None and not slow else None
-        if false is None:
-            return Compared(images, texts, present, anchors, texts[:0], text.row[:0])
-        return Compared(images, texts, present, anchors, self._vectors("text", false.values), false.row)
+        table = Compared(images, texts, present, anchors, texts[:0], text.row[:0])
+        read = {side: ids_by_row(policy, name, size) for side, name in names.items()}
+        listed = [] if false is None or self.false is None else ids_of_entries(policy, self.false.name)
+        true = true_pairs(read["image"], list(enumerate(read["text"])), listed)
+        told = any(map(any, read.values()))
+        ids = Ids.of(read["image"], read["text"], true, images.device) if told else None
+        if false is None or self.false is None:
+            return Compared(images, texts, present, anchors, texts[:0], text.row[:0], ids)
+        owners = rows_of_entries(policy, self.false.name)
+        own = set(true)
+        lists = {row for place, row in enumerate(owners) if (row, place) not in own}
+        negatives = self._vectors("text", false.values)
+        return Compared(images, texts, present, anchors, negatives, false.row, ids, tuple(sorted(lists & set(both))))
 
     def _refuse_several(self, policy: Signals, rows: list[int]) -> None:
         """Of several texts of one row all but the last would be lost; tokens are told apart by row alone."""
@@ -206,6 +248,20 @@ class Pairs(nn.Module):
         if side not in self.heads:
             raise ValueError(f"{self.owner}: its heads are not made: call set_widths with the width of each feature")
         return self.heads[side]
+
+
+def _check_own_prompt(owner: str, image: str, text: str, image_prompt: str | None, text_prompt: str | None) -> None:
+    """Refuses options that do not go with a side that is the row's own prompt."""
+    if image == "prompt" and image_prompt is not None:
+        raise ValueError(f"{owner}: the row's own prompt is read as it is: leave image_prompt out")
+    if text == "prompt" and text_prompt is not None:
+        raise ValueError(f"{owner}: the row's own prompt is read as it is: leave text_prompt out")
+    if text == "prompt" and image != "contrast_image":
+        # A contrast of a picture with what has seen it learns nothing.
+        raise ValueError(
+            f"{owner}: the row's own prompt shows its images, so as a text it is compared with 'contrast_image' "
+            f"alone: set image to that, or text to another column (image is {image!r})"
+        )
 
 
 def _named(

@@ -10,15 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm_align.contract import Embedding, Needs, Outcome, Signals, Term
-from mllm_align.objectives.nearest import nearer_than_false, nearest
-from mllm_align.objectives.padding import rows_of_entries
-from mllm_align.objectives.pairs import Compared, Pairs
+from mllm_align.objectives.identity import Ids
+from mllm_align.objectives.nearest import nearest
+from mllm_align.objectives.pairs import Compared, Pairs, nearer_than_listed
 from mllm_align.objectives.preference import check_positive, check_switches
 from mllm_align.objectives.temperature import bounded_scale, check_temperature, log_scale_of
 
 
 def sigmoid_losses(
-    cosines: Tensor, present: Tensor, scale: Tensor, bias: Tensor, false: tuple[Tensor, Tensor] | None = None
+    cosines: Tensor,
+    present: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    false: tuple[Tensor, Tensor] | None = None,
+    ids: Ids | None = None,
 ) -> Tensor:
     """A yes or no for each pair, summed over the texts of an image (SigLIP, equation 1, before its mean).
 
@@ -28,16 +33,21 @@ def sigmoid_losses(
         scale: 0-d, one over the temperature.
         bias: 0-d, added to scaled cosines.
         false: (B, M) cosines to further texts, none of which belongs to an image, and (M,) bool, which count.
+        ids: What was read twice, of which nothing is asked; None for nothing.
 
     Returns:
         (B,) losses, 0 where not present.
     """
     own = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
     logits = scale.to(cosines.dtype) * cosines + bias.to(cosines.dtype)
-    losses = -F.logsigmoid(torch.where(own, logits, -logits)).masked_fill(~present[None, :], 0.0).sum(dim=1)
+    counts = present[None, :] if ids is None else present[None, :] & ~ids.alike()
+    losses = -F.logsigmoid(torch.where(own, logits, -logits)).masked_fill(~counts, 0.0).sum(dim=1)
     if false is not None:
         further = scale.to(cosines.dtype) * false[0] + bias.to(cosines.dtype)
-        losses = losses - F.logsigmoid(-further).masked_fill(~false[1], 0.0).sum(dim=1)
+        counts = false[1][None, :]
+        if ids is not None:
+            counts = counts & ~ids.true_of(slice(0, len(cosines)), slice(0, len(false[1])))
+        losses = losses - F.logsigmoid(-further).masked_fill(~counts, 0.0).sum(dim=1)
     return torch.where(present, losses, 0.0)
 
 
@@ -78,8 +88,8 @@ class SigLIP(nn.Module):
         True
 
     Relations:
-        InfoNCE lets the texts of a batch compete. Two rows with one text are each other's negatives: deduplicate. The
-        negatives are those of the batch of all processes (`AlignConfig.gather_negatives`). `embedding` is what stays
+        InfoNCE lets the texts of a batch compete. Of an image and a text of two rows that share one of both nothing is
+        asked, nor of a listed text that is the text of a row with that image: neither yes nor no. The negatives are those of the batch of all processes (`AlignConfig.gather_negatives`). `embedding` is what stays
         after training; the bias is dropped with the temperature, which changes no order.
 
     Deviations:
@@ -154,13 +164,10 @@ class SigLIP(nn.Module):
             whole = found.at()
             sizes = [size for size in self.pairs.dimensions if size < found.images.shape[1]]
             losses = torch.stack([self._losses(each, scale) for each in (whole, *map(found.at, sizes))]).mean(dim=0)
-            near = nearest(whole.images @ whole.texts.T, whole.present)
+            near = nearest(whole.images @ whole.texts.T, whole.present, whole.repeated)
         metrics = near.metrics(found.anchors)
         if self.pairs.false is not None:
-            places = (set(rows_of_entries(policy, feature.name)) for feature in self.pairs.features)
-            cosines = (whole.images[whole.owner] * whole.negatives).sum(dim=1).detach()
-            rows = sorted(set.intersection(*places))
-            metrics["accuracy/negatives"] = nearer_than_false(near.own, cosines, whole.owner, rows)
+            metrics["accuracy/negatives"] = nearer_than_listed(near.own, whole)
         metrics |= {"temperature": 1 / scale.detach(), "bias": self.bias.detach()}
         return Outcome((Term("siglip", 1.0, losses.sum(), found.present.sum()),), metrics)
 
@@ -168,4 +175,4 @@ class SigLIP(nn.Module):
         false = None
         if self.pairs.false is not None:
             false = now.images @ now.negatives.T, now.present[now.owner]
-        return sigmoid_losses(now.images @ now.texts.T, now.present, scale, self.bias, false)
+        return sigmoid_losses(now.images @ now.texts.T, now.present, scale, self.bias, false, now.repeated)

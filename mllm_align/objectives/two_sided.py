@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mllm_align.objectives.contrast_rules import INFO_NCE, SIDES, Rule, contrast
+from mllm_align.objectives.identity import Ids
 from mllm_align.objectives.memory import Further
 from mllm_align.objectives.mochi import Mixing, drawn, generator_of, synthetic
 from mllm_align.objectives.nearest import Nearest, nearest
@@ -36,6 +37,7 @@ def info_nce(
     owner: Tensor | None = None,
     weights: tuple[Tensor | None, Tensor | None] = (None, None),
     mixing: tuple[Mixing, torch.Generator] | None = None,
+    ids: Ids | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Symmetric InfoNCE, van den Oord et al. (2018), https://arxiv.org/abs/1807.03748, as CLIP pairs it.
 
@@ -56,6 +58,7 @@ def info_nce(
             told.
         weights: (B, B) of several positives (`contrast`), of images among texts and of texts among images.
         mixing: Synthetic negatives, and where they are drawn from.
+        ids: What was read twice: such pairs are left out, neither positives nor negatives. None for nothing.
 
     Returns:
         (B,) losses, the mean of both directions and 0 where not present; (B, B) scaled cosines, rows are images.
@@ -65,6 +68,9 @@ def info_nce(
     scale = scale.to(images.dtype)
     own = torch.arange(len(present), device=present.device)
     total = torch.zeros_like(present, dtype=images.dtype)
+    counted = present.expand(len(present), -1)
+    if ids is not None:
+        counted = counted & ~ids.alike()
     ways = (
         (images, key_images, key_texts, other_texts, negatives, weights[0]),
         (texts, key_texts, key_images, other_images, None, weights[1]),
@@ -72,9 +78,12 @@ def info_nce(
     for part, (anchors, slow, among, others, false, weight) in zip(SIDES[sides], ways, strict=True):
         if not part:
             continue
-        counts = present[None, :].expand(len(present), -1)
+        counts = counted
         if false is not None:
-            among, counts = torch.cat([among, false[0]]), torch.cat([counts, false[1].expand(len(present), -1)], dim=1)
+            of_false = false[1].expand(len(present), -1)
+            if ids is not None:
+                of_false = of_false & ~ids.true_of(slice(0, len(present)), slice(0, len(false[0])))
+            among, counts = torch.cat([among, false[0]]), torch.cat([counts, of_false], dim=1)
         if others is not None:
             among, counts = torch.cat([among, others[0]]), torch.cat([counts, others[1]], dim=1)
         similarities = scale * anchors @ among.T
@@ -92,7 +101,7 @@ def info_nce(
         certain = None
         if false is not None and owner is not None:
             certain = F.pad(owner == own[:, None], (len(own), similarities.shape[1] - len(own) - len(owner)))
-        wide = None if weight is None else F.pad(weight * present, (0, similarities.shape[1] - len(own)))
+        wide = None if weight is None else F.pad(weight * counted, (0, similarities.shape[1] - len(own)))
         total = total + part * contrast(
             similarities, own, counts, scale, rule, explicit=explicit, certain=certain, weights=wide
         )
@@ -160,7 +169,9 @@ class TwoSided:
             tile = TILE
         if tile is not None:
             weight = self.rule.positive_weight
-            return tiled_info_nce(*pair, tile, negatives=false, positive_weight=weight, sides=self.sides)
+            return tiled_info_nce(
+                *pair, tile, negatives=false, positive_weight=weight, sides=self.sides, ids=found.repeated
+            )
         losses, cosines = info_nce(
             *pair,
             further,
@@ -172,5 +183,6 @@ class TwoSided:
             owner=found.owner,
             weights=weights,
             mixing=None if self.mixing is None else (self.mixing, generator_of(row_ids, self.mixing.seed)),
+            ids=found.repeated,
         )
-        return losses, nearest(cosines.detach() / scale.detach(), found.present)
+        return losses, nearest(cosines.detach() / scale.detach(), found.present, found.repeated)

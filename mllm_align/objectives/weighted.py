@@ -200,6 +200,7 @@ def _declared(signals: Signals, needs: Needs) -> Signals:
         regions=_only(signals.regions, [f.column for f in needs.features if f.pooling == "regions"]),
         host_num_tokens=_only(signals.host_num_tokens, views),
         host_feature_rows=_only(signals.host_feature_rows, [feature.name for feature in needs.features]),
+        host_feature_ids=_only(signals.host_feature_ids, [feature.name for feature in needs.features]),
         host_token_ids=_only(signals.host_token_ids, views) if needs.tokens else {},
     )
 

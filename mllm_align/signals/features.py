@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -147,6 +148,49 @@ def text_feature_rows(batch: Batch, feature: Feature, view: View) -> list[int]:
     if feature.source == "embedding":
         return [branch.row for branch in own for _ in range(batch.prefixes[branch.prefix].input_ids.numel())]
     return [branch.row for branch in own for _ in range(max(branch.token_ids.numel() - 1, 1))]
+
+
+def feature_ids(batch: Batch, feature: Feature) -> list[int] | None:
+    """A number for each entry of a feature that is equal where the same was read (`Signals.host_feature_ids`).
+
+    In the order of `image_feature_rows` or `text_feature_rows`. None for features of regions or of a teacher; 0 for
+    entries that read images where the batch has no `image_ids`.
+    """
+    if feature.view is not None:
+        prefixes: dict[int, int] = {}
+        found = []
+        for branch in batch.branches:
+            if branch.view != feature.view:
+                continue
+            prefix = batch.prefixes[branch.prefix]
+            if branch.prefix not in prefixes:
+                prefixes[branch.prefix] = _number(batch, [_bytes(prefix.input_ids)], prefix.images)
+            number = prefixes[branch.prefix]
+            if number and feature.source == "text":
+                number = _number(batch, [number.to_bytes(8, "little", signed=True), _bytes(branch.token_ids)])
+            entries = prefix.input_ids.numel() if feature.source == "embedding" else branch.token_ids.numel() - 1
+            found += [number] * (max(entries, 1) if feature.pooling == "tokens" else 1)
+        return found
+    if feature.source != "projector" or feature.pooling == "regions":
+        return None
+    images = (batch.row_images or {}).get(feature.column, ())
+    of_row = {row: _number(batch, [], images[row]) for row in rows_with_images(batch, feature.column)}
+    return [of_row[row] for row in image_feature_rows(batch, feature)]
+
+
+def _number(batch: Batch, parts: Sequence[bytes], images: Sequence[int] = ()) -> int:
+    """Of some bytes and of images; 0 only for images that have no id."""
+    if images and not batch.image_ids:
+        return 0
+    state = hashlib.blake2b(digest_size=8)
+    for part in (*parts, *(batch.image_ids[image].encode() for image in images)):
+        # With its length before each part, no two lists of parts read the same.
+        state.update(len(part).to_bytes(8, "little") + part)
+    return int.from_bytes(state.digest(), "little", signed=True) or 1
+
+
+def _bytes(tokens: Tensor) -> bytes:
+    return tokens.cpu().numpy().tobytes()
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def measure(
     # Here, where nothing holds the tower's outputs any longer.
     measured = [score_kept(family, hf, encoded, group, options) for group in groups]
     found = image_features(batch, encoded, features) | phrase_features(hf, batch, groups, measured, features)
-    policy = assemble(batch, groups, measured, tokens, hf.device, found)
+    policy = assemble(batch, groups, measured, tokens, hf.device, found, features)
     if isinstance(reference, CachedReference):
         other = reference.signals(batch, tokens=tokens, device=hf.device, scored=scored)
     return policy, other

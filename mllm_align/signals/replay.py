@@ -98,7 +98,7 @@ class Replay:
             self.measured.append(each.replaced([_leaf(tensor, moves) for tensor in each.tensors]))
         found = image_features(batch, self.encoded, features)
         found |= phrase_features(self.hf, batch, self.groups, self.measured, features)
-        self.policy = assemble(batch, self.groups, self.measured, tokens, self.hf.device, found)
+        self.policy = assemble(batch, self.groups, self.measured, tokens, self.hf.device, found, features)
         if isinstance(reference, CachedReference):
             self.reference = reference.signals(batch, tokens=tokens, device=self.hf.device, scored=scored)
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mllm_align.contract import Batch, Ragged, Signals
+from mllm_align.contract import Batch, Feature, Ragged, Signals
 from mllm_align.families import EncodedImages, Family
 from mllm_align.signals.encoder_cache import EncoderCache
 from mllm_align.signals.feature_cache import FeatureCache
-from mllm_align.signals.features import PHRASES
+from mllm_align.signals.features import PHRASES, feature_ids, text_feature_rows
 from mllm_align.signals.logps import sum_by, token_logps
 from mllm_align.signals.options import EngineOptions
 from mllm_align.signals.packing import send
@@ -155,8 +155,12 @@ def assemble(
     tokens: bool,
     device: Any,
     images: Mapping[str, tuple[Ragged, Sequence[int]]] | None = None,
+    declared: Sequence[Feature] = (),
 ) -> Signals:
-    """Signals of a batch from what its groups gave, and its image features; a view that no group has is zero."""
+    """Signals of a batch from what its groups gave, and its image features; a view that no group has is zero.
+
+    `declared` are the features that it was measured for, of whose entries it is told which read the same.
+    """
     layout = layout_of(batch, groups, device)
     joined = torch.cat([each.logps for each in measured]) if measured else torch.zeros(0, device=device)
     logps, ragged = {}, {}
@@ -166,6 +170,7 @@ def assemble(
         if tokens:
             ragged[view] = Ragged(own, where.row)
     features = {**(images or {}), **_text_features(groups, measured)}
+    ids = {each.name: _ids_by_row(batch, each) for each in declared if each.name in features}
     return Signals(
         logps=logps,
         num_tokens=layout.num_tokens,
@@ -176,8 +181,18 @@ def assemble(
         regions=batch.regions,
         host_num_tokens=layout.host_num_tokens,
         host_feature_rows={name: tuple(rows) for name, (_, rows) in features.items()},
+        host_feature_ids={name: own for name, own in ids.items() if own},
         host_token_ids=batch.token_ids(layout.host_num_tokens) if tokens else {},
     )
+
+
+def _ids_by_row(batch: Batch, feature: Feature) -> tuple[int, ...]:
+    """As `_text_features` orders entries: by row, and in a row as branches are."""
+    numbers = feature_ids(batch, feature)
+    if numbers is None or feature.view is None:
+        return tuple(numbers or ())
+    rows = text_feature_rows(batch, feature, feature.view)
+    return tuple(number for _, number in sorted(zip(rows, numbers, strict=True), key=lambda pair: pair[0]))
 
 
 def _text_features(groups: Sequence[Group], measured: Sequence[Measured]) -> dict[str, tuple[Ragged, list[int]]]:

@@ -116,4 +116,5 @@ def with_averaged(trainer: AlignTrainer, batch: Batch, policy: Signals) -> Signa
         policy,
         features={**policy.features, **found.features},
         host_feature_rows={**policy.host_feature_rows, **found.host_feature_rows},
+        host_feature_ids={**policy.host_feature_ids, **found.host_feature_ids},
     )

@@ -29,6 +29,7 @@ class Shape:
         rows: B.
         num_tokens: Per view of each row.
         feature_rows: Per feature the row of each entry.
+        feature_ids: Per feature, where it is known, what each entry read.
         feature_width: Per feature the shape of one entry.
         wide: Whether something is wider than float32.
     """
@@ -36,6 +37,7 @@ class Shape:
     rows: int
     num_tokens: Mapping[View, Sequence[int]]
     feature_rows: Mapping[str, Sequence[int]]
+    feature_ids: Mapping[str, Sequence[int]]
     feature_width: Mapping[str, tuple[int, ...]]
     token_ids: Mapping[View, Sequence[Sequence[int]]]
     sources: tuple[str, ...]
@@ -59,6 +61,7 @@ class Shape:
             rows=len(signals.sources),
             num_tokens=dict(signals.host_num_tokens),
             feature_rows={name: tuple(signals.host_feature_rows[name]) for name in signals.features},
+            feature_ids={name: own for name, own in signals.host_feature_ids.items() if name in signals.features},
             feature_width={name: tuple(ragged.values.shape[1:]) for name, ragged in signals.features.items()},
             token_ids=dict(signals.host_token_ids) if signals.token_logps else {},
             sources=signals.sources,
@@ -100,6 +103,7 @@ def over_ranks(own: Signals, device: Any, *, zeros: bool = False) -> Signals:
         regions=_regions(ranks, offsets),
         host_num_tokens=counts,
         host_feature_rows=rows,
+        host_feature_ids={name: _joined_ids(ranks, name) for name in _keys(ranks, "feature_ids")},
         host_token_ids=told,
     )
 
@@ -117,6 +121,12 @@ def _keys(ranks: Sequence[Shape], table: str) -> list[Any]:
 def _shifted(ranks: Sequence[Shape], offsets: Sequence[int], name: str) -> tuple[int, ...]:
     pairs = zip(ranks, offsets, strict=True)
     return tuple(offset + row for rank, offset in pairs for row in rank.feature_rows.get(name, ()))
+
+
+def _joined_ids(ranks: Sequence[Shape], name: str) -> tuple[int, ...]:
+    """Rank after rank; 0 for the entries of a rank that does not know."""
+    found = ((rank.feature_ids.get(name), len(rank.feature_rows.get(name, ()))) for rank in ranks)
+    return tuple(number for own, count in found for number in (own or (0,) * count))
 
 
 def gather_on_host(entry: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mllm_align.contract import Batch, Feature, Objective, Outcome, Ragged, Signals, View
 from mllm_align.families.base import to_device
-from mllm_align.signals.features import image_feature_rows, scored_views, text_feature_rows
+from mllm_align.signals.features import feature_ids, image_feature_rows, scored_views, text_feature_rows
 from mllm_align.signals.packing import send
 from mllm_align.trainers.gather import gather_on_host, over_ranks
 from mllm_align.trainers.heads import as_module, mode
@@ -152,6 +152,7 @@ def zero_signals(
     host = {view: count if scored is None or view in scored else count * 0 for view, count in told.items()}
     host_num_tokens = {view: tuple(count.tolist()) for view, count in host.items()}
     found = _zero_features(batch, features, width, device)
+    ids = {feature.name: feature_ids(batch, feature) for feature in features if feature.name in found}
     counts = {view: to_device(count, device) for view, count in host.items()}
     ragged = {}
     if tokens:
@@ -168,6 +169,7 @@ def zero_signals(
         regions=batch.regions,
         host_num_tokens=host_num_tokens,
         host_feature_rows={name: tuple(rows) for name, (_, rows) in found.items()},
+        host_feature_ids={name: tuple(own) for name, own in ids.items() if own},
         host_token_ids=batch.token_ids(host_num_tokens) if tokens else {},
     )
 

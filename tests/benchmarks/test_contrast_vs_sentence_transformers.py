@@ -41,7 +41,7 @@ def test_rows_are_the_same_every_time() -> None:
 
 def test_the_results_beside_the_benchmark_clear_the_bars() -> None:
     result = json.loads((table.FOLDER / "contrast_vs_sentence_transformers.json").read_text())
-    assert result["preset"] == "small"
+    assert list(result["speedup"]) == ["256", "512"]
     assert result["gradient_distance"] < 1e-4
     for count, speedup in result["speedup"].items():
         assert speedup >= 1, f"at {count} pairs"

@@ -7,26 +7,25 @@ import json
 import pytest
 
 import table
-from large_contrast import STEP, cached, largest, most, one_graph
+from large_contrast import cached, grow, one_graph, summed_up
 from pairs import Pairs, pair_shape
 
 
-def test_the_most_that_fit_lie_on_the_line() -> None:
-    assert most({10: 200.0, 20: 300.0}, 1000.0) == (88, 10.0)  # 90 would fit
+def point(pairs: int, resident: float, limit: float = 50.0) -> dict[str, float | bool]:
+    return {"pairs": pairs, "resident_mb": resident, "seconds": 1.0, "fits": resident <= limit}
 
 
-def test_the_largest_is_one_that_was_seen_to_fit() -> None:
-    seen: list[int] = []
+def test_the_most_that_fit_and_what_each_takes() -> None:
+    found = summed_up([point(4, 10.0), point(8, 30.0), point(16, 70.0)])
+    assert found["most_pairs"] == 8
+    assert found["mb_per_pair"] == 5.0
+    assert summed_up([point(4, 60.0), point(8, 80.0)])["most_pairs"] == 0
 
-    def measure(count: int) -> dict[str, float]:
-        seen.append(count)
-        return {"pairs": count, "resident_mb": 100.0 + 10 * count + (0.05 * count**2 if count > 20 else 0)}
 
-    found = largest(measure, (10, 20), 1000.0)
-    assert found["resident_mb"] <= 1000.0
-    assert found["pairs"] == seen[-1] < seen[2] == 88
-    assert measure(int(found["pairs"]) + STEP)["resident_mb"] > 1000.0
-    assert found["mb_per_pair"] == 10.0
+@pytest.mark.slow
+def test_nothing_is_tried_beyond_what_does_not_fit() -> None:
+    points = grow(cached, pair_shape("tiny"), 1, (2, 4, 8), limit=1.0)
+    assert [(found["pairs"], found["fits"]) for found in points] == [(2, False)]
 
 
 def test_both_steps_have_one_loss() -> None:
@@ -37,9 +36,7 @@ def test_both_steps_have_one_loss() -> None:
 
 def test_the_results_beside_the_benchmark_clear_the_bars() -> None:
     result = json.loads((table.FOLDER / "large_contrast.json").read_text())
-    assert result["preset"] == "small"
-    assert result["cached"]["pairs"] == 2048
-    assert result["cached"]["resident_mb"] < 6000
-    assert result["one_graph"]["resident_mb"] <= result["limit_mb"]
-    assert result["times_as_many"] == result["cached"]["pairs"] / result["one_graph"]["pairs"]
-    assert result["times_as_many"] > 8
+    last = result["cached"]["points"][-1]
+    assert last["pairs"] == result["cached"]["most_pairs"] == 2048
+    assert last["resident_mb"] < 6000
+    assert result["cached"]["mb_per_pair"] < 0.5 * result["one_graph"]["mb_per_pair"]

@@ -12,11 +12,9 @@ import torch
 import references
 from mllm_align.data.references import NAMES
 from mllm_align.data.schema import parse_row
-from mllm_align.data.world import reference_rows
-from mllm_align.data.world.references import PICTURE_NAMES
 from mllm_align.models import load_model
 from records import Records
-from references import ARMS, LEARNING_RATES, METRICS, SEEDS, SIZES, Run
+from references import ARMS, LEARNING_RATES, METRICS, SEEDS, SHORT_NAMES, SIZES, Run, undeclared_rows
 
 Row = dict[str, Any]
 
@@ -27,7 +25,7 @@ def said(row: Row) -> str:
 
 
 def test_arms_show_the_same_and_differ_in_what_they_say() -> None:
-    for row in reference_rows(6, num_images=3, declared=False):
+    for row in undeclared_rows(6, 3):
         names, asked = row[NAMES], row["prompt"]
         declared, listed, places = (references.spoken(row, arm) for arm in ARMS)
         assert said(declared) == "\n".join([*(f"{name} is <image>" for name in names), asked])
@@ -35,13 +33,13 @@ def test_arms_show_the_same_and_differ_in_what_they_say() -> None:
         assert said(places) == "<image>" * 3 + asked
         assert declared["images"] == listed["images"] == places["images"] == row["images"]
         assert declared["chosen"] == listed["chosen"] == row["chosen"]
-        assert places["chosen"] == PICTURE_NAMES[names.index(row["chosen"])]
+        assert places["chosen"] == SHORT_NAMES[names.index(row["chosen"])]
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_picture_moves_and_its_name_with_it(size: int) -> None:
     turns = set()
-    for row in reference_rows(20, num_images=size, declared=False):
+    for row in undeclared_rows(20, size):
         turned = references.moved(row)
         before = [(name, image.tobytes()) for name, image in zip(row[NAMES], row["images"], strict=True)]
         after = [(name, image.tobytes()) for name, image in zip(turned[NAMES], turned["images"], strict=True)]
@@ -70,10 +68,10 @@ def test_what_is_measured_of_models_that_are_known(monkeypatch: pytest.MonkeyPat
     for arm in ARMS:
         assert shares(monkeypatch, arm, size, lambda row: row["chosen"]) == everything
     # One name for all is equal under reordering, and right by chance.
-    constant = shares(monkeypatch, "declared", size, lambda row: "picture one")
+    constant = shares(monkeypatch, "declared", size, lambda row: "one")
     assert constant == pytest.approx({"right": 1 / size, "moved": 1 / size, "both": 1 / size, "same": 1.0})
     # One place for all is another picture after reordering.
-    first = shares(monkeypatch, "places", size, lambda row: "picture one")
+    first = shares(monkeypatch, "places", size, lambda row: "one")
     assert (first["same"], first["both"]) == (0.0, 0.0)
 
     def name_of_the_first(row: Row) -> str:
@@ -82,19 +80,19 @@ def test_what_is_measured_of_models_that_are_known(monkeypatch: pytest.MonkeyPat
     assert shares(monkeypatch, "declared", size, name_of_the_first)["same"] == 0.0
 
 
-def test_answers_are_those_of_a_loop_over_whole_names() -> None:
+def test_answers_are_those_of_a_loop_over_names() -> None:
     model, processor = load_model("demo-base", device="cpu", dtype="float32")
-    rows = [row for size in SIZES for row in reference_rows(6, seed=5, num_images=size)]
+    rows = [references.spoken(row, "declared") for size in SIZES for row in undeclared_rows(6, size)]
     found = references.answers(model, processor, rows, batch_size=5)
     for row, given in zip(rows, found, strict=True):
         scores = {}
-        for name in PICTURE_NAMES[: len(row["images"])]:
+        for name in SHORT_NAMES[: len(row["images"])]:
             text = processor.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True) + name
             read = processor(text=[text], images=row["images"], add_special_tokens=False, return_tensors="pt")
             with torch.no_grad():
-                logits = model(**read).logits[0].double().log_softmax(1)
+                logits = model(**read).logits[0].double()
             ids = read["input_ids"][0]
-            scores[name] = float(logits[-3, ids[-2]] + logits[-2, ids[-1]])
+            scores[name] = float(logits[-2, ids[-1]])
         assert given == max(scores, key=scores.__getitem__)
     assert len(set(found)) > 1
 

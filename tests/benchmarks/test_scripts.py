@@ -83,20 +83,22 @@ def test_tiled_contrast_writes_how_memory_grows(tmp_path: Path) -> None:
 def test_the_comparison_with_sentence_transformers_writes_its_ratios(tmp_path: Path) -> None:
     result, printed = run("contrast_vs_sentence_transformers", tmp_path / "result.json")
     assert result["gradient_distance"] < 1e-5
-    for count in ("40", "80"):
+    for count in ("256", "512"):
         losses = result["loss"][count]
         assert losses["ours"] == pytest.approx(losses["peer"], abs=1e-4)
         peaks = result["peak_mb"][count]
         assert result["memory_ratio"][count] == pytest.approx(peaks["ours"] / peaks["peer"])
-    assert f"{result['speedup']['80']:.2f}" in printed
+    assert f"{result['speedup']['512']:.2f}" in printed
 
 
 @pytest.mark.slow
 def test_the_large_contrast_writes_both_steps(tmp_path: Path) -> None:
     result, printed = run("large_contrast", tmp_path / "result.json")
-    assert result["cached"]["pairs"] == 48
-    assert result["one_graph"]["resident_mb"] <= result["limit_mb"]
-    assert f"{result['times_as_many']:.1f} times as many pairs" in printed
+    for step in ("one_graph", "cached"):
+        sizes = [point["pairs"] for point in result[step]["points"]]
+        assert sizes[0] == 64
+        assert result[step]["most_pairs"] == max(sizes)
+        assert f"{result[step]['mb_per_pair']:.2f} MB" in printed
 
 
 @pytest.mark.slow

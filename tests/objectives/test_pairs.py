@@ -33,6 +33,11 @@ def test_what_is_measured() -> None:
         Feature("text:negatives mean layer 0.5 'Read:'", "embedding", "negatives", 0.5, "mean", prompt="Read:"),
     )
     whole = Pairs("Own", image="prompt", text="rejected", pooling="query").features
+    asked = Pairs("Own", image="contrast_image", text="prompt", image_prompt="See:").features
+    assert [(each.source, each.column, each.prompt) for each in asked] == [
+        ("embedding", "contrast_image", "See:"),
+        ("embedding", "prompt", None),
+    ]
     assert [(each.source, each.column, each.prompt, each.pooling) for each in whole] == [
         ("embedding", "prompt", None, "tokens"),
         ("text", "rejected", None, "tokens"),
@@ -142,6 +147,11 @@ def test_dimensions_that_are_not_there() -> None:
         ({"pooling": "first"}, "Own: pooling must be one of last, mean, query, got 'first'"),
         ({"image": "prompt", "image_prompt": "See:"}, "leave image_prompt out"),
         ({"text": "prompt", "text_prompt": "Read:"}, "leave text_prompt out"),
+        (
+            {"text": "prompt"},
+            "Own: the row's own prompt shows its images, so as a text it is compared with 'contrast_",
+        ),
+        ({"image": "prompt", "text": "prompt"}, r"set image to that, or text to another column \(image is 'prompt'\)"),
         ({"negatives": True}, "Own: negatives are read before an instruction: give text_prompt"),
         ({**ASKED, "negatives": True, "pooling": "query"}, "Own: pooling 'query' takes one text a row"),
         ({"dim": True}, "Own: dim must be a whole number above 0, or nothing for no heads, got True"),

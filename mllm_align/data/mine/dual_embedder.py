@@ -18,6 +18,13 @@ _OF_IMAGES = ("vision_model", "visual_projection")
 _NO_LIMIT = 100_000  # a tokenizer without a limit names an astronomic one
 
 
+def text_length(config: Any, tokenizer: Any) -> int | None:
+    """Tokens that the text side of a dual encoder takes; None where neither its config nor its tokenizer says."""
+    own = getattr(config, "text_config", config)
+    said = (getattr(own, "max_position_embeddings", None), tokenizer.model_max_length)
+    return min((length for length in said if length is not None and length < _NO_LIMIT), default=None)
+
+
 class DualEmbedder(ImageEmbedder):
     """CLIP, SigLIP, or another model of transformers with `get_image_features` and `get_text_features`.
 
@@ -69,7 +76,7 @@ class DualEmbedder(ImageEmbedder):
         Raises:
             DataError: If the model gives nothing finite for a text.
         """
-        length = self._text_length()
+        length = text_length(self._texts.config, self._tokenizer)
         found = []
         for start in range(0, len(texts), self.batch_size):
             part = list(texts[start : start + self.batch_size])
@@ -90,9 +97,3 @@ class DualEmbedder(ImageEmbedder):
                 raise DataError(f"the model gives no finite vector for the text {part[bad[0]]!r}; try dtype float32")
             found.append((vectors / norms).astype(np.float32))
         return np.concatenate(found) if found else np.empty((0, self.dim), np.float32)
-
-    def _text_length(self) -> int | None:
-        """Tokens that the text side takes; None where neither model nor tokenizer says."""
-        config = getattr(self._texts.config, "text_config", self._texts.config)
-        said = (getattr(config, "max_position_embeddings", None), self._tokenizer.model_max_length)
-        return min((length for length in said if length is not None and length < _NO_LIMIT), default=None)
