@@ -16,6 +16,7 @@ that of N: 1 is linear, 2 is the square.
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -150,6 +151,7 @@ def main() -> None:
     arguments = parser_of(__doc__, rounds=3).parse_args()
     if arguments.preset not in SIZES:
         raise SystemExit(f"--preset must be one of {', '.join(SIZES)}: vectors are measured on the CPU")
+    load = os.getloadavg()[0]
     result = grow(shape_of(arguments.preset), SIZES[arguments.preset], arguments.rounds, arguments.threads)
     lines = []
     for point in result["points"]:
@@ -163,7 +165,7 @@ def main() -> None:
     )
     settings = {"width": WIDTH, "tile": TILE, "rows_at_a_time": ROWS}
     peer = {"sentence-transformers": metadata.version("sentence-transformers")}
-    finish({**settings, **result, "peer": peer}, arguments)
+    finish({**settings, **result, "peer": peer, "load_at_start": load}, arguments)
 
 
 if __name__ == "__main__":

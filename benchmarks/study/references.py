@@ -6,9 +6,9 @@ Rows of two or three pictures of the rendered world ask in which of them an obje
 speaking of a picture are trained by next-token on the same pictures, questions, steps and adapters, and differ in what
 the prompt says and, for the last, in the answer:
 
-- `declared`: each picture is introduced in its place, "two is <image>" (`declare_references`, after MMICL);
+- `declared`: each picture is introduced in its place, "four is <image>" (`declare_references`, after MMICL);
 - `listed`: all pictures come first, then all their names in the same order: as much is told, but beside no picture;
-- `places`: no names; the answer is the place, "one" being the first. There is no reference to learn.
+- `places`: no names; the answer is the place, "three" being the first. There is no reference to learn.
 
 For each way every learning rate is tried with the first seed, and the best on validation is kept for all seeds; no
 choice looks at the test. On scenes that no training row and no validation row has, every question is asked twice: as
@@ -40,14 +40,14 @@ from intervals import Columns, Interval, interval, paired_interval
 from mllm_align import AlignConfig, AlignTrainer
 from mllm_align.data.references import NAMES, declare_references, reordered
 from mllm_align.data.world import reference_rows
-from mllm_align.data.world.catalogue import NUMBER_WORDS
+from mllm_align.data.world.references import PICTURE_NAMES
 from mllm_align.demo.quiet import quiet
 from mllm_align.models import ModelArguments, load_model, lora_config
 from mllm_align.objectives import NextToken
 from records import Records
 
 # Of one word: the base has learnt never to say "picture", and adapters do not change its output layer.
-SHORT_NAMES = NUMBER_WORDS[1:]
+SHORT_NAMES = ("three", "four", "five")
 HERE = Path(__file__).resolve().parent
 ARMS = ("declared", "listed", "places")
 SIZES = (2, 3)
@@ -80,10 +80,10 @@ class Run(NamedTuple):
 
 
 def undeclared_rows(number: int, size: int, split: str = "train") -> list[Row]:
-    """Rows of the world that ask in which picture an object is, the pictures' names being "one", "two", ..."""
+    """Rows of the world that ask in which picture an object is, with short names of the pictures."""
     rows = reference_rows(number, split=split, num_images=size, declared=False)
-    short = {row["id"]: [name.split()[-1] for name in row[NAMES]] for row in rows}
-    return [{**row, NAMES: short[row["id"]], "chosen": row["chosen"].split()[-1]} for row in rows]
+    short = dict(zip(PICTURE_NAMES, SHORT_NAMES, strict=False))
+    return [{**row, NAMES: [short[name] for name in row[NAMES]], "chosen": short[row["chosen"]]} for row in rows]
 
 
 def spoken(row: Mapping[str, Any], arm: str) -> Row:

@@ -65,7 +65,8 @@ class AmclLike(nn.Module):
         ([('contrast', 2), ('spread', 2)], 0.0)
 
     Relations:
-        One head whose temperatures are left alone is InfoNCE with a linear head. After training an embedding is the
+        One head whose temperatures are left alone is InfoNCE with a linear head; as there, rows that share a text or an
+        image are not each other's negatives. After training an embedding is the
         vectors of all heads, one behind the other.
 
     Deviations:
@@ -125,9 +126,12 @@ class AmclLike(nn.Module):
             log_temperature = likeness + self.offset.to(images.dtype)[:, None, None] + math.log(self.temperature)
             logits = cosines * (-log_temperature).clamp(max=math.log(MAX_SCALE)).exp()
             own = logits.diagonal(dim1=1, dim2=2)
+            mean = cosines.detach().mean(dim=0)
+            if found.repeated is not None:
+                alike = found.repeated.alike(found.anchors, found.anchors)
+                logits, mean = (each.masked_fill(alike, torch.finfo(each.dtype).min) for each in (logits, mean))
             losses = 0.5 * (logits.logsumexp(dim=1) + logits.logsumexp(dim=2)) - own
             spread = spread_penalty(log_temperature, self.temperature).mean(dim=2)
-        mean = cosines.detach().mean(dim=0)
         row = torch.arange(len(mean), device=mean.device)
         metrics = {
             "accuracy/image_to_text": (mean.argmax(dim=1) == row).float(),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mllm_align.contract import Embedding, Needs, Outcome, Signals, Term
 from mllm_align.objectives.preference import check_positive, check_switches, check_weights
-from mllm_align.objectives.summaries import paraphrase_vectors, paraphrases_of, summaries
+from mllm_align.objectives.summaries import paraphrase_vectors, paraphrases_of, said_of, summaries
 
 
 def weighted_cost(costs: Tensor, counts: Tensor, sharpness: float, detach: bool = False) -> Tensor:
@@ -75,7 +75,9 @@ class CacrLike(nn.Module):
 
     Relations:
         Without paraphrases an image has one positive, and its attraction is that cost itself, whatever `t_plus` is.
-        InfoNCE pulls and pushes less as a pair is told from the others; here neither fades.
+        InfoNCE pulls and pushes less as a pair is told from the others; here neither fades. What rows with one image or
+        one text say is no negative of each other's, nor what reads the same as a text of a row with that image; nor is
+        it a positive.
 
     Deviations:
         The paper contrasts views of one image, four of each, with its negatives in the batch or a queue; here they are
@@ -136,15 +138,17 @@ class CacrLike(nn.Module):
         row = torch.arange(len(found.present), device=texts.device)
         of = torch.cat([row, owner])
         own = row[:, None] == of[None, :]
+        said = said_of(self.pairs, policy, found)
+        other = ~own if said is None else ~own & ~said
         counts = found.present[of] & found.present[:, None]
         with torch.autocast(texts.device.type, enabled=False):
             costs = 2 - 2 * found.at().images @ texts.T
         attract, repel = (
             self._both_ways(costs, of, counts & keys, sharpness)
-            for keys, sharpness in ((own, self.t_plus), (~own, -self.t_minus))
+            for keys, sharpness in ((own, self.t_plus), (other, -self.t_minus))
         )
         paired = found.present.sum()
-        told = costs.detach().masked_fill(~counts, torch.inf)
+        told = costs.detach().masked_fill(~(counts & (own | other)), torch.inf)
         metrics = {
             "accuracy/image_to_text": of[told.argmin(dim=1)] == row,
             "accuracy/text_to_image": told[:, : len(row)].argmin(dim=0) == row,

@@ -204,7 +204,6 @@ class Pairs(nn.Module):
         anchors = sent(torch.tensor(both, dtype=torch.long), images.device)
         present = torch.zeros(size, dtype=torch.bool, device=images.device).index_fill(0, anchors, True)
         false = policy.features.get(self.false.name) if self.false is not None and not slow else None
-        table = Compared(images, texts, present, anchors, texts[:0], text.row[:0])
         read = {side: ids_by_row(policy, name, size) for side, name in names.items()}
         listed = [] if false is None or self.false is None else ids_of_entries(policy, self.false.name)
         true = true_pairs(read["image"], list(enumerate(read["text"])), listed)

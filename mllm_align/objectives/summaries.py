@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from mllm_align.contract import Feature, Signals
+from mllm_align.objectives.host import sent
+from mllm_align.objectives.identity import ids_by_row, ids_of_entries, marked, true_pairs
 from mllm_align.objectives.info_nce import InfoNCE
+from mllm_align.objectives.padding import rows_of_entries
 from mllm_align.objectives.pairs import IMAGE_PROMPT, TEXT_PROMPT, Compared, Pairs
 
 PARAPHRASES = "positives"
@@ -94,3 +97,30 @@ def paraphrase_vectors(pairs: Pairs, policy: Signals, found: Compared) -> tuple[
         return found.texts[:0], found.owner[:0]
     values = ragged.values.to(torch.promote_types(ragged.values.dtype, torch.float32))
     return pairs.heads["text"](values) if "text" in pairs.heads else values, ragged.row
+
+
+def said_of(pairs: Pairs, policy: Signals, found: Compared) -> Tensor | None:
+    """Which texts and paraphrases of a batch are no negatives of a row, though they are another's.
+
+    They are those of rows that share its image or its text, and whatever reads as a text or paraphrase of a row with
+    its image.
+
+    Args:
+        pairs: The sides.
+        policy: Signals, with the feature `paraphrases_of` where a row has any.
+        found: What `pairs` made of them.
+
+    Returns:
+        (B, B + P) bool, texts of rows first, a row's own among them; None where nobody told.
+    """
+    if found.ids is None:
+        return None
+    name, size = paraphrases_of(pairs).name, len(found.present)
+    images, texts = (ids_by_row(policy, each.name, size) for each in (pairs.sides["image"], pairs.sides["text"]))
+    owner = [*range(size), *rows_of_entries(policy, name)]
+    listed = [*texts, *ids_of_entries(policy, name)]
+    true = true_pairs(images, zip(owner, listed, strict=True), listed)
+    device = found.present.device
+    places = sent(torch.tensor(true, dtype=torch.long).reshape(-1, 2).T.contiguous(), device)
+    of_rows = found.ids.alike()[:, sent(torch.tensor(owner), device)]
+    return of_rows | marked(places, slice(0, size), slice(0, len(owner)))

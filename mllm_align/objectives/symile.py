@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mllm_align.contract import EmbeddingHead, Needs, Outcome, Signals, Term
 from mllm_align.objectives.host import sent
+from mllm_align.objectives.identity import first_places, ids_by_row
 from mllm_align.objectives.padding import rows_of_entries
 from mllm_align.objectives.preference import check_positive, check_switches
 from mllm_align.objectives.summaries import summaries
@@ -23,7 +24,9 @@ NEGATIVES = ("n_squared", "n")
 ROOM = 1 << 22  # products, and similarities, that are there at once
 
 
-def against_all(anchors: Tensor, second: Tensor, third: Tensor, scale: Tensor) -> Tensor:
+def against_all(
+    anchors: Tensor, second: Tensor, third: Tensor, scale: Tensor, kinds: Sequence[Tensor] | None = None
+) -> Tensor:
     """InfoNCE of anchors among all pairs of the two other sides (Saporta et al., 2024)
 
     https://arxiv.org/abs/2411.01053: the similarity of three vectors is sum_d x_d y_d z_d, and an anchor's own pair is
@@ -34,27 +37,56 @@ def against_all(anchors: Tensor, second: Tensor, third: Tensor, scale: Tensor) -
         second: (N, d) of another, of the same rows.
         third: (N, d) of the third.
         scale: 0-d, one over the temperature.
+        kinds: Of the three sides (N,) int64 from 0 to N - 1, equal where the same was read. Of the pairs those are left
+            out that are, as what was read, the own pair of a row with the anchor's value. None where all differ.
 
     Returns:
         (N,) losses. Similarities are there for a few anchors at a time, and computed once more for the gradient.
     """
     few = max(1, ROOM // max(1, len(second) * max(second.shape)))
     again = torch.is_grad_enabled() and few < len(anchors)
+    every = torch.arange(len(anchors), device=anchors.device)
     found = [
-        checkpoint(_sum_of_pairs, part, second, third, scale, use_reentrant=False)
+        checkpoint(_sum_of_pairs, part, second, third, scale, place, kinds, use_reentrant=False)
         if again
-        else _sum_of_pairs(part, second, third, scale)
-        for part in anchors.split(few)
+        else _sum_of_pairs(part, second, third, scale, place, kinds)
+        for part, place in zip(anchors.split(few), every.split(few), strict=True)
     ]
     return torch.cat(found) - scale * (anchors * second * third).sum(dim=1)
 
 
-def _sum_of_pairs(anchors: Tensor, second: Tensor, third: Tensor, scale: Tensor) -> Tensor:
-    return (scale * (anchors[:, None] * second) @ third.T).flatten(1).logsumexp(dim=1)
+def _sum_of_pairs(
+    anchors: Tensor,
+    second: Tensor,
+    third: Tensor,
+    scale: Tensor,
+    place: Tensor,
+    kinds: Sequence[Tensor] | None,
+) -> Tensor:
+    similarities = scale * (anchors[:, None] * second) @ third.T
+    if kinds is not None:
+        true = _true_pairs(place, kinds, kinds[1][:, None], kinds[2])
+        true[torch.arange(len(place), device=place.device), place, place] = False
+        similarities = similarities.masked_fill(true, torch.finfo(similarities.dtype).min)
+    return similarities.flatten(1).logsumexp(dim=1)
+
+
+def _true_pairs(place: Tensor, kinds: Sequence[Tensor], second: Tensor, third: Tensor) -> Tensor:
+    """(n, ...) bool: which pairs, of kinds that broadcast, some row has beside the anchor's value of n rows."""
+    number = len(kinds[0])
+    pair = kinds[1] * number + kinds[2]
+    beside = torch.where(kinds[0][place][:, None] == kinds[0], pair, number**2)
+    table = torch.zeros(len(place), number**2 + 1, dtype=torch.bool, device=pair.device).scatter_(1, beside, True)
+    return table[:, second * number + third]
 
 
 def against_shuffled(
-    anchors: Tensor, second: Tensor, third: Tensor, scale: Tensor, orders: tuple[Sequence[int], Sequence[int]]
+    anchors: Tensor,
+    second: Tensor,
+    third: Tensor,
+    scale: Tensor,
+    orders: tuple[Sequence[int], Sequence[int]],
+    kinds: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """The same among an anchor's own pair and N - 1 of the others: both sides shuffled, each for itself.
 
@@ -65,6 +97,7 @@ def against_shuffled(
         scale: 0-d, one over the temperature.
         orders: Of both of these, which row's vector stands at each place. The one at the place of the anchor gives way
             to its own; what is an anchor's own at another place is no negative.
+        kinds: As of `against_all`.
 
     Returns:
         (N,) losses.
@@ -72,7 +105,8 @@ def against_shuffled(
     one, other = (sent(torch.tensor(order, dtype=torch.long), anchors.device) for order in orders)
     place = torch.arange(len(anchors), device=anchors.device)
     similarities = scale * anchors @ (second[one] * third[other]).T
-    own = (one[None, :] == place[:, None]) & (other[None, :] == place[:, None])
+    kinds = (place, place, place) if kinds is None else kinds
+    own = _true_pairs(place, kinds, kinds[1][one], kinds[2][other])
     right = scale * (anchors * second * third).sum(dim=1)
     here = place[:, None] == place[None, :]
     among = torch.where(here, right[:, None], similarities.masked_fill(own, torch.finfo(right.dtype).min))
@@ -117,7 +151,8 @@ class Symile(nn.Module):
     Relations:
         With a third side of ones, the loss of an anchor of the two others is InfoNCE plus log N. What it trains is the
         product of three, not the cosine of two: for retrieval by one side alone, add InfoNCE. "n_squared" takes time
-        with the third power of the batch.
+        with the third power of the batch. A pair that reads as the anchor's own, or as that of a row with the anchor's
+        value, is left out of its negatives.
 
     Deviations:
         The paper trains an encoder for each side; here all are read off the LVLM. Its code may draw an anchor's own
@@ -186,27 +221,45 @@ class Symile(nn.Module):
             F.normalize(self.heads[side](table[index]) if self.heads else table[index], dim=1)
             for side, table in zip(SIDES, tables, strict=True)
         ]
+        kinds = self._kinds(policy, rows, sides[0].device)
         with torch.autocast(scale.device.type, enabled=False):
-            losses, right = self._by_anchor(sides, scale.to(sides[0].dtype), self._orders(policy, rows))
+            losses, right = self._by_anchor(sides, scale.to(sides[0].dtype), self._orders(policy, rows), kinds)
         count = torch.full((), len(rows), device=losses.device)
         metrics = {f"accuracy/{side}": best.float() for side, best in zip(SIDES, right, strict=True)}
         metrics["temperature"] = 1 / scale.detach()
         return Outcome((Term("symile", 1.0, losses.sum(), count),), metrics)
 
     def _by_anchor(
-        self, sides: list[Tensor], scale: Tensor, orders: list[tuple[list[int], list[int]]]
+        self,
+        sides: list[Tensor],
+        scale: Tensor,
+        orders: list[tuple[list[int], list[int]]],
+        kinds: list[Tensor] | None,
     ) -> tuple[Tensor, list[Tensor]]:
         """(N,) the mean loss of each row over anchors; and for each anchor (N,) bool, whether its own is the best."""
         losses, right = [], []
         for place in range(len(SIDES)):
             anchors, second, third = (sides[(place + step) % len(SIDES)] for step in range(len(SIDES)))
+            read = None if kinds is None else [kinds[(place + step) % len(SIDES)] for step in range(len(SIDES))]
             if self.negatives == "n":
-                losses.append(against_shuffled(anchors, second, third, scale, orders[place]))
+                losses.append(against_shuffled(anchors, second, third, scale, orders[place], read))
             else:
-                losses.append(against_all(anchors, second, third, scale))
-            best = ((second * third).detach() @ anchors.detach().T).argmax(dim=1)
-            right.append(best == torch.arange(len(anchors), device=anchors.device))
+                losses.append(against_all(anchors, second, third, scale, read))
+            row = torch.arange(len(anchors), device=anchors.device)
+            found = (second * third).detach() @ anchors.detach().T
+            if read is not None:
+                true = _true_pairs(row, read, read[1], read[2]).T & (row[:, None] != row)
+                found = found.masked_fill(true, -torch.inf)
+            right.append(found.argmax(dim=1) == row)
         return torch.stack(losses).mean(dim=0), right
+
+    def _kinds(self, policy: Signals, rows: list[int], device: torch.device) -> list[Tensor] | None:
+        """Of each side what was read, as the first of the rows that read it; None where all differ."""
+        tables = [ids_by_row(policy, feature.name, len(policy.sources)) for feature in self.needs.features]
+        kinds = [first_places([table[row] for row in rows]) for table in tables]
+        if all(own == list(range(len(rows))) for own in kinds):
+            return None
+        return [sent(torch.tensor(own, dtype=torch.long), device) for own in kinds]
 
     def _orders(self, policy: Signals, rows: list[int]) -> list[tuple[list[int], list[int]]]:
         """For each anchor two orders of the rows, by what rows there are and not by the order they come in."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mllm_align.objectives.contrast_rules import SIDES
+from mllm_align.objectives.identity import Ids
 from mllm_align.objectives.nearest import Nearest, tolerance
 
 
@@ -24,6 +25,7 @@ def tiled_info_nce(
     negatives: tuple[Tensor, Tensor] | None = None,
     positive_weight: float = 1.0,
     sides: str = "both",
+    ids: Ids | None = None,
 ) -> tuple[Tensor, Nearest]:
     """InfoNCE in memory that grows with the rows, not with their square: exact, and so are its gradients.
 
@@ -39,6 +41,7 @@ def tiled_info_nce(
         negatives: (M, d) unit vectors of further texts, which every image is told from, and (M,) bool, which count.
         positive_weight: Of the positive in its own denominator (`Rule`); 0 is the decoupled loss.
         sides: "both", of which the loss is the mean, "image_to_text" or "text_to_image".
+        ids: What was read twice: such pairs are left out, neither positives nor negatives. None for nothing.
 
     Returns:
         (B,) losses, 0 where not present or without a negative; and how near partners are, without a gradient.
@@ -46,10 +49,20 @@ def tiled_info_nce(
     if negatives is None:
         negatives = texts[:0].detach(), present[:0]
     log_weight = math.log(positive_weight) if positive_weight else -math.inf
+    counts = negatives[1]
     losses, *near = _Tiled.apply(
-        images, texts, negatives[0], scale, present, negatives[1], log_weight, SIDES[sides], tile
+        images, texts, negatives[0], scale, present, counts, ids, log_weight, SIDES[sides], tile
     )
     return losses, Nearest(*near)
+
+
+class _Sums(NamedTuple):
+    """(B,) logarithms of the denominators of images and of texts, and whether each has a negative."""
+
+    row: Tensor
+    column: Tensor
+    has_text: Tensor
+    has_image: Tensor
 
 
 class _Tiled(torch.autograd.Function):
@@ -64,22 +77,20 @@ class _Tiled(torch.autograd.Function):
         scale: Tensor,
         present: Tensor,
         counts: Tensor,
+        ids: Ids | None,
         log_weight: float,
         shares: tuple[float, float],
         tile: int,
     ) -> tuple[Tensor, ...]:
         """The losses; own cosines, those of the nearest other text and image, and ties."""
         with torch.autocast(images.device.type, enabled=False):
-            tiles = _Tiles(images, texts, negatives, scale, present, counts, log_weight, tile)
-            row, column, near = tiles.denominators()
-        number = present.sum()
-        has_text = present & (number + counts.sum() > 1)
-        has_image = present & (number > 1)
-        ctx.save_for_backward(images, texts, negatives, scale, present, counts, row, column, has_text, has_image)
-        ctx.options = log_weight, shares, tile
+            tiles = _Tiles(images, texts, negatives, scale, present, counts, ids, log_weight, tile)
+            sums, near = tiles.denominators()
+        ctx.save_for_backward(images, texts, negatives, scale, present, counts, *sums)
+        ctx.options = ids, log_weight, shares, tile
         right = tiles.scale * near.own
-        losses = shares[0] * torch.where(has_text, row - right, 0.0)
-        losses = losses + shares[1] * torch.where(has_image, column - right, 0.0)
+        losses = shares[0] * torch.where(sums.has_text, sums.row - right, 0.0)
+        losses = losses + shares[1] * torch.where(sums.has_image, sums.column - right, 0.0)
         ctx.mark_non_differentiable(*near)
         return losses, *near
 
@@ -88,9 +99,9 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         """Gradients of vectors and scale."""
         images, texts, negatives, scale, present, counts, row, column, has_text, has_image = ctx.saved_tensors
-        log_weight, shares, tile = ctx.options
+        ids, log_weight, shares, tile = ctx.options
         with torch.autocast(gradient.device.type, enabled=False):
-            tiles = _Tiles(images, texts, negatives, scale, present, counts, log_weight, tile)
+            tiles = _Tiles(images, texts, negatives, scale, present, counts, ids, log_weight, tile)
             to_text = shares[0] * torch.where(has_text, gradient, 0.0)
             to_image = shares[1] * torch.where(has_image, gradient, 0.0)
             # Where nothing was summed nothing is taken off, or it would be no number.
@@ -98,7 +109,7 @@ class _Tiled(torch.autograd.Function):
             found = tiles.gradients(row, column, to_text, to_image)
         given = images, texts, negatives, scale
         wanted = zip(found, given, ctx.needs_input_grad[:4], strict=True)
-        return *(each.to(like.dtype) if need else None for each, like, need in wanted), *([None] * 5)
+        return *(each.to(like.dtype) if need else None for each, like, need in wanted), *([None] * 6)
 
 
 class _Tiles:
@@ -112,10 +123,12 @@ class _Tiles:
         scale: Tensor,
         present: Tensor,
         counts: Tensor,
+        ids: Ids | None,
         log_weight: float,
         tile: int,
     ) -> None:
         self.images, self.texts, self.negatives, self.present, self.counts = images, texts, negatives, present, counts
+        self.ids = ids
         self.dtype = torch.promote_types(images.dtype, torch.float32)
         self.scale, self.log_weight, self.tile = scale.to(self.dtype), log_weight, tile
 
@@ -138,11 +151,25 @@ class _Tiles:
             found.diagonal().add_(self.log_weight)
         return found
 
-    def denominators(self) -> tuple[Tensor, Tensor, Nearest]:
-        """(B,) logarithms of the denominators of images and of texts; and how near partners are."""
+    def _absent(self, part: slice, other: slice) -> tuple[Tensor, Tensor]:
+        """Which pairs of a tile do not count for its images, and for its texts; may be of one line alone."""
+        texts, images = ~self.present[None, other], ~self.present[part, None]
+        if self.ids is None:
+            return texts, images
+        alike = self.ids.alike(part, other)
+        return texts | alike, images | alike
+
+    def _not_false(self, part: slice, other: slice) -> Tensor:
+        """Which pairs of images and further texts do not count."""
+        absent = ~self.counts[None, other]
+        return absent if self.ids is None else absent | self.ids.true_of(part, other)
+
+    def denominators(self) -> tuple[_Sums, Nearest]:
+        """What is summed, and how near partners are."""
         empty = torch.full((len(self.images),), -torch.inf, dtype=self.dtype, device=self.images.device)
         row, column, near = empty.clone(), empty.clone(), Nearest(empty, empty.clone(), empty.clone(), empty.clone())
         near.ties.zero_()
+        of_text, of_image = (torch.zeros_like(self.present, dtype=torch.long) for _ in range(2))
         for part in self.rows():
             near.own[part] = (self._read(self.images, part) @ self._read(self.texts, part).T).diagonal()
         for part in self.rows():
@@ -150,23 +177,31 @@ class _Tiles:
             for other in self.rows():
                 cosines = images @ self._read(self.texts, other).T
                 weighed = self._weighed(cosines, part == other)
-                _add(row, part, weighed.masked_fill(~self.present[other], -torch.inf), 1)
-                _add(column, other, weighed.masked_fill(~self.present[part, None], -torch.inf), 0)
-                self._compare(near, cosines, part, other)
+                absent = self._absent(part, other)
+                _add(row, part, weighed.masked_fill(absent[0], -torch.inf), 1)
+                _add(column, other, weighed.masked_fill(absent[1], -torch.inf), 0)
+                of_text[part] += (~absent[0]).sum(dim=1)
+                of_image[other] += (~absent[1]).sum(dim=0)
+                self._compare(near, cosines, part, other, absent)
             for other in self.further():
                 cosines = images @ self._read(self.negatives, other).T
-                _add(row, part, self._weighed(cosines, False).masked_fill(~self.counts[other], -torch.inf), 1)
-        return row, column, near
+                absent = self._not_false(part, other)
+                _add(row, part, self._weighed(cosines, False).masked_fill(absent, -torch.inf), 1)
+                of_text[part] += (~absent).sum(dim=1)
+        # One of those that count is the partner.
+        return _Sums(row, column, self.present & (of_text > 1), self.present & (of_image > 1)), near
 
-    def _compare(self, near: Nearest, cosines: Tensor, part: slice, other: slice) -> None:
+    def _compare(
+        self, near: Nearest, cosines: Tensor, part: slice, other: slice, absent: tuple[Tensor, Tensor]
+    ) -> None:
         """Takes note of what is nearest in a tile."""
         if part == other:
             cosines.fill_diagonal_(-torch.inf)
         margin = tolerance(self.dtype)
-        columns = cosines.masked_fill(~self.present[other], -torch.inf)
+        columns = cosines.masked_fill(absent[0], -torch.inf)
         near.text[part] = near.text[part].maximum(columns.amax(dim=1))
         near.ties[part] += ((columns - near.own[part, None]).abs() <= margin).sum(dim=1)
-        rows = cosines.masked_fill(~self.present[part, None], -torch.inf)
+        rows = cosines.masked_fill(absent[1], -torch.inf)
         near.image[other] = near.image[other].maximum(rows.amax(dim=0))
         near.ties[other] += ((rows - near.own[other]).abs() <= margin).sum(dim=0)
 
@@ -187,12 +222,9 @@ class _Tiles:
                 keys = self._read(self.texts, other)
                 cosines = own @ keys.T
                 weighed = self._weighed(cosines, part == other)
-                share = (
-                    (weighed - row[part, None]).exp_().masked_fill_(~self.present[other], 0).mul_(to_text[part, None])
-                )
-                share += (
-                    (weighed - column[other]).exp_().masked_fill_(~self.present[part, None], 0).mul_(to_image[other])
-                )
+                absent = self._absent(part, other)
+                share = (weighed - row[part, None]).exp_().masked_fill_(absent[0], 0).mul_(to_text[part, None])
+                share += (weighed - column[other]).exp_().masked_fill_(absent[1], 0).mul_(to_image[other])
                 if part == other:
                     share.diagonal().sub_(to_text[part] + to_image[part])
                 scale += (share * cosines).sum()
@@ -202,7 +234,7 @@ class _Tiles:
                 keys = self._read(self.negatives, other)
                 cosines = own @ keys.T
                 share = (self._weighed(cosines, False) - row[part, None]).exp_()
-                share.masked_fill_(~self.counts[other], 0).mul_(to_text[part, None])
+                share.masked_fill_(self._not_false(part, other), 0).mul_(to_text[part, None])
                 scale += (share * cosines).sum()
                 images[part] += self.scale * share @ keys
                 negatives[other] += self.scale * share.T @ own

@@ -13,7 +13,13 @@ from mllm_align.contract import Embedding, Needs, Outcome, Signals, Term
 from mllm_align.objectives.contrast_kernels import softmax_contrast, takes_part
 from mllm_align.objectives.pairs import Compared
 from mllm_align.objectives.preference import check_weights
-from mllm_align.objectives.summaries import info_nce_with, instructions, paraphrase_vectors, paraphrases_of
+from mllm_align.objectives.summaries import (
+    info_nce_with,
+    instructions,
+    paraphrase_vectors,
+    paraphrases_of,
+    said_of,
+)
 from mllm_align.objectives.temperature import bounded_scale
 
 
@@ -55,8 +61,9 @@ class TSVLC(nn.Module):
         ({'contrast': 2, 'own_negatives': 2, 'paraphrases': 2}, True)
 
     Relations:
-        `SVLC` is this for regions, without paraphrases. The contrast alone is `InfoNCE.negclip`. A text that one row
-        lists as false is no less so for the others, even where it is their own: list none that is.
+        `SVLC` is this for regions, without paraphrases. The contrast alone is `InfoNCE.negclip`. As there, rows that
+        share a text or an image are not each other's negatives, nor is a listed text that of a row whose own it is, or
+        its image's; paraphrases of such rows, and those that read as a text of them, are none either.
 
     Deviations:
         The paper has one negative, made while it trains, and one paraphrase a text; here both are data, as many as
@@ -121,7 +128,7 @@ class TSVLC(nn.Module):
     def _own_negatives(self, found: Compared, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of losses and number of rows: of each image the softmax over its own text and its own negatives."""
         row = torch.arange(len(found.present), device=found.images.device)
-        mine = (row[:, None] == found.owner[None, :]) & found.present[:, None]
+        mine = (row[:, None] == found.owner[None, :]) & found.present[:, None] & ~found.own_text[None, :]
         right = (found.images * found.texts).sum(dim=1, keepdim=True)
         among = torch.cat([right, found.images @ found.negatives.T], dim=1)
         first = (torch.arange(among.shape[1], device=row.device) == 0).expand_as(among)
@@ -135,5 +142,8 @@ class TSVLC(nn.Module):
         own = torch.arange(len(found.present), device=keys.device)[:, None] == owner[None, :]
         counts = found.present[:, None] & found.present[owner][None, :]
         weight, negative = (own & counts).to(keys.dtype), ~own & counts
+        said = said_of(self.contrast.pairs, policy, found)
+        if said is not None:
+            negative &= ~said[:, len(found.present) :]
         sides = [softmax_contrast(scale * side @ keys.T, weight, negative) for side in (unit.images, unit.texts)]
         return 0.5 * (sides[0] + sides[1]).sum(), takes_part(weight, negative).sum()

@@ -169,6 +169,7 @@ class AlignTrainer(Trainer):
         self.sampler = loader.sampler_of(args, recorder, train, policy, self.options, objective)
         self._window = Window()
         self.together = setup.sees_all_ranks(args, objective)
+        setup.warn_of_lone_rows(args, objective)
         self._averages, self._eval_averages = Averages(), Averages()
         self._weights: dict[str, float] = {}
         self.checked_terms: set[str] = set()

@@ -10,15 +10,18 @@ from peft import LoraConfig, get_peft_model
 
 from mllm_align.families import family_of
 from mllm_align.objectives.dpo import DPO
+from mllm_align.objectives.info_nce import InfoNCE
 from mllm_align.objectives.next_token import NextToken
 from mllm_align.objectives.weighted import Weighted
 from mllm_align.signals import AdaptersOff, FrozenCopy, NamedAdapter
+from mllm_align.trainers.config import AlignConfig
 from mllm_align.trainers.setup import (
     NeedsOfSources,
     apply_peft,
     check_sources,
     resolve_model,
     resolve_reference,
+    warn_of_lone_rows,
     warn_of_unshared_prompts,
 )
 from runs import lora, make_trainer, pair_rows
@@ -180,3 +183,15 @@ def test_back_ends_that_cannot_share_prompts_are_told(caplog: pytest.LogCaptureF
     warn_of_unshared_prompts(model, "auto")
     assert "flash_attention_2" in caplog.text
     assert "sdpa" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("objective", "rows", "warned"),
+    [(InfoNCE(), 1, True), (InfoNCE(), 2, False), (InfoNCE(memory=8), 1, False), (DPO(), 1, False)],
+)
+def test_rows_that_are_compared_with_nothing_are_told(
+    caplog: pytest.LogCaptureFixture, objective: Any, rows: int, warned: bool
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        warn_of_lone_rows(AlignConfig("x", per_device_train_batch_size=rows, use_cpu=True), objective)
+    assert ("compared with nothing" in caplog.text) == warned
