@@ -31,7 +31,8 @@ def reference_rows(
 
     The object is in one picture alone, and another one shows the same shape in another colour or size. Names and
     order of the pictures are drawn apart, so that an answer follows from neither, and every name is as often right as
-    the others.
+    the others. The shipped base was never trained to say these names, and adapters alone do not teach it: train its
+    output layer, too.
 
     Args:
         num_rows: How many.
