@@ -189,7 +189,10 @@ def test_features_are_selected_alike_whether_the_host_knows_their_rows(rows: lis
     ragged = Ragged(torch.arange(8.0).reshape(4, 2), torch.tensor([2, 0, 2, 1]))
     known = Signals({}, {}, features={"f": ragged}, sources=("a", "b", "c"), host_feature_rows={"f": (2, 0, 2, 1)})
     unknown = Signals({}, {}, features={"f": ragged}, sources=("a", "b", "c"))
+    known = replace(known, host_feature_ids={"f": (20, 0, 21, 10)})
     found, expected = known.select(rows), unknown.select(rows)
+    of_row = {0: [0], 1: [10], 2: [20, 21]}
+    assert list(found.host_feature_ids["f"]) == [number for row in rows for number in of_row[row]]
     assert torch.equal(found.features["f"].values, expected.features["f"].values)
     assert torch.equal(found.features["f"].row, expected.features["f"].row)
     assert list(found.host_feature_rows["f"]) == found.features["f"].row.tolist()

@@ -182,7 +182,11 @@ def test_the_examples_of_mixers_are_ones(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     save_tiny("llava", tmp_path / "model")
     save_encoder("dinov2", tmp_path / "dino")
-    code = next(b for b in blocks("python") if "detach(" in b).replace("llava-hf/llava-1.5-7b-hf", "model").replace("facebook/dinov2-large", "dino")
+    code = (
+        next(b for b in blocks("python") if "detach(" in b)
+        .replace("llava-hf/llava-1.5-7b-hf", "model")
+        .replace("facebook/dinov2-large", "dino")
+    )
     *before, last = code.splitlines()
     assert last.startswith("detach(")
     names: dict[str, Any] = {}

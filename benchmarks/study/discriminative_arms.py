@@ -41,7 +41,7 @@ class Arm(NamedTuple):
         contrast: Whether pictures and short captions are told apart.
         next_token: Whether long captions are predicted.
         negatives: Whether the contrast has the false captions.
-        replay: Whether ordinary instruction rows go along.
+        replay: How many times `REPLAY_PER_STEP` ordinary instruction rows go along.
         pooling: Of states to a vector.
         soft_prompts: Whether the instructions become vectors that train.
         dual: Whether it is a dual encoder that trains, whole, and not the base.
@@ -51,7 +51,7 @@ class Arm(NamedTuple):
     contrast: bool = True
     next_token: bool = True
     negatives: bool = True
-    replay: bool = True
+    replay: int = 1
     pooling: str = "mean"
     soft_prompts: bool = False
     dual: bool = False
@@ -62,14 +62,15 @@ class Arm(NamedTuple):
 FEWER_OPERATIONS = 1.66
 ARMS: Mapping[str, Arm] = {
     TUNED: Arm(),
-    DUAL: Arm(next_token=False, replay=False, dual=True),
-    LONGER: Arm(next_token=False, replay=False, dual=True, longer=FEWER_OPERATIONS),
+    DUAL: Arm(next_token=False, replay=0, dual=True),
+    LONGER: Arm(next_token=False, replay=0, dual=True, longer=FEWER_OPERATIONS),
     "contrast": Arm(next_token=False),
     CONTROL: Arm(contrast=False),
     "both_soft": Arm(soft_prompts=True),
-    "contrast_alone": Arm(next_token=False, replay=False),
+    "both_more_replay": Arm(replay=4),
+    "contrast_alone": Arm(next_token=False, replay=0),
     "both_no_negatives": Arm(negatives=False),
-    "dual_no_negatives": Arm(next_token=False, replay=False, negatives=False, dual=True),
+    "dual_no_negatives": Arm(next_token=False, replay=0, negatives=False, dual=True),
     "both_last": Arm(pooling="last"),
 }
 UNTRAINED = {BASE: Arm(), BASE_LAST: Arm(pooling="last")}

@@ -44,7 +44,8 @@ def training_rows(run: Run, arm: Arm) -> tuple[datasets.Dataset, int]:
     per_step = settings.CAPTIONS_PER_STEP if arm.contrast else settings.LONG_PER_STEP
     steps = [step[:per_step] for step in caption_order(run)]
     if arm.replay:
-        more = order(run.seed, run.steps, settings.NUM_REPLAY, settings.REPLAY_PER_STEP, REPLAY)
+        replayed = arm.replay * settings.REPLAY_PER_STEP
+        more = order(run.seed, run.steps, settings.NUM_REPLAY, replayed, REPLAY)
         steps = [own + [settings.NUM_CAPTIONS + row for row in other] for own, other in zip(steps, more, strict=True)]
-        per_step += settings.REPLAY_PER_STEP
+        per_step += replayed
     return table().select([row for step in steps for row in step]), per_step

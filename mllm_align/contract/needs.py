@@ -39,7 +39,8 @@ class Feature(NamedTuple):
     - "embedding": the language model's hidden states over a prompt about one column alone, `prompt` behind what is in
       it: images, a text read without any image, or, of column "prompt", the row's own messages with their images, to
       which nothing is added. Pooling "last" is the state that would predict an answer, "mean" the mean over the tokens
-      of the prompt, "tokens" all of them. A column of several texts has an entry for each, in order;
+      of the prompt, "tokens" all of them. With `several` a column may hold any number of texts, and has an entry for
+      each, in order;
     - "teacher": what `teacher`, a frozen model beside it, makes of an image column, pooling "mean" over the row's
       images, or "regions", aligned with those of the model, without a gradient.
 
@@ -56,6 +57,7 @@ class Feature(NamedTuple):
     teacher: Teacher | None = None
     momentum: float | None = None
     prompt: str | None = None
+    several: bool = False
 
     @property
     def of_phrases(self) -> bool:

@@ -56,10 +56,10 @@ def readings(
             if feature.column not in row.columns and any(has(row, view) for view in needs.optional):
                 continue
             raise _absent(row, feature)
-        if len(found) > 1 and feature.pooling == "tokens":
+        if len(found) > 1 and not feature.several:
             raise DataError(
-                f"{row.name}: column {feature.column!r} holds {len(found)} texts, whose tokens feature "
-                f"{feature.name!r} would not tell apart: give it one"
+                f"{row.name}: column {feature.column!r} holds {len(found)} texts, of which feature {feature.name!r} "
+                "takes one: give it one, or let route_captions draw one of `captions`"
             )
         for messages, images in found:
             where = f"{row.name}, column {feature.column!r}"

@@ -246,19 +246,18 @@ def _check_dimensions(dimensions: int | None, width: int) -> None:
 
 
 def _check_one_each(batch: Batch, signals: Signals, feature: Feature, start: int) -> None:
-    """Every row has one entry, or tokens of one.
+    """Every row has one entry, or tokens of one; several texts are refused before they are read.
 
     Raises:
-        ValueError: Naming the first row that has none or several.
+        ValueError: Naming the first row that has none.
     """
     if feature.view is None:
-        counts = np.bincount(signals.host_feature_rows.get(feature.name, ()), minlength=len(batch)).clip(max=1)
+        counts = np.bincount(signals.host_feature_rows.get(feature.name, ()), minlength=len(batch))
     else:
         counts = np.bincount([b.row for b in batch.branches if b.view == feature.view], minlength=len(batch))
-    wrong = np.flatnonzero(counts != 1)
+    wrong = np.flatnonzero(counts == 0)
     if len(wrong):
-        there = "several texts" if counts[wrong[0]] else "nothing"
         raise ValueError(
-            f"row {start + wrong[0]} has {there} in column {feature.column!r}, of which one vector is to be made: "
-            "give it one entry, or leave the row out"
+            f"row {start + wrong[0]} has nothing in column {feature.column!r}, of which a vector is to be made: give "
+            "it an entry, or leave the row out"
         )

@@ -65,9 +65,9 @@ class AmclLike(nn.Module):
         ([('contrast', 2), ('spread', 2)], 0.0)
 
     Relations:
-        One head whose temperatures are left alone is InfoNCE with a linear head; as there, rows that share a text or an
-        image are not each other's negatives. After training an embedding is the
-        vectors of all heads, one behind the other.
+        One head whose temperatures are left alone is InfoNCE with a linear head; as there, rows that share a text or
+        an image are not each other's negatives. After training an embedding is the vectors of all heads, one behind
+        the other.
 
     Deviations:
         How the paper predicts temperatures, and how it keeps them finite, could not be read. Chosen here: a logarithm

@@ -75,9 +75,9 @@ class CacrLike(nn.Module):
 
     Relations:
         Without paraphrases an image has one positive, and its attraction is that cost itself, whatever `t_plus` is.
-        InfoNCE pulls and pushes less as a pair is told from the others; here neither fades. What rows with one image or
-        one text say is no negative of each other's, nor what reads the same as a text of a row with that image; nor is
-        it a positive.
+        InfoNCE pulls and pushes less as a pair is told from the others; here neither fades. Rows that share an image
+        or a text are not each other's negatives, nor is what reads as a text of a row with the anchor's image; none of
+        it becomes a positive.
 
     Deviations:
         The paper contrasts views of one image, four of each, with its negatives in the batch or a queue; here they are

@@ -15,8 +15,9 @@ class Memory(nn.Module):
     """A first-in first-out store of keys, Cross-Batch Memory (Wang et al., 2020), https://arxiv.org/abs/1912.06798
 
     Keys are as they were when their batch was measured, which holds as long as the model moves slowly; there is no
-    second, averaged model as in MoCo. Each is kept with the number of its row, text, class and image, so that a
-    row that comes round again does not meet itself as a negative, nor one with the same text or image. It is part of the objective's state: a resumed run has it.
+    second, averaged model as in MoCo. Each is kept with the number of its row, text, class and image, so that a row
+    that comes round again does not meet itself as a negative, nor one with the same text or image. It is part of the
+    objective's state: a resumed run has it.
 
     Args:
         size: Keys that are kept.

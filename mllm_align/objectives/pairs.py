@@ -148,7 +148,7 @@ class Pairs(nn.Module):
             name = _named(f"text:{text}", pooling, layer, text_prompt, TEXT_PROMPT)
             read = Feature(name, "embedding", text, layer, taken, prompt=text_prompt)
         name = _named("text:negatives", pooling, layer, text_prompt, TEXT_PROMPT)
-        false = Feature(name, "embedding", "negatives", layer, taken, prompt=text_prompt)
+        false = Feature(name, "embedding", "negatives", layer, taken, prompt=text_prompt, several=True)
         self.sides = {"image": seen, "text": read}
         self.false = false if negatives else None
         self.heads = nn.ModuleDict()

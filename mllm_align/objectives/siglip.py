@@ -89,8 +89,9 @@ class SigLIP(nn.Module):
 
     Relations:
         InfoNCE lets the texts of a batch compete. Of an image and a text of two rows that share one of both nothing is
-        asked, nor of a listed text that is the text of a row with that image: neither yes nor no. The negatives are those of the batch of all processes (`AlignConfig.gather_negatives`). `embedding` is what stays
-        after training; the bias is dropped with the temperature, which changes no order.
+        asked, nor of a listed text that is the text of a row with that image: neither yes nor no. The negatives are
+        those of the batch of all processes (`AlignConfig.gather_negatives`). `embedding` is what stays after training;
+        the bias is dropped with the temperature, which changes no order.
 
     Deviations:
         SigLIP trains two encoders of its own and sums over the pairs of one device at a time, which is the same sum;

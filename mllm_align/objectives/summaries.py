@@ -78,7 +78,7 @@ def paraphrases_of(pairs: Pairs) -> Feature:
     if side.pooling == "tokens":
         raise ValueError(f"{pairs.owner}: pooling 'query' takes one text a row, not paraphrases: pool otherwise")
     name = side.name.replace(f"text:{side.column}", f"text:{PARAPHRASES}", 1)
-    return side._replace(name=name, column=PARAPHRASES)
+    return side._replace(name=name, column=PARAPHRASES, several=True)
 
 
 def paraphrase_vectors(pairs: Pairs, policy: Signals, found: Compared) -> tuple[Tensor, Tensor]:

@@ -37,8 +37,8 @@ def against_all(
         second: (N, d) of another, of the same rows.
         third: (N, d) of the third.
         scale: 0-d, one over the temperature.
-        kinds: Of the three sides (N,) int64 from 0 to N - 1, equal where the same was read. Of the pairs those are left
-            out that are, as what was read, the own pair of a row with the anchor's value. None where all differ.
+        kinds: Of the three sides (N,) int64 from 0 to N - 1, equal where the same was read. Of the pairs those are
+            left out that are, as what was read, the own pair of a row with the anchor's value. None where all differ.
 
     Returns:
         (N,) losses. Similarities are there for a few anchors at a time, and computed once more for the gradient.
@@ -65,19 +65,27 @@ def _sum_of_pairs(
 ) -> Tensor:
     similarities = scale * (anchors[:, None] * second) @ third.T
     if kinds is not None:
-        true = _true_pairs(place, kinds, kinds[1][:, None], kinds[2])
+        true = _true_pairs(place, kinds)
         true[torch.arange(len(place), device=place.device), place, place] = False
         similarities = similarities.masked_fill(true, torch.finfo(similarities.dtype).min)
     return similarities.flatten(1).logsumexp(dim=1)
 
 
-def _true_pairs(place: Tensor, kinds: Sequence[Tensor], second: Tensor, third: Tensor) -> Tensor:
-    """(n, ...) bool: which pairs, of kinds that broadcast, some row has beside the anchor's value of n rows."""
+def _true_pairs(place: Tensor, kinds: Sequence[Tensor]) -> Tensor:
+    """(n, N, N) bool: of n rows which pairs some row has beside the anchor's value."""
     number = len(kinds[0])
     pair = kinds[1] * number + kinds[2]
     beside = torch.where(kinds[0][place][:, None] == kinds[0], pair, number**2)
     table = torch.zeros(len(place), number**2 + 1, dtype=torch.bool, device=pair.device).scatter_(1, beside, True)
-    return table[:, second * number + third]
+    return table[:, kinds[1][:, None] * number + kinds[2]]
+
+
+def _true_beside(kinds: Sequence[Tensor], second: Tensor, third: Tensor) -> Tensor:
+    """(N, M) bool: which of M pairs, given by their kinds, some row has beside the anchor's value of each row."""
+    number = len(kinds[0])
+    anchor = kinds[0][:, None] == kinds[0]
+    pair = (kinds[1] * number + kinds[2])[:, None] == second * number + third
+    return anchor.float() @ pair.float() > 0
 
 
 def against_shuffled(
@@ -106,7 +114,7 @@ def against_shuffled(
     place = torch.arange(len(anchors), device=anchors.device)
     similarities = scale * anchors @ (second[one] * third[other]).T
     kinds = (place, place, place) if kinds is None else kinds
-    own = _true_pairs(place, kinds, kinds[1][one], kinds[2][other])
+    own = _true_beside(kinds, kinds[1][one], kinds[2][other])
     right = scale * (anchors * second * third).sum(dim=1)
     here = place[:, None] == place[None, :]
     among = torch.where(here, right[:, None], similarities.masked_fill(own, torch.finfo(right.dtype).min))
@@ -248,7 +256,7 @@ class Symile(nn.Module):
             row = torch.arange(len(anchors), device=anchors.device)
             found = (second * third).detach() @ anchors.detach().T
             if read is not None:
-                true = _true_pairs(row, read, read[1], read[2]).T & (row[:, None] != row)
+                true = _true_beside(read, read[1], read[2]).T & (row[:, None] != row)
                 found = found.masked_fill(true, -torch.inf)
             right.append(found.argmax(dim=1) == row)
         return torch.stack(losses).mean(dim=0), right

@@ -12,6 +12,7 @@ import torch
 
 from mllm_align.contract import Ragged, Regions, Signals
 from mllm_align.objectives import NextToken, RegionContrast, Weighted
+from mllm_align.objectives.identity import Ids
 from mllm_align.objectives.memory import Memory, exchange, numbers_of
 from mllm_align.trainers.checkpoint import load_objective, save_objective
 from runs import make_trainer
@@ -190,6 +191,17 @@ def test_a_memory_of_another_size_is_named(tmp_path: Path) -> None:
             save_objective(objective, str(tmp_path))
     with pytest.raises(ValueError, match=r"'memory.keys' is \(8, 4\), this objective's \(16, 4\)"):
         load_objective(objective, str(tmp_path))
+
+
+def test_an_earlier_row_with_the_same_text_or_image_is_no_negative() -> None:
+    before = Memory(4, 2), Memory(4, 2)
+    values, row = torch.randn(3, 2), numbers_of(("a", "b", "c"))
+    earlier = Ids.of([11, 12, 0], [21, 22, 0], [], "cpu")
+    exchange(before, values, values, row, torch.arange(3), earlier)
+    now = Ids.of([12, 13, 0], [25, 21, 0], [], "cpu")
+    found = exchange(before, values, values, numbers_of(("d", "e", "f")), None, now)
+    for _, counts in found:
+        assert counts.tolist() == [[True, False, True, False], [False, True, True, False], [True, True, True, False]]
 
 
 def test_pairs_are_handed_over_before_their_own_batch_is_kept() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mllm_align.objectives.identity import Ids
 from mllm_align.objectives.nearest import nearer_than_false, nearest, tolerance
 
 
@@ -25,6 +26,16 @@ def test_it_is_what_loops_find(seed: int) -> None:
         assert told["accuracy/text_to_image"][place] == (own > max(images))
         assert told["ties"][place] == texts.count(own) + images.count(own)
     assert told["ties"].sum() > 0
+
+
+def test_what_was_read_twice_is_no_competitor() -> None:
+    cosines = torch.tensor([[0.5, 0.9, 0.1], [0.5, 0.4, 0.0], [0.2, 0.7, 0.6]])
+    present = torch.ones(3, dtype=torch.bool)
+    found = nearest(cosines, present, Ids.of([1, 1, 0], [3, 4, 5], [], "cpu"))
+    assert found.text.tolist() == pytest.approx([0.1, 0.0, 0.7])
+    assert found.image.tolist() == pytest.approx([0.2, 0.7, 0.1])
+    assert found.ties.tolist() == [0, 0, 0]
+    assert nearest(cosines, present).ties.tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize("count", [2, 5])

@@ -30,7 +30,15 @@ def test_what_is_measured() -> None:
     assert Pairs("Own", **ASKED, **options).features == (
         Feature("image:image mean layer 0.5 'See:'", "embedding", "image", 0.5, "mean", prompt="See:"),
         Feature("text:caption mean layer 0.5 'Read:'", "embedding", "caption", 0.5, "mean", prompt="Read:"),
-        Feature("text:negatives mean layer 0.5 'Read:'", "embedding", "negatives", 0.5, "mean", prompt="Read:"),
+        Feature(
+            "text:negatives mean layer 0.5 'Read:'",
+            "embedding",
+            "negatives",
+            0.5,
+            "mean",
+            prompt="Read:",
+            several=True,
+        ),
     )
     whole = Pairs("Own", image="prompt", text="rejected", pooling="query").features
     asked = Pairs("Own", image="contrast_image", text="prompt", image_prompt="See:").features

@@ -10,6 +10,7 @@ import torch
 
 from mllm_align.contract import Ragged, Signals
 from mllm_align.objectives import SigLIP
+from mllm_align.objectives.identity import Ids
 from mllm_align.objectives.siglip import sigmoid_losses
 
 
@@ -62,6 +63,23 @@ def test_the_objective_is_a_loop_over_pairs() -> None:
     assert outcome.metrics["bias"].item() == -3
     nearer = all(float(pictures[0] @ captions[0]) > float(pictures[0] @ v) for v in wrong)
     assert outcome.metrics["accuracy/negatives"].tolist() == [float(nearer)]
+
+
+def test_of_what_was_read_twice_nothing_is_asked() -> None:
+    """Rows 0 and 2 have one image, 1 and 2 one text; the second listed text is true of rows 0 and 2."""
+    cosines, further = (2 * torch.rand(4, count, dtype=torch.float64) - 1 for count in (4, 2))
+    there, counts = torch.tensor([True, True, True, False]), torch.ones(2, dtype=torch.bool)
+    ids = Ids.of([1, 0, 1, 2], [0, 5, 5, 6], [(0, 1), (2, 1)], "cpu")
+    losses = sigmoid_losses(cosines, there, *at(3.0, -1.0), (further, counts), ids)
+    for n in range(3):
+        expected = math.log1p(math.exp(1 - 3 * float(cosines[n, n])))
+        for m in range(3):
+            if m != n and {n, m} not in ({0, 2}, {1, 2}):
+                expected += math.log1p(math.exp(3 * float(cosines[n, m]) - 1))
+        listed = (0,) if n in (0, 2) else (0, 1)
+        expected += sum(math.log1p(math.exp(3 * float(further[n, m]) - 1)) for m in listed)
+        assert losses[n].item() == pytest.approx(expected, abs=1e-12)
+    assert losses[3] == 0
 
 
 def test_scores_beyond_what_an_exponential_holds() -> None:

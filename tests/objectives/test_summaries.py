@@ -39,7 +39,8 @@ def test_options_that_are_refused(options: dict[str, Any], message: str) -> None
 def test_paraphrases_go_the_way_of_the_text() -> None:
     pairs = summaries("Own", {"text": "caption", "layer": 0.5, "pooling": "mean", "dim": 2})
     feature = paraphrases_of(pairs)
-    assert feature == pairs.sides["text"]._replace(name="text:positives mean layer 0.5", column="positives")
+    same = {"name": "text:positives mean layer 0.5", "column": "positives", "several": True}
+    assert feature == pairs.sides["text"]._replace(**same)
     pairs.set_widths({feature.name: 3 for feature in pairs.features})
     tables = {side.name: Ragged(torch.randn(2, 3), torch.arange(2)) for side in pairs.features}
     own = Ragged(torch.randn(3, 3, dtype=torch.bfloat16), torch.tensor([0, 0, 1]))

@@ -52,6 +52,43 @@ def slow(sides: list[list[torch.Tensor]], scale: float) -> float:
     return total
 
 
+# Of four rows what each side read: rows 0 and 1 have one image, 1 and 2 one text, 0, 1 and 3 one third.
+READ = ([0, 0, 2, 3], [0, 1, 1, 3], [0, 0, 2, 0])
+
+
+def left_out(read: Any, i: int, j: int, k: int) -> bool:
+    """Whether a pair is not the anchor's own and yet that of a row with its value."""
+    x, y, z = read
+    true = any((x[i], y[j], z[k]) == (x[r], y[r], z[r]) for r in range(len(x)))
+    return true and (j, k) != (i, i)
+
+
+@pytest.mark.parametrize("room", [1 << 22, 1])
+def test_pairs_that_are_true_of_an_anchor_are_left_out(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file, "ROOM", room)
+    x, y, z = drawn(4)
+    kinds = [torch.tensor(own) for own in READ]
+    scale = torch.tensor(0.5, dtype=torch.float64)
+    of_all = against_all(x.requires_grad_(), y, z, scale, kinds)
+    orders = [1, 0, 3, 2], [0, 3, 2, 1]
+    of_some = against_shuffled(x, y, z, scale, orders, kinds)
+    skipped = 0
+    for i in range(4):
+        right = math.exp(0.5 * product(x[i], y[i], z[i]))
+        pairs = [(j, k) for j in range(4) for k in range(4) if not left_out(READ, i, j, k)]
+        skipped += 16 - len(pairs)
+        below = sum(math.exp(0.5 * product(x[i], y[j], z[k])) for j, k in pairs)
+        assert of_all[i].item() == pytest.approx(math.log(below / right), abs=1e-9)
+        drawn_pairs = [(j, k) for place, (j, k) in enumerate(zip(*orders, strict=True)) if place != i]
+        kept = [(j, k) for j, k in drawn_pairs if (j, k) != (i, i) and not left_out(READ, i, j, k)]
+        below = right + sum(math.exp(0.5 * product(x[i], y[j], z[k])) for j, k in kept)
+        assert of_some[i].item() == pytest.approx(math.log(below / right), abs=1e-9)
+    assert skipped > 10
+    of_all.sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize("room", [1 << 22, 1])
 def test_the_term_is_that_of_a_loop_however_many_anchors_fit(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file, "ROOM", room)

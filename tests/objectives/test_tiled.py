@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mllm_align.objectives.contrast_rules import Rule
+from mllm_align.objectives.identity import Ids, true_pairs
 from mllm_align.objectives.nearest import nearest
 from mllm_align.objectives.tiled import tiled_info_nce
 from mllm_align.objectives.two_sided import info_nce
@@ -34,25 +35,33 @@ def drawn(rows: int, dtype: torch.dtype, false: int = 0, seed: int = 0) -> dict[
     }
 
 
+def repeated(rows: int, false: int) -> Ids:
+    """Some rows share an image, others a text, which some of the further texts are."""
+    images, texts = [1 + row % 4 for row in range(rows)], [11 + row % 5 for row in range(rows)]
+    return Ids.of(images, texts, true_pairs(images, list(enumerate(texts)), [11 + 2 * k for k in range(false)]), "cpu")
+
+
 def leaves(given: dict[str, Any]) -> list[Tensor]:
     false = [] if given["negatives"] is None else [given["negatives"][0]]
     return [given["images"], given["texts"], given["scale"], *false]
 
 
-def whole(given: dict[str, Any], weight: float, sides: str) -> tuple[Tensor, Tensor]:
+def whole(given: dict[str, Any], weight: float, sides: str, ids: Ids | None = None) -> tuple[Tensor, Tensor]:
     rule = Rule(positive_weight=weight)
     pair = given["images"], given["texts"], given["present"], given["scale"]
-    return info_nce(*pair, rule=rule, sides=sides, negatives=given["negatives"])
+    return info_nce(*pair, rule=rule, sides=sides, negatives=given["negatives"], ids=ids)
 
 
 @pytest.mark.parametrize("sides", ["both", "image_to_text", "text_to_image"])
 @pytest.mark.parametrize("weight", [1.0, 0.0, 0.4])
+@pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize(("rows", "false", "tile"), [(7, 0, 3), (7, 5, 2), (6, 4, 6), (5, 9, 100), (9, 2, 1)])
-def test_tiles_are_the_whole(rows: int, false: int, tile: int, weight: float, sides: str) -> None:
+def test_tiles_are_the_whole(rows: int, false: int, tile: int, twice: bool, weight: float, sides: str) -> None:
+    ids = repeated(rows, false) if twice else None
     for dtype, close in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         given = drawn(rows, dtype, false)
-        expected, cosines = whole(given, weight, sides)
-        got, near = tiled_info_nce(**given, tile=tile, positive_weight=weight, sides=sides)
+        expected, cosines = whole(given, weight, sides, ids)
+        got, near = tiled_info_nce(**given, tile=tile, positive_weight=weight, sides=sides, ids=ids)
         torch.testing.assert_close(got, expected, atol=close, rtol=0)
         arriving = torch.randn(rows, dtype=dtype)
         wanted = torch.autograd.grad((expected * arriving).sum(), leaves(given), materialize_grads=True)
@@ -61,19 +70,20 @@ def test_tiles_are_the_whole(rows: int, false: int, tile: int, weight: float, si
             torch.testing.assert_close(one, other, atol=10 * close, rtol=0)
         cosine = cosines.detach() / given["scale"].detach()
         there = given["present"]
-        for one, other in zip(near, nearest(cosine, there), strict=True):
+        for one, other in zip(near, nearest(cosine, there, ids), strict=True):
             torch.testing.assert_close(one[there], other[there].to(dtype), atol=close, rtol=0)
 
 
+@pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("weight", [1.0, 0.0])
-def test_gradients(weight: float) -> None:
+def test_gradients(weight: float, twice: bool) -> None:
     given = drawn(5, torch.float64, 3)
+    ids = repeated(5, 3) if twice else None
 
     def losses(images: Tensor, texts: Tensor, log_scale: Tensor, false: Tensor) -> Tensor:
         counts = given["negatives"][1]
-        return tiled_info_nce(
-            images, texts, given["present"], log_scale.exp(), 2, negatives=(false, counts), positive_weight=weight
-        )[0]
+        pair = images, texts, given["present"], log_scale.exp()
+        return tiled_info_nce(*pair, 2, negatives=(false, counts), positive_weight=weight, ids=ids)[0]
 
     log_scale = given["scale"].detach().log().requires_grad_()
     assert torch.autograd.gradcheck(losses, (given["images"], given["texts"], log_scale, given["negatives"][0]))
@@ -93,11 +103,13 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_no_matrix_of_all_pairs_is_made() -> None:
+@pytest.mark.parametrize("twice", [False, True])
+def test_no_matrix_of_all_pairs_is_made(twice: bool) -> None:
     """What is made is no larger than a tile or the vectors themselves; of the whole matrix it is."""
     given = drawn(64, torch.float32, 48)
+    ids = Ids.of([1 + row // 2 for row in range(64)], range(100, 164), [(3, 5)], "cpu") if twice else None
     with Largest() as tiles:
-        tiled_info_nce(**given, tile=16)[0].sum().backward()
+        tiled_info_nce(**given, tile=16, ids=ids)[0].sum().backward()
     assert tiles.numbers == 64 * 6
     with Largest() as matrix:
         whole(given, 1.0, "both")[0].sum().backward()
@@ -116,6 +128,18 @@ def test_what_is_kept_for_the_backward_pass_is_linear_in_rows() -> None:
         tiled_info_nce(**given, tile=16)
     assert sum(kept) <= 64 * (2 * 6 + 2 + 3) + 1
     assert sum(kept) < 64 * 64
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5, 0.0])
+def test_rows_that_are_all_alike_have_no_negative(weight: float) -> None:
+    given = drawn(4, torch.float32, 2)
+    given["scale"] = torch.tensor(100.0, requires_grad=True)
+    ids = Ids.of([7] * 4, [1, 2, 3, 4], [(row, place) for row in range(4) for place in range(2)], "cpu")
+    losses, near = tiled_info_nce(**given, tile=3, positive_weight=weight, ids=ids)
+    losses.sum().backward()
+    assert losses.tolist() == [0] * 4
+    assert not any(leaf.grad.any() for leaf in leaves(given))
+    assert torch.isneginf(near.text).all()
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.5, 0.0])

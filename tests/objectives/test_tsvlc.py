@@ -86,8 +86,8 @@ def test_its_contrast_is_info_nces() -> None:
 
 def test_paraphrases_are_read_as_the_text_is() -> None:
     text, false, same = TSVLC(text="caption").needs.features[1:]
-    assert same == text._replace(name="text:positives", column="positives")
-    assert false == text._replace(name="text:negatives", column="negatives")
+    assert same == text._replace(name="text:positives", column="positives", several=True)
+    assert false == text._replace(name="text:negatives", column="negatives", several=True)
 
 
 def test_gradients() -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from mllm_align.objectives import two_sided
 from mllm_align.objectives.contrast_rules import INFO_NCE, Rule
+from mllm_align.objectives.identity import Ids, true_pairs
 from mllm_align.objectives.mochi import Mixing, drawn, generator_of, synthetic
 from mllm_align.objectives.pairs import Compared
 from mllm_align.objectives.two_sided import TwoSided, info_nce
@@ -54,6 +55,31 @@ def test_images_see_false_texts_and_texts_see_images_alone(sides: str) -> None:
         read = cross_entropy(own, [4 * float(images[m] @ texts[n]) for m in rows if m != n])
         expected = {"both": (seen + read) / 2, "image_to_text": seen, "text_to_image": read}[sides]
         assert losses[n].item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_what_was_read_twice_is_left_out(weight: float) -> None:
+    """Rows 0 and 3 have one image, 1 and 4 one text, 5 is unlike all; rows 0 and 5 list texts of others."""
+    read, said, listed = [1, 2, 3, 1, 4, 0], [11, 12, 13, 14, 12, 0], [14, 12, 19, 0]
+    images, texts, false = unit(6), unit(6), unit(4)
+    present, counts = torch.tensor([True, True, False, True, True, True]), torch.ones(4, dtype=torch.bool)
+    ids = Ids.of(read, said, true_pairs(read, list(enumerate(said)), listed), "cpu")
+    rule = Rule(positive_weight=weight)
+    losses, _ = info_nce(images, texts, present, SCALE, rule=rule, negatives=(false, counts), ids=ids)
+    rows = [0, 1, 3, 4, 5]
+    alike, true = {(0, 3), (3, 0), (1, 4), (4, 1)}, {(0, 0), (3, 0), (1, 1), (4, 1)}
+
+    def loss(own: float, others: list[float]) -> float:
+        return math.log(weight * math.exp(own) + sum(map(math.exp, others))) - own
+
+    for n in rows:
+        own = 4 * float(images[n] @ texts[n])
+        apart = [m for m in rows if m != n and (n, m) not in alike]
+        others = [4 * float(images[n] @ texts[m]) for m in apart]
+        others += [4 * float(images[n] @ false[m]) for m in range(4) if (n, m) not in true]
+        back = [4 * float(images[m] @ texts[n]) for m in apart]
+        assert losses[n].item() == pytest.approx((loss(own, others) + loss(own, back)) / 2, abs=1e-12)
+    assert losses[2] == 0
 
 
 def test_a_worked_number() -> None:

@@ -23,7 +23,7 @@ ASK_IMAGE, ASK_TEXT = "Describe the picture in one word.", "Describe the text in
 OWN = View("image", "chosen")
 IMAGE = Feature("image", "embedding", "image", pooling="last", prompt=ASK_IMAGE)
 TEXT = Feature("text", "embedding", "caption", pooling="last", prompt=ASK_TEXT)
-FALSE = Feature("false", "embedding", "negatives", pooling="mean", prompt=ASK_TEXT)
+FALSE = Feature("false", "embedding", "negatives", pooling="mean", prompt=ASK_TEXT, several=True)
 WHOLE = Feature("whole", "embedding", "prompt", pooling="last")
 LOWER = TEXT._replace(name="lower", layer=0.5)
 FEATURES = (IMAGE, TEXT, FALSE, WHOLE, LOWER, TEXT._replace(name="first", layer=0))
@@ -220,7 +220,7 @@ def test_what_a_row_lacks_is_named(pictures: list[Any]) -> None:
     with pytest.raises(DataError, match="holds neither a text nor a list of texts"):
         collated(model, processor, [long], Needs(optional=(OWN,), features=(IMAGE, TEXT)))
     wanted = TEXT._replace(pooling="tokens")
-    with pytest.raises(DataError, match="column 'caption' holds 2 texts, whose tokens feature 'text' would not tell"):
+    with pytest.raises(DataError, match="column 'caption' holds 2 texts, of which feature 'text' takes one: give"):
         collated(model, processor, [{"caption": ["a star", "two"]}], Needs(features=(wanted,)))
 
 

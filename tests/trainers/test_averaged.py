@@ -56,6 +56,7 @@ def test_the_slow_copy_follows_and_is_what_is_measured(tmp_path: Path, cached: b
         if policy.features["image:image"].values.abs().sum() > 0:
             seen.append((policy.features["image:image"].values - policy.features["slow image:image"].values).detach())
             assert not policy.features["slow image:image"].values.requires_grad
+            assert policy.host_feature_ids["slow image:image"] == policy.host_feature_ids["image:image"]
         return forward(policy, reference)
 
     trainer.objective.parts[0].objective.forward = watched

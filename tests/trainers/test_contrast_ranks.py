@@ -167,6 +167,8 @@ def test_gradients_are_those_of_one_process(count: int, tmp_path: Path, request:
             assert found["reduced"] == 1
         if count == 2:
             check_draws(saved, expected["alone", "plain"]["gradients"])
+    learnt = {"modules_of_parts.0.log_scale", "modules_of_parts.1.log_scale", "modules_of_parts.1.bias"}
+    assert learnt <= expected["beside next token", "plain"]["gradients"].keys()
     # The rank without captions has fewer passes than the others, which do not wait for it before the last.
     for case in CASES:
         assert max(saved[case, "cached"]["kept_back"] for saved in each_rank) > 2

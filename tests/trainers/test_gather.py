@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mllm_align.contract import Signals
+from mllm_align.contract import Ragged, Signals
 from mllm_align.objectives import InfoNCE, NextToken, RegionContrast, Weighted
 from mllm_align.trainers import gather
 from mllm_align.trainers.gather import gather_on_host, over_ranks
@@ -38,7 +39,8 @@ def sources() -> dict[str, list[dict[str, Any]]]:
         ]
         seen.append(
             {
-                "images": [picture(number), picture(50 + number)],
+                # The last has the first one's, in another process: they are not each other's negatives.
+                "images": [picture(number % 5), picture(50 + number % 5)],
                 "prompt": f"What is the same in picture {number}?",
                 "chosen": ("A disc.", "Two large stars.", "red")[number % 3],
                 "objects": objects,
@@ -90,6 +92,16 @@ def test_gradients_are_those_of_one_process(count: int, tmp_path: Path) -> None:
                 difference = torch.linalg.norm(saved[name]["gradients"][key] - gradient)
                 assert difference <= 1e-5 * torch.linalg.norm(gradient) + 1e-8, f"{name} {key}: {difference}"
             assert saved[name]["log"] == pytest.approx(expected["log"], rel=1e-4)
+
+
+def test_what_entries_read_is_told_rank_after_rank() -> None:
+    """A rank that does not know says 0 for each of its entries; one without entries says nothing."""
+    ragged = Ragged(torch.zeros(2, 3), torch.tensor([0, 1]))
+    known = Signals({}, {}, features={"f": ragged}, sources=("a", "a"), host_feature_rows={"f": (0, 1)})
+    told = replace(known, host_feature_ids={"f": (7, -8), "gone": (1,)})
+    ranks = [gather.Shape.of(own) for own in (told, known, Signals({}, {}), told)]
+    assert gather._keys(ranks, "feature_ids") == ["f"]
+    assert gather._joined_ids(ranks, "f") == (7, -8, 0, 0, 7, -8)
 
 
 def test_alone_nothing_is_sent() -> None:

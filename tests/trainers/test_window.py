@@ -150,6 +150,7 @@ def test_zero_signals_of_features_have_the_shape_of_measured_ones() -> None:
     for view in batch.views:
         assert torch.equal(zeros.num_tokens[view], measured.num_tokens[view])
     assert dict(zeros.host_feature_rows) == dict(measured.host_feature_rows)
+    assert dict(zeros.host_feature_ids) == dict(measured.host_feature_ids)
     for name, ragged in measured.features.items():
         assert zeros.features[name].values.shape == ragged.values.shape
         assert torch.equal(zeros.features[name].row, ragged.row)
