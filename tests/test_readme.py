@@ -197,8 +197,8 @@ def test_the_examples_of_mixers_are_ones(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_recipes_that_are_named_are_there() -> None:
-    named = re.findall(r"`(\w+_(?:llava15|qwen25vl)(?:_stage[12])?)`", README)
-    assert len(named) == 5
+    named = re.findall(r"`(\w+_(?:llava15|qwen25vl)(?:_7b|_stage[12])?)`", README)
+    assert len(named) == 6
     assert set(named) <= packaged_recipes().keys()
 
 

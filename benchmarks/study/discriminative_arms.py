@@ -41,7 +41,7 @@ class Arm(NamedTuple):
         contrast: Whether pictures and short captions are told apart.
         next_token: Whether long captions are predicted.
         negatives: Whether the contrast has the false captions.
-        replay: How many times `REPLAY_PER_STEP` ordinary instruction rows go along.
+        replay: How many times `REPLAY_PER_STEP` ordinary instruction rows go along, and what they weigh.
         pooling: Of states to a vector.
         soft_prompts: Whether the instructions become vectors that train.
         dual: Whether it is a dual encoder that trains, whole, and not the base.
@@ -115,7 +115,7 @@ def objective_of(arm: Arm) -> tuple[Weighted, Discriminative | InfoNCE | None]:
     first = (contrast or NextToken(matched=False), weight, CAPTIONS)
     if not arm.replay:
         return Weighted(first), contrast
-    return Weighted(first, (NextToken(matched=False), 1.0, REPLAY)), contrast
+    return Weighted(first, (NextToken(matched=False), float(arm.replay), REPLAY)), contrast
 
 
 def order(seed: int, steps: int, num_rows: int, per_step: int, name: str) -> list[list[int]]:

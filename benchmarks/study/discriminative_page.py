@@ -181,7 +181,7 @@ instruction rows besides, with the prior and its noise, on which they predict th
 | `both` | `Discriminative`: contrast of short captions, prediction of long ones |
 | `contrast`, `contrast_alone` | the contrast; with replay, and without |
 | `next_token` | the control: prediction of long captions; read as `base` |
-| `both_more_replay` | as `both`, with four times the replay |
+| `both_more_replay` | as `both`, with four times the replay, and four times its weight |
 | `both_soft` | as `both`, with the instructions made soft prompts |
 | `both_no_negatives` | as `both`, without the false captions |
 | `both_last` | as `both`, read by the last state |

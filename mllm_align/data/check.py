@@ -221,7 +221,7 @@ class _Wanted:
                 problem = DataError(f"{rows}: nothing in column {feature.column!r}{purpose}")
             else:
                 problem = missing_column(feature.column, list(self.columns), rows, purpose)
-            if complete and not may:
+            if complete and (not may or feature.column not in self.columns):
                 raise problem
             logger.warning("%s", problem)
 

@@ -71,6 +71,11 @@ def _absent(row: Row, feature: Feature) -> DataError:
     purpose = f", of which feature {feature.name!r} is taken"
     if feature.column in row.columns:
         return DataError(f"{row.name}: column {feature.column!r}{purpose}, holds neither a text nor a list of texts")
+    if feature.column == "caption" and "captions" in row.columns:
+        return DataError(
+            f"{row.name}: no column 'caption'{purpose}; there is 'captions': let them be sorted by length "
+            "(`route_captions` beside the source's `path`; in Python mllm_align.data.routing)"
+        )
     if feature.column != "prompt" and feature.column not in (*IMAGE_COLUMNS, *RESPONSES):
         purpose += " (an empty list where there is none)"
     return missing_column(feature.column, row.columns, row.name, purpose)

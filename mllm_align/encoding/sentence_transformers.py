@@ -78,7 +78,7 @@ def export_sentence_transformers(
     if target.resolve() in (source.resolve(), Path(name).resolve()):
         raise ValueError(f"output_dir {str(target)!r} is where the model itself lies: name another")
     if target.exists() and any(target.iterdir()) and not overwrite:
-        raise ValueError(f"{str(target)!r} has something in it: name another folder or pass overwrite")
+        raise ValueError(f"{str(target)!r} has something in it: name another folder or pass overwrite (--overwrite)")
     if find_mixer(source) is not None or find_mixer(name) is not None:
         raise ValueError(f"the model in {str(source)!r} has a mixer, which no stock model has: use Encoder")
     config = AutoConfig.from_pretrained(name)

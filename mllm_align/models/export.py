@@ -62,7 +62,7 @@ def merge_and_export(
     if target.resolve() == source.resolve():
         raise ValueError(f"output_dir {str(target)!r} is the adapter's own folder: name another")
     if target.exists() and any(target.iterdir()) and not overwrite:
-        raise ValueError(f"{str(target)!r} has something in it: name another folder or pass overwrite")
+        raise ValueError(f"{str(target)!r} has something in it: name another folder or pass overwrite (--overwrite)")
     name = base or PeftConfig.from_pretrained(str(source)).base_model_name_or_path
     if merge:
         arguments = ModelArguments(model_name_or_path=name, dtype=dtype)

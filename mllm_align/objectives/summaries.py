@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -62,7 +63,9 @@ def info_nce_with(
     known = [name for name in inspect.signature(InfoNCE).parameters if name not in kept]
     unknown = [name for name in options if name not in known]
     if unknown:
-        raise ValueError(f"{owner} has no option {unknown[0]!r} (of its contrast: {', '.join(known)})")
+        near = get_close_matches(unknown[0], known, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{owner} has no option {unknown[0]!r}{meant} (of its contrast: {', '.join(known)})")
     return InfoNCE(**{**chosen, **options})
 
 

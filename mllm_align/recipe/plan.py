@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mllm_align.contract import Batch, needs_for
+from mllm_align.contract import Batch, Feature, needs_for
 from mllm_align.data.corrupt.dataset import draws_by_source
 from mllm_align.data.schema import DEFAULT_SOURCE
 from mllm_align.families import Family, family_of, unwrap
@@ -41,6 +41,7 @@ class Plan:
         contrast: Per source whose contrast images are made, how.
         shares: What is taken of each named source, where their rows or weights are known.
         mixer: What a mixer and its encoders add; None without one, or without images.
+        features: Per source that has any, what else is measured, and behind which instruction.
     """
 
     views: dict[str, list[str]]
@@ -56,6 +57,7 @@ class Plan:
     contrast: Mapping[str, str] = field(default_factory=dict)
     shares: Sequence[SourceShare] = ()
     mixer: MixerCost | None = None
+    features: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """A page for the terminal."""
@@ -63,6 +65,9 @@ class Plan:
         for source, views in self.views.items():
             note = ", policy and reference" if self.reference[source] else ", policy"
             lines.append(f"  {source}: {len(views)} ({'; '.join(views)}){note}")
+        if self.features:
+            lines.append("Features that are measured beside them")
+            lines += [f"  {source}: {'; '.join(features)}" for source, features in self.features.items()]
         if self.shares:
             lines += ["Rows of each source", *(f"  {share}" for share in self.shares)]
         if self.contrast:
@@ -124,7 +129,14 @@ def plan_of(trainer: AlignTrainer) -> Plan:
         contrast={source or DEFAULT_SOURCE: str(draws) for source, draws in made.items()},
         shares=source_shares(trainer.train_dataset),
         mixer=mixer_cost(model, run.work.batch.images),
+        features={source: [_told(each) for each in n.features] for source, n in needs.items() if n.features},
     )
+
+
+def _told(feature: Feature) -> str:
+    """A feature in a few words."""
+    behind = "" if feature.prompt is None else f" behind {feature.prompt!r}"
+    return f"{feature.source} of {feature.column}, {feature.pooling}{behind}"
 
 
 def _layer(name: str, family: Family) -> str:

@@ -136,8 +136,9 @@ def soft_replacements(processor: Any, objective: Objective) -> dict[str, str]:
     for prompt in soft.replace.keys() - read:
         logger.warning(
             "soft prompt %r is the prompt of no feature of the objective: it trains only where rows have it as a text "
-            "of its own",
+            "of its own; the objective reads %s: give the same words as image_prompt and text_prompt",
             prompt,
+            ", ".join(sorted(repr(each) for each in read if each is not None)) or "no prompt",
         )
     return soft.replace
 

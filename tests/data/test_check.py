@@ -196,7 +196,11 @@ def test_a_feature_that_no_row_has_anything_for(rows: list[dict[str, Any]], capl
         told(InfoNCE(), [{"prompt": "?", "chosen": "text alone"}])
     # Rows with a long text may do without a short one, but hardly all of them.
     long = [{**row, "capshun": "a red thing"} for row in rows]
-    assert "all rows: no column 'caption'" in told(Discriminative(), long)
+    with pytest.raises(DataError, match="all rows: no column 'caption', of which feature 'text:caption' is taken"):
+        told(Discriminative(), long)
+    assert "all rows so far: no column 'caption'" in told(Discriminative(), iter(long))
+    with pytest.raises(DataError, match="there is 'captions': let them be sorted by length"):
+        told(Discriminative(), [{"image": row["image"], "captions": ["a red thing"]} for row in rows])
     empty = [{**row, "negatives": []} for row in short]
     assert "all rows: nothing in column 'negatives'" in told(Discriminative(negatives=True), empty)
     assert not told(Discriminative(negatives=True), [{**short[0], "negatives": ["a blue thing"]}, *empty])

@@ -57,7 +57,7 @@ def test_weights_and_heads(make_signals: Callable[..., Signals]) -> None:
     ("options", "message"),
     [
         ({"caption_weight": 0}, "CoCa: caption_weight must be a number above 0, got 0"),
-        ({"temprature": 1}, r"CoCa has no option 'temprature' \(of its contrast: image, text, temperature"),
+        ({"temprature": 1}, r"CoCa has no option 'temprature'; did you mean 'temperature'\? \(of its contrast: image"),
         ({"temperature": 0}, "InfoNCE: temperature must be a number above 0, got 0"),
     ],
 )
