@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from mllm_align.objectives import CHIP, DPO, MDPO, RDPO, SVCO, NextToken, Weighted
+from mllm_align.objectives import CHIP, DPO, MDPO, RDPO, SVCO, InfoNCE, NextToken, Weighted
 from mllm_align.recipe import build_trainer, load_recipe, packaged_recipes, plan_of, run_recipe
 from mllm_align.trainers.heads import trained_parameters
 from mllm_align.trainers.memory import GIB
@@ -269,6 +269,13 @@ def test_optional_views_are_marked(tmp_path):
     objective = Weighted((NextToken(), 1.0, "pairs"))
     plan = plan_of(make_trainer(tmp_path, objective, {"pairs": pair_rows(2)}))
     assert plan.views["pairs"] == ["chosen|image", "rejected|contrast_image where there"]
+
+
+def test_what_is_embedded_is_told_with_its_instruction(tmp_path):
+    objective = InfoNCE(image_prompt="What is it?", text_prompt="What does it say?")
+    told = str(plan_of(make_trainer(tmp_path, objective, pair_rows(2))))
+    assert "embedding of image, last behind 'What is it?'; embedding of chosen, last behind 'What does" in told
+    assert "Features" not in str(plan_of(make_trainer(tmp_path / "dpo", DPO(), pair_rows(2))))
 
 
 def test_parameters_of_the_objective_are_counted(tmp_path):
