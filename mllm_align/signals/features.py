@@ -190,7 +190,8 @@ def _number(batch: Batch, parts: Sequence[bytes], images: Sequence[int] = ()) ->
 
 
 def _bytes(tokens: Tensor) -> bytes:
-    return tokens.cpu().numpy().tobytes()
+    # Token ids never leave the host.
+    return tokens.numpy().tobytes()
 
 
 @dataclass(frozen=True)

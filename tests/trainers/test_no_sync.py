@@ -28,8 +28,9 @@ from tiny import tiny
 PACKAGE = str(Path(mllm_align.__file__).parent)
 # What is laid out on the host, from tensors that stay there.
 ON_THE_HOST = ("signals/packing.py", "signals/plan.py", "signals/cached_reference.py")
-# Counts that never left the host, and parameters' devices, which are one or copy from each to the next.
+# Counts and token ids that never left the host, and parameters' devices, which are one or copy from each to the next.
 HOST_LINES = (
+    "return tokens.numpy().tobytes() [numpy]",
     "host_num_tokens = {view: tuple(count.tolist()) for view, count in host.items()} [tolist]",
     "return torch.stack([part.to(parts[0].device) for part in parts]).sum() [to]",
 )
