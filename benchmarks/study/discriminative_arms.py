@@ -20,7 +20,7 @@ LORA_RANK, LORA_ALPHA = 32, 64
 WARMUP = 0.1
 # The base read behind the same instructions, by the state at their end and by the mean of all states.
 BASE, BASE_LAST = "base", "base_last"
-TUNED, DUAL, LONGER, CONTROL = "both", "dual", "dual_longer", "next_token"
+TUNED, DUAL, LONGER, CONTROL, REPLAYED = "both", "dual", "dual_longer", "next_token", "both_more_replay"
 # The arms whose validation chooses a learning rate: one for all that train the base by LoRA, one for dual encoders.
 LEARNING_RATES: Mapping[str, Sequence[float]] = {TUNED: (5e-3,), DUAL: (1.5e-3, 7e-4, 3.5e-4)}
 
@@ -67,7 +67,7 @@ ARMS: Mapping[str, Arm] = {
     "contrast": Arm(next_token=False),
     CONTROL: Arm(contrast=False),
     "both_soft": Arm(soft_prompts=True),
-    "both_more_replay": Arm(replay=4),
+    REPLAYED: Arm(replay=4),
     "contrast_alone": Arm(next_token=False, replay=0),
     "both_no_negatives": Arm(negatives=False),
     "dual_no_negatives": Arm(next_token=False, replay=0, negatives=False, dual=True),

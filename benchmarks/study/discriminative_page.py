@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 
 import discriminative_arms as settings
-from discriminative_arms import ARMS, BASE, CONTROL, DUAL, LEARNING_RATES, LONGER, SEEDS, TUNED, Run, steps_of
+from discriminative_arms import (
+    ARMS,
+    BASE,
+    CONTROL,
+    DUAL,
+    LEARNING_RATES,
+    LONGER,
+    REPLAYED,
+    SEEDS,
+    TUNED,
+    Run,
+    steps_of,
+)
 from discriminative_evaluation import LOSSES, POOL, POOLS, QUESTIONS, VALIDATION_POOL
 from discriminative_metrics import (
     WAYS,
@@ -94,10 +106,10 @@ def in_short(records: Records, steps: int) -> str:
             f"- Retrieval: R@1 among {POOL}, both ways, from {before} of the base to {after} of `{TUNED}`; chance is "
             f"{100 / POOL:.1f}."
         )
-        lost: Any = difference(found, TUNED, BASE, "questions")
-        said.append(
-            f"- The world's own questions: {written(lost, 'questions', '+')} points against the base, {_verdict(lost)}"
-        )
+        for arm in (each for each in (TUNED, REPLAYED) if each in found):
+            lost: Any = difference(found, arm, BASE, "questions")
+            told = f"`{arm}` {written(lost, 'questions', '+')} points against the base"
+            said.append(f"- The world's own questions: {told}, {_verdict(lost)}")
         read: Any = difference(found, TUNED, BASE, "loss/captions")
         said.append(f"- Long captions: {written(read, 'loss/captions', '+')} nats a token against the base.")
     for other in (DUAL, LONGER):

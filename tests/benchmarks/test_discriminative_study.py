@@ -295,7 +295,6 @@ def test_from_an_arm_to_a_record(small: Any, tmp_path: Path) -> None:
     assert found[TUNED]["test"]["loss/captions"]["values"] != found[BASE]["test"]["loss/captions"]["values"]
 
 
-@pytest.mark.skipif(not (STUDY / "discriminative_runs.jsonl").exists(), reason="nothing has run")
 def test_the_page_has_the_tables_of_the_records() -> None:
     records = Records(STUDY / "discriminative_runs.jsonl", Run)
     written = (STUDY / "discriminative.md").read_text(encoding="utf-8")
