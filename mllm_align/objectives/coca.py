@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
-from mllm_align.contract import Embedding, Needs, Outcome, Signals
+from mllm_align.contract import Needs, Outcome, Signals
 from mllm_align.objectives.next_token import NextToken
 from mllm_align.objectives.preference import check_positive
-from mllm_align.objectives.summaries import info_nce_with
+from mllm_align.objectives.summaries import AroundContrast, info_nce_with
 
 
-class CoCa(nn.Module):
+class CoCa(AroundContrast):
     """Contrastive captioning, CoCa (Yu et al., 2022), https://arxiv.org/abs/2205.01917
 
     A text's vector is of the lower decoder layers, which see no image; with it the text is told from others, and the
@@ -69,19 +66,6 @@ class CoCa(nn.Module):
     def needs(self) -> Needs:
         """Both sides, and the caption."""
         return self.contrast.needs | self.captions.needs
-
-    @property
-    def embedding(self) -> Embedding:
-        """How an image and a text are embedded after training."""
-        return self.contrast.embedding
-
-    def set_widths(self, widths: Mapping[str, int]) -> None:
-        """Makes the heads, if there are any.
-
-        Args:
-            widths: Of each feature, by name.
-        """
-        self.contrast.set_widths(widths)
 
     def forward(self, policy: Signals, reference: Signals | None) -> Outcome:
         """The terms and metrics of one batch."""

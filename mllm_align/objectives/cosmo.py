@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
-from mllm_align.contract import Embedding, Needs, Outcome, Signals
+from mllm_align.contract import Needs, Outcome, Signals
 from mllm_align.objectives.next_token import NextToken
 from mllm_align.objectives.preference import check_positive
-from mllm_align.objectives.summaries import info_nce_with
+from mllm_align.objectives.summaries import AroundContrast, info_nce_with
 
 
-class Cosmo(nn.Module):
+class Cosmo(AroundContrast):
     """Contrast beside next-token prediction, COSMO (Wang et al., 2024), https://arxiv.org/abs/2401.00849
 
     A learned query pools what a lower decoder layer makes of a text, read without the image; an image is the mean of
@@ -84,19 +82,6 @@ class Cosmo(nn.Module):
     def needs_for(self, source: str) -> Needs:
         """What the rows of one source need: interleaved ones have no sides."""
         return self.captions.needs if source in self.interleaved else self.needs
-
-    @property
-    def embedding(self) -> Embedding:
-        """How an image and a text are embedded after training."""
-        return self.contrast.embedding
-
-    def set_widths(self, widths: Mapping[str, int]) -> None:
-        """Makes the pooling and the heads.
-
-        Args:
-            widths: Of each feature, by name.
-        """
-        self.contrast.set_widths(widths)
 
     def forward(self, policy: Signals, reference: Signals | None) -> Outcome:
         """The terms and metrics of one batch."""

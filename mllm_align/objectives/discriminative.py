@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
-from mllm_align.contract import Embedding, Needs, Outcome, Signals, Term
+from mllm_align.contract import Needs, Outcome, Signals, Term
 from mllm_align.objectives.next_token import OWN, NextToken
 from mllm_align.objectives.preference import check_positive
-from mllm_align.objectives.summaries import info_nce_with, instructions
+from mllm_align.objectives.summaries import AroundContrast, info_nce_with, instructions
 
 
-class Discriminative(nn.Module):
+class Discriminative(AroundContrast):
     """Discriminative fine-tuning of an LVLM, VladVA (Ouali et al., 2024), https://arxiv.org/abs/2412.04378
 
     Image and short text are each read before an instruction to sum them up; the state that would predict the answer is
@@ -69,19 +66,6 @@ class Discriminative(nn.Module):
     def needs(self) -> Needs:
         """Both sides; and the long text of rows that have one."""
         return self.contrast.needs | Needs(optional=self.long.needs.views)
-
-    @property
-    def embedding(self) -> Embedding:
-        """How an image and a text are embedded after training."""
-        return self.contrast.embedding
-
-    def set_widths(self, widths: Mapping[str, int]) -> None:
-        """Makes the heads, if there are any.
-
-        Args:
-            widths: Of each feature, by name.
-        """
-        self.contrast.set_widths(widths)
 
     def forward(self, policy: Signals, reference: Signals | None) -> Outcome:
         """The terms and metrics of one batch."""

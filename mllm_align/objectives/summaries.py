@@ -8,9 +8,9 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mllm_align.contract import Feature, Signals
+from mllm_align.contract import Embedding, Feature, Signals
 from mllm_align.objectives.host import sent
 from mllm_align.objectives.identity import ids_by_row, ids_of_entries, marked, true_pairs
 from mllm_align.objectives.info_nce import InfoNCE
@@ -19,6 +19,29 @@ from mllm_align.objectives.pairs import IMAGE_PROMPT, TEXT_PROMPT, Compared, Pai
 
 PARAPHRASES = "positives"
 OPTIONS = ("image", "text", "image_prompt", "text_prompt", "pooling", "layer", "dim")
+
+
+class AroundContrast(nn.Module):
+    """An objective with one contrast of images and texts and other terms beside it.
+
+    Attributes:
+        contrast: The contrast, whose embedding stays after training.
+    """
+
+    contrast: InfoNCE
+
+    @property
+    def embedding(self) -> Embedding:
+        """How an image and a text are embedded after training."""
+        return self.contrast.embedding
+
+    def set_widths(self, widths: Mapping[str, int]) -> None:
+        """Makes the heads, if there are any.
+
+        Args:
+            widths: Of each feature, by name.
+        """
+        self.contrast.set_widths(widths)
 
 
 def summaries(owner: str, options: Mapping[str, Any]) -> Pairs:

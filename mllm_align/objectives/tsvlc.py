@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from mllm_align.contract import Embedding, Needs, Outcome, Signals, Term
+from mllm_align.contract import Needs, Outcome, Signals, Term
 from mllm_align.objectives.contrast_kernels import softmax_contrast, takes_part
 from mllm_align.objectives.pairs import Compared
 from mllm_align.objectives.preference import check_weights
 from mllm_align.objectives.summaries import (
+    AroundContrast,
     info_nce_with,
     instructions,
     paraphrase_vectors,
@@ -23,7 +23,7 @@ from mllm_align.objectives.summaries import (
 from mllm_align.objectives.temperature import bounded_scale
 
 
-class TSVLC(nn.Module):
+class TSVLC(AroundContrast):
     """Structured negatives and paraphrases, TSVLC (Doveh et al., 2023), https://arxiv.org/abs/2211.11733
 
     Each row brings texts that are false of its image though near its own, and paraphrases of its own. The first are
@@ -95,19 +95,6 @@ class TSVLC(nn.Module):
         """Images, texts, what is false of an image, and what else is true."""
         further = () if self.paraphrases is None else (self.paraphrases,)
         return self.contrast.needs | Needs(features=further)
-
-    @property
-    def embedding(self) -> Embedding:
-        """How an image and a text are embedded after training."""
-        return self.contrast.embedding
-
-    def set_widths(self, widths: Mapping[str, int]) -> None:
-        """Makes the heads, if there are any.
-
-        Args:
-            widths: Of each feature, by name.
-        """
-        self.contrast.set_widths(widths)
 
     def forward(self, policy: Signals, reference: Signals | None) -> Outcome:
         """The terms and metrics of one batch."""
