@@ -19,7 +19,8 @@ def images_in(folder: str | os.PathLike[str]) -> list[Path]:
     """
     place = Path(folder)
     if not place.is_dir():
-        raise ValueError(f"no folder of images at {str(place)!r}: name one that is there")
+        there = "it is a file" if place.exists() else "there is nothing"
+        raise ValueError(f"no folder of images at {str(place)!r}: {there}; name a folder")
     found = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not found:
         raise ValueError(f"no image in {str(place)!r}: files of {', '.join(SUFFIXES)} are read")
@@ -35,7 +36,11 @@ def texts_in(file: str | os.PathLike[str]) -> list[str]:
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"no texts could be read from {os.fspath(file)!r}: {error}") from error
+        # The error of a file names it once more.
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(
+            f"no texts could be read from {os.fspath(file)!r}: {why}; name a file with one a line"
+        ) from error
     found = [line for line in lines if line.strip()]
     if not found:
         raise ValueError(f"{os.fspath(file)!r} is empty: write one text a line")
