@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from mllm_align.data.annotations import FEATURES
 from mllm_align.data.errors import DataError
 from mllm_align.data.schema import UNREADABLE
-from mllm_align.data.sources import converter, reader
+from mllm_align.data.shards import files_with_content
+from mllm_align.data.sources import column_types, converter, reader
 from mllm_align.data.world import (
     caption_rows,
     correspondence_rows,
@@ -78,8 +80,7 @@ def load_rows(
     if columns:
         dataset = _rename(dataset, columns, str(path_or_id))
     if row_format is not None:
-        convert = partial(_convert, convert=converter(row_format))
-        dataset = dataset.map(convert, batched=True, **_quiet(streaming, row_format))
+        dataset = _converted(dataset, row_format, streaming)
     folder = Path(image_folder) if image_folder is not None else (path if path.is_dir() else path.parent)
     if image_folder is not None or path.exists():
         dataset = dataset.map(partial(_resolve, folder=str(folder.absolute())), **_quiet(streaming, "image paths"))
@@ -146,14 +147,15 @@ def _read(path: Path, given: str, split: str | None, streaming: bool, name: str 
         if path.is_file():
             if path.suffix not in BUILDERS:
                 raise DataError(f"{given}: rows are read from {', '.join(BUILDERS)} files, not this")
-            if not path.stat().st_size:
+            if not path.stat().st_size or (path.suffix == ".parquet" and not pq.read_metadata(path).num_rows):
                 raise DataError(f"{given} is empty: it has no rows")
             return datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path), streaming=streaming)
         if path.is_dir():
             if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
                 saved = datasets.load_from_disk(str(path))
                 return _streamed(saved) if streaming else saved
-            return datasets.load_dataset(str(path), streaming=streaming)
+            files = files_with_content(path, BUILDERS)
+            return datasets.load_dataset(str(path), data_files=files, streaming=streaming)
         if given.startswith((".", "/", "~")) or path.suffix in BUILDERS or given.count("/") > 1:
             raise DataError(f"there is no file or folder {given}")
         return datasets.load_dataset(given, name, split=split, streaming=streaming)
@@ -224,8 +226,15 @@ def _renamed(row: dict[str, Any], columns: Mapping[str, str], given: str) -> dic
     return {**dict.fromkeys(columns.values()), **{canonical: row[theirs] for canonical, theirs in columns.items()}}
 
 
+def _converted(dataset: Any, row_format: str, streaming: bool) -> Any:
+    types = column_types(row_format, dataset.features)
+    features = None if types is None else datasets.Features({**types, UNREADABLE: datasets.Value("string")})
+    convert = partial(_convert, convert=converter(row_format), columns=tuple(features or ()))
+    return dataset.map(convert, batched=True, features=features, **_quiet(streaming, row_format))
+
+
 def _convert(
-    batch: dict[str, list[Any]], convert: Callable[[Mapping[str, Any]], dict[str, Any]]
+    batch: dict[str, list[Any]], convert: Callable[[Mapping[str, Any]], dict[str, Any]], columns: Sequence[str]
 ) -> dict[str, list[Any]]:
     """Canonical rows alone: columns of the other format become None, which counts as absent.
 
@@ -240,7 +249,7 @@ def _convert(
             found.append({**convert(row), UNREADABLE: ""})
         except DataError as error:
             found.append({UNREADABLE: str(error)})
-    names = dict.fromkeys([*batch, *(name for row in found for name in row)])
+    names = dict.fromkeys([*batch, *columns, *(name for row in found for name in row)])
     return {name: [row.get(name) for row in found] for name in names}
 
 

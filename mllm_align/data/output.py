@@ -126,6 +126,8 @@ class RowFile:
         return f"{self.image_folder.name}/{path.name}"
 
     def _encoded(self, rows: list[dict[str, Any]]) -> bytes:
+        columns = dict.fromkeys(name for row in rows for name in row)  # in every row, for Parquet and JSON
+        rows = [{name: row.get(name) for name in columns} for row in rows]
         if self.path.suffix == ".jsonl":
             lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
             return "".join(lines).encode()

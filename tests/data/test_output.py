@@ -42,6 +42,13 @@ def test_rows_come_back_with_their_images(tmp_path: Path, suffix: str) -> None:
     assert len(list((tmp_path / "out" / "rows_images").iterdir())) == 2
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_column_that_only_later_rows_have_is_kept(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows{suffix}"
+    RowFile(path).write([{"id": "a"}, {"id": "b", "kind": "late"}])
+    assert [dict(row) for row in load_rows(path)] == [{"id": "a", "kind": None}, {"id": "b", "kind": "late"}]
+
+
 def test_lists_of_images(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     RowFile(path).write([{"images": [picture(1), picture(2)], "contrast_image": [picture(2), picture(1)]}])

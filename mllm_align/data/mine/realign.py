@@ -144,21 +144,22 @@ def make_realigned(
     job.run(work, "completing", progress=progress)
     tally = Tally(strict)
     kept = list(_kept(rows, job, tally))
-    ranks = [record["rank"] for _, record in kept]
+    ranks = [record["rank"] for record in kept]
     report = {
         "rows": len(rows),
         "kept": len(kept),
         "problems": tally.problems.as_dict(),
         "filters": dict(tally.filters),
         "accepted_at": {str(rank): ranks.count(rank) for rank in sorted(set(ranks))},
-        "segments_by_rule": sum(record["by_rule"] for _, record in kept),
+        "segments_by_rule": sum(record["by_rule"] for record in kept),
         **made,
     }
-    write_results(file, (_row(item, record, pictures, made) for item, record in kept), report)
+    write_results(file, (_row(rows, record, pictures, made) for record in kept), report)
     return report
 
 
-def _kept(rows: Any, job: BlockJob, tally: Tally) -> Iterator[tuple[Instruction, dict[str, Any]]]:
+def _kept(rows: Any, job: BlockJob, tally: Tally) -> Iterator[dict[str, Any]]:
+    """Records of the rows that got a response; the rows, which may hold pictures, are read again when written."""
     for record in job.records():
         if record[PROBLEM] is not None:
             tally.problem(record[PROBLEM])
@@ -169,13 +170,14 @@ def _kept(rows: Any, job: BlockJob, tally: Tally) -> Iterator[tuple[Instruction,
         if record["dropped"] is not None:
             tally.filters[record["dropped"]] += 1
         else:
-            yield item, record
+            yield record
 
 
 def _row(
-    item: Instruction, record: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]], made: Mapping[str, Any]
+    rows: Any, record: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]], made: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The row with its rejected response and contrast image, and how these were made."""
+    item = read_instruction(rows[record["row"]], record["row"])
     neighbour = pictures[record["neighbour"]]
     return {
         **item.as_row(),

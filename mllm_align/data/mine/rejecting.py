@@ -131,7 +131,7 @@ def make_rejected(
         "text_encoder": similarity.identity if similarity is not None else None,
         "options": asdict(options) | {"shown": made["shown"]},
     }
-    write_results(file, (_row(rows, item, options, made) for item in kept), report)
+    write_results(file, (_row(rows, each, options, made) for each in kept), report)
     return report
 
 
@@ -192,7 +192,10 @@ class _Answering:
 
 @dataclass(frozen=True)
 class _Kept:
-    item: Instruction
+    """Without the row, which may hold a picture: it is read again when it is written."""
+
+    number: int
+    chosen: str
     rejected: str
     shown_row: int | None
 
@@ -211,13 +214,13 @@ def _kept(
             if tally.is_new(item):
                 failed = options.differing.failed(item.prompt, item.chosen, record["answer"])
                 if failed is None:
-                    passed.append(_Kept(item, record["answer"], record["shown_row"]))
+                    passed.append(_Kept(item.number, item.chosen, record["answer"], record["shown_row"]))
                 else:
                     tally.filters[failed] += 1
         if similarity is None or not passed:
             yield from passed
             continue
-        cosines = similarity.similarities([kept.item.chosen for kept in passed], [kept.rejected for kept in passed])
+        cosines = similarity.similarities([kept.chosen for kept in passed], [kept.rejected for kept in passed])
         for kept, cosine in zip(passed, cosines, strict=True):
             if cosine < options.max_similarity:
                 yield kept
@@ -227,14 +230,15 @@ def _kept(
 
 def _row(rows: Any, kept: _Kept, options: RejectOptions, made: Mapping[str, str]) -> dict[str, Any]:
     """The row with its rejected response, and how that was made."""
+    item = read_instruction(rows[kept.number], kept.number)
     other = read_instruction(rows[kept.shown_row], kept.shown_row) if kept.shown_row is not None else None
     shown = None
     if options.contrast:
         shown = other.image if other is not None else None
         if isinstance(options.shown, Corruption):
-            shown = DrawnImage(kept.item.image, options.shown, _seed(kept.item, options))
+            shown = DrawnImage(item.image, options.shown, _seed(item, options))
     return {
-        **kept.item.as_row(),
+        **item.as_row(),
         "rejected": kept.rejected,
         **({"contrast_image": shown} if options.contrast else {}),
         "rejected_by": made["model"],

@@ -86,9 +86,7 @@ def write_results(file: RowFile, rows: Iterable[Mapping[str, Any]], report: Mapp
         FileExistsError: If the file is there with another content and may not be replaced.
     """
     if processes().is_main_process:
-        made = [dict(row) for row in rows]
-        columns = dict.fromkeys(name for row in made for name in row)  # the same in every row, for Parquet and JSON
-        file.write({name: row.get(name) for name in columns} for row in made)
+        file.write(rows)  # one by one: pictures that rows hold are not in memory together
         text = json.dumps(report, indent=1, ensure_ascii=False, default=str) + "\n"
         write_whole(file.report_path, text.encode())
     processes().wait_for_everyone()

@@ -1,6 +1,7 @@
 """Public row formats: one file each, with `convert(row)` that gives a canonical row.
 
-Those whose files are no tables of rows have `rows_of(path)`, which reads such rows out of them.
+Those whose files are no tables of rows have `rows_of(path)`, which reads such rows out of them. Others may have
+`columns(types)`: the types of what `convert` gives, from those of the file's columns.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import datasets
 
 from mllm_align.data.errors import DataError, quoted
 
@@ -39,6 +42,24 @@ def reader(name: str) -> Callable[[Path], Iterator[dict[str, Any]]] | None:
     """
     converter(name)
     return getattr(importlib.import_module(f"mllm_align.data.sources.{name}"), "rows_of", None)
+
+
+def column_types(name: str, given: Mapping[str, Any] | None) -> datasets.Features | None:
+    """Types of all columns of converted rows; None where a format, or this file of it, does not tell.
+
+    Told beforehand, a table need not be of the types of its first rows, where a column may be empty or not there.
+
+    Args:
+        name: Of the format.
+        given: Types of the file's columns, where they are known.
+    """
+    columns = getattr(importlib.import_module(f"mllm_align.data.sources.{name}"), "columns", None)
+    if columns is None or given is None:
+        return None
+    try:
+        return datasets.Features({**given, **columns(given)})
+    except (KeyError, AttributeError, TypeError):  # not a file of this format, which each of its rows will say
+        return None
 
 
 def _converted(

@@ -10,9 +10,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import datasets
+
 from mllm_align.data.errors import DataError, quoted
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+def columns(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Types of the canonical columns, from those of the file."""
+    text = text_of(given["conversations"] if "conversations" in given else given["messages"])
+    new = {"prompt": datasets.List({"role": datasets.Value("string"), "content": text}), "chosen": text}
+    image = given.get("image")
+    return {**new, "images": image} if isinstance(image, datasets.List) else new
+
+
+def text_of(turns: datasets.List) -> Any:
+    """Type of what is said in a column of turns."""
+    return turns.feature["value"] if "value" in turns.feature else turns.feature["content"]
 
 
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:

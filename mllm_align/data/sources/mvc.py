@@ -10,6 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def columns(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Types of the canonical columns, from those of the file."""
+    return {
+        "images": given["chosen_images"],
+        "contrast_image": given["rejected_images"],
+        "system": given["system_prompt"],
+        "prompt": given["instruction_prompt"],
+        "chosen": given["chosen_response"],
+        "rejected": given["rejected_response"],
+    }
+
+
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:
     """A canonical row with `images`, `contrast_image` (as many), `prompt`, `chosen` and `rejected`."""
     new = {

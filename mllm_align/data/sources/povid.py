@@ -12,6 +12,11 @@ from typing import Any
 from mllm_align.data.sources import llava
 
 
+def columns(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Types of the canonical columns, from those of the file."""
+    return {**llava.columns(given), "rejected": llava.text_of(given["rejected_conversations"])}
+
+
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:
     """A canonical row with `prompt`, `chosen` and `rejected`."""
     rejected = llava.read_turns(row.get("rejected_conversations"), row)

@@ -10,6 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def columns(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Types of the canonical columns, from those of the file."""
+    return {"contrast_image": given["retrieved_image"], "prompt": given["chosen"]}
+
+
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:
     """A canonical row; the retrieved image becomes `contrast_image`, the shared turns are read from `chosen`."""
     return {

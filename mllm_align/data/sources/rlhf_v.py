@@ -11,7 +11,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import datasets
+
 from mllm_align.data.errors import DataError, quoted
+
+
+def columns(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Types of the canonical columns, whatever those of the file."""
+    return dict.fromkeys(("id", "prompt", "chosen", "rejected"), datasets.Value("string"))
 
 
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from mllm_align.data.mine.gallery import Gallery
 from mllm_align.data.mine.masking import MASK, Masking
 from mllm_align.data.mine.realign import RealignOptions, make_realigned
 from mllm_align.data.mine.speaking import Ask
-from runs import assert_survives_a_kill
+from runs import assert_same_results, assert_survives_a_kill, start_ranks, wait_for_ranks
 from speakers import Scripted
 
 
@@ -205,7 +205,7 @@ import sys, time
 from pathlib import Path
 from data.mine.test_realign import completed, goes_on
 def slowly(ask):
-    time.sleep(0.02)
+    time.sleep({pause})
     return goes_on(ask)
 completed(Path(sys.argv[1]), slowly)
 """
@@ -217,4 +217,13 @@ def completed(folder: Path, rule: Any = goes_on) -> None:
 
 
 def test_killed_at_any_moment_it_ends_the_same(tmp_path: Path) -> None:
-    assert_survives_a_kill(SLOW, completed, "completed", tmp_path)
+    assert_survives_a_kill(SLOW.format(pause=0.02), completed, "completed", tmp_path)
+
+
+@pytest.mark.ddp
+def test_processes_share_the_work(tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(SLOW.format(pause=0))
+    wait_for_ranks(start_ranks(str(script), tmp_path / "both"))
+    completed(tmp_path / "whole")
+    assert_same_results(tmp_path / "both", tmp_path / "whole")
