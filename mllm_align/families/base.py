@@ -227,6 +227,33 @@ class Family(Seam):
         """Paths of all modules between the vision encoder and the decoder, for PEFT's `modules_to_save`."""
         return [self.projector]
 
+    def towers(self, model: nn.Module) -> list[str]:
+        """Paths of modules that hold the vision encoder's parameters and no other's, for PEFT's `modules_to_save`.
+
+        That is the tower itself, unless the projector lies in it: then the parts around the projector.
+
+        Raises:
+            ValueError: If a parameter lies in no such module.
+        """
+        return self._without_projector(model, self.tower)
+
+    def _without_projector(self, model: nn.Module, path: str) -> list[str]:
+        module = self.module(model, path)
+        names = [f"{path}.{name}" for name, _ in module.named_parameters()]
+        if not names or self.scope_of(path) == "projector":
+            return []
+        # PEFT copies what is called, and lists of modules are not.
+        is_list = isinstance(module, nn.ModuleList | nn.ModuleDict)
+        if not is_list and all(self.scope_of(name) == "vision" for name in names):
+            return [path]
+        for name, _ in module.named_parameters(recurse=False):
+            raise ValueError(
+                f"train_vision: the parameter {path}.{name} of {self.name} lies beside the projector in no module of "
+                "its own, so it cannot be copied: put LoRA on the tower instead (vision in lora_scope)"
+            )
+        children = [name for name, _ in module.named_children()]
+        return [part for name in children for part in self._without_projector(model, f"{path}.{name}")]
+
     def vision_modules(self, model: nn.Module) -> list[nn.Module]:
         """Tower, projector, and a mixer with its encoders where one is attached."""
         mixed = getattr(inner(model), MIXED.rpartition(".")[2], None)

@@ -31,7 +31,7 @@ def lora_config(model: nn.Module, arguments: ModelArguments) -> LoraConfig:
     family = family_of(hf)
     for scope in arguments.lora_scope:
         if not family.lora_targets(hf, [scope]):
-            whole = "; train_projector trains it whole" if scope == "projector" else ""
+            whole = f"; train_{scope} trains it whole" if scope in ("projector", "vision") else ""
             raise ValueError(f"lora_scope {scope!r} names no linear layer of {family.name}{whole}")
     targets = [*family.lora_targets(hf, arguments.lora_scope), *encoder_targets(hf)]
     mixed = mixed_of(inner(hf))
@@ -40,11 +40,15 @@ def lora_config(model: nn.Module, arguments: ModelArguments) -> LoraConfig:
             f"train_projector: {type(mixed.kind).__name__} makes the tokens itself and nothing reads the projector "
             "any more: leave train_projector off"
         )
-    whole = [*(family.projectors(hf) if arguments.train_projector else []), *trained_with_adapter(hf)]
+    whole = [
+        *(family.projectors(hf) if arguments.train_projector else []),
+        *(family.towers(hf) if arguments.train_vision else []),
+        *trained_with_adapter(hf),
+    ]
     if not targets and not whole and soft_prompts_of(hf) is None:
         raise ValueError(
             "lora_scope is empty and nothing else trains: name at least one of language, projector, vision, or set "
-            "train_projector or soft_prompts"
+            "train_projector, train_vision or soft_prompts"
         )
     config = LoraConfig(
         task_type="CAUSAL_LM",

@@ -35,6 +35,7 @@ class ModelArguments:
         lora_dropout: Dropout on the adapter's input.
         lora_scope: Parts that get LoRA layers: any of language, projector, vision.
         train_projector: Train a full copy of the projector beside the LoRA layers and save it with them.
+        train_vision: The same of the vision tower, without the projector.
         soft_prompts: Prompts in words in whose place vectors are learned (`models.soft_prompts`), wherever one is a
             whole text of a row or an objective's `image_prompt` or `text_prompt`.
         mixer: Further vision encoders and how they are mixed in: `kind` (additive, interleave, concat, gated, window,
@@ -58,6 +59,7 @@ class ModelArguments:
     lora_dropout: float = 0.05
     lora_scope: list[str] = field(default_factory=lambda: ["language"])
     train_projector: bool = False
+    train_vision: bool = False
     soft_prompts: list[str] = field(default_factory=list)
     mixer: dict[str, Any] | None = None
     start_from: str | None = None
@@ -76,6 +78,11 @@ class ModelArguments:
             raise ValueError(
                 "train_projector trains a full copy of the projector; take 'projector' out of lora_scope, or "
                 "train_projector off"
+            )
+        if self.train_vision and "vision" in self.lora_scope:
+            raise ValueError(
+                "train_vision trains a full copy of the vision tower; take 'vision' out of lora_scope, or "
+                "train_vision off"
             )
 
     def torch_dtype(self, device: torch.device) -> torch.dtype:

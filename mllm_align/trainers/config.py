@@ -30,6 +30,7 @@ class AlignConfig(TrainingArguments):
         min_pixels: Smallest size of an image, for processors that resize by area.
         max_pixels: Largest size of an image, likewise.
         projector_learning_rate: Learning rate of whatever trains in the projector; None for `learning_rate`.
+        vision_learning_rate: The same of whatever trains in the model's own vision tower, whole or by LoRA.
         mixer_learning_rate: Learning rate of modules that join several vision encoders; None for `learning_rate`.
         head_learning_rate: Learning rate of the objective's own parameters; None for `learning_rate`.
         packing: "auto" shares prompts between responses where the model allows it, "off" scores row by row.
@@ -117,6 +118,7 @@ class AlignConfig(TrainingArguments):
     min_pixels: int | None = field(default=None, metadata={"help": "Smallest image area."})
     max_pixels: int | None = field(default=None, metadata={"help": "Largest image area."})
     projector_learning_rate: float | None = field(default=None, metadata={"help": "Of the projector."})
+    vision_learning_rate: float | None = field(default=None, metadata={"help": "Of the vision tower."})
     mixer_learning_rate: float | None = field(default=None, metadata={"help": "Of mixers."})
     head_learning_rate: float | None = field(default=None, metadata={"help": "Of the objective's parameters."})
     packing: str = field(default="auto", metadata={"help": "auto or off."})

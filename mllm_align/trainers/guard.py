@@ -71,6 +71,6 @@ def _reason(value: Tensor) -> str:
         return "its value has no gradient (detached, or computed from the reference alone)"
     return (
         "it ends in the objective's own parameters or in parts that are frozen; train what it is measured "
-        "of: for images the projector (train_projector) or LoRA on it or the tower (lora_scope: [language, projector, "
-        "vision]), for texts LoRA on the language model; or drop the term"
+        "of: for images the projector (train_projector) or the tower (train_vision), or LoRA on them (lora_scope: "
+        "[language, projector, vision]), for texts LoRA on the language model; or drop the term"
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from mllm_align.contract import Objective
@@ -276,7 +277,7 @@ def run_of(
             input_trains=vision_trains or mixed.trains or embeddings_train,
         ),
         tower=stack_of(
-            family.module(hf, family.tower),
+            _running(family.module(hf, family.tower)),
             Precision(_float_bytes(hf, family.module(hf, family.tower)), autocast),
             heads=getattr(vision, "num_attention_heads", None) or getattr(vision, "num_heads", 1),
             attention=tower_backend,
@@ -325,6 +326,16 @@ def _float_bytes(hf: Any, module: nn.Module) -> int:
     return (found if found is not None else torch.empty(0, dtype=hf.dtype)).element_size()
 
 
+def _running(module: nn.Module) -> nn.Module:
+    """The module with PEFT's trained copies in the places of what they were copied from, which is not run."""
+    if isinstance(module, ModulesToSaveWrapper):
+        active = module.active_adapters
+        module = module.modules_to_save[active[0]] if active else module.original_module
+    found = copy.copy(module)
+    found._modules = {name: part and _running(part) for name, part in module._modules.items()}
+    return found
+
+
 def _trains(family: Family, hf: Any, path: str) -> bool:
     return any(p.requires_grad for p in family.module(hf, path).parameters())
 
@@ -336,7 +347,7 @@ def _projector_bytes(family: Family, hf: Any, precision: Precision, vision_train
     """
     if not vision_trains and not mixed.before_projector:
         return 0
-    inputs = [linear.inputs for linear in linears_of(family.module(hf, family.projector))]
+    inputs = [linear.inputs for linear in linears_of(_running(family.module(hf, family.projector)))]
     kept = 2 * sum(inputs) if vision_trains else sum(inputs[1:])
     # Its rows are tokens without those that a mixer adds.
     return kept * precision.compute / mixed.more_tokens

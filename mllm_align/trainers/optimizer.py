@@ -1,16 +1,24 @@
-"""Learning rates by part: language model and tower, projector, mixers, the objective's heads."""
+"""Learning rates by part: language model, projector, vision tower, mixers, the objective's heads."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from mllm_align.families import Family
+from mllm_align.families import Family, family_of
 
-BASE, PROJECTOR, MIXER, HEAD = "base", "projector", "mixer", "head"
+logger = logging.getLogger(__name__)
+
+BASE, PROJECTOR, VISION, MIXER, HEAD = "base", "projector", "vision", "mixer", "head"
+NEEDS = {
+    PROJECTOR: "a projector that trains (train_projector, or projector in lora_scope)",
+    VISION: "a vision tower that trains (train_vision, or vision in lora_scope)",
+    MIXER: "a mixer that trains (mixer)",
+}
 WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
 
 
@@ -20,7 +28,7 @@ def part_of(name: str, family: Family) -> str:
         name = name.removeprefix(prefix)
     if "mixer" in name.split("."):
         return MIXER
-    return PROJECTOR if family.scope_of(name) == "projector" else BASE
+    return {"projector": PROJECTOR, "vision": VISION}.get(family.scope_of(name) or "", BASE)
 
 
 def learning_rates_by_part(
@@ -32,10 +40,27 @@ def learning_rates_by_part(
 ) -> None:
     """Gives every part of the model, and the objective's own parameters, the learning rate that `args` has for it."""
     parts = {id(parameter): part_of(name, family) for name, parameter in named_parameters}
-    split_groups(optimizer, parts, {PROJECTOR: args.projector_learning_rate, MIXER: args.mixer_learning_rate})
+    split_groups(optimizer, parts, _rates(args))
     if objective is not None:
         rate = args.learning_rate if args.head_learning_rate is None else args.head_learning_rate
         add_heads(optimizer, objective.named_parameters(), rate, args.weight_decay)
+
+
+def warn_of_idle_rates(model: Any, args: Any) -> None:
+    """Tells of a part that `args` has a learning rate for while nothing of it trains."""
+    family = family_of(model)
+    trains = {part_of(name, family) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for part, rate in _rates(args).items():
+        if rate is not None and part not in trains:
+            logger.warning("%s_learning_rate is of no effect: it needs %s", part, NEEDS[part])
+
+
+def _rates(args: Any) -> dict[str, float | None]:
+    return {
+        PROJECTOR: args.projector_learning_rate,
+        VISION: args.vision_learning_rate,
+        MIXER: args.mixer_learning_rate,
+    }
 
 
 def split_groups(

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from mllm_align.families import family_of
 from mllm_align.objectives.next_token import NextToken
-from mllm_align.trainers.optimizer import BASE, MIXER, PROJECTOR, part_of
+from mllm_align.trainers.optimizer import BASE, MIXER, PROJECTOR, VISION, part_of
 from runs import Headed, make_trainer, pair_rows
 from tiny import tiny
 
@@ -18,11 +21,12 @@ def test_parts_by_name() -> None:
     assert part_of(PREFIX + "multi_modal_projector.modules_to_save.default.linear_1.weight", llava) == PROJECTOR
     assert part_of("model.multi_modal_projector.linear_1.bias", llava) == PROJECTOR
     assert part_of(PREFIX + "language_model.layers.0.self_attn.q_proj.lora_A.default.weight", llava) == BASE
-    assert part_of(PREFIX + "vision_tower.encoder.layers.0.self_attn.q_proj.lora_A.default.weight", llava) == BASE
+    assert part_of(PREFIX + "vision_tower.encoder.layers.0.self_attn.q_proj.lora_A.default.weight", llava) == VISION
     assert part_of("model.mixer.gate.weight", llava) == MIXER
     qwen = family_of(tiny("qwen2_vl")[0])
     assert part_of(PREFIX + "visual.merger.mlp.0.weight", qwen) == PROJECTOR
-    assert part_of(PREFIX + "visual.blocks.0.attn.qkv.weight", qwen) == BASE
+    assert part_of(PREFIX + "visual.blocks.0.attn.qkv.weight", qwen) == VISION
+    assert part_of("model.vision_mixer.encoders.0.model.embeddings.weight", qwen) == BASE
 
 
 @pytest.mark.parametrize("projector_rate", [None, 0.5])
@@ -50,6 +54,55 @@ def test_groups(tmp_path: Path, projector_rate: float | None) -> None:
     assert decay_of[id(trainer.objective.scale)] == 0.0
     assert decay_of[id(trainer.objective.mix)] == 0.1
     assert optimizer.param_groups[0]["lr"] == 0.01
+
+
+def test_the_tower_has_a_rate_of_its_own(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path,
+        NextToken(),
+        pair_rows(2),
+        adapter={"train_projector": True, "train_vision": True},
+        learning_rate=0.01,
+        projector_learning_rate=0.5,
+        vision_learning_rate=0.002,
+        max_steps=1,
+    )
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    rate_of = {id(p): group["initial_lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    for name, parameter in trainer.model.named_parameters():
+        if not parameter.requires_grad:
+            assert torch.equal(parameter, before[name]), name
+            continue
+        rate = 0.002 if "vision_tower" in name else 0.5 if "projector" in name else 0.01
+        assert rate_of[id(parameter)] == rate, name
+        # Adam's first step is the rate itself, wherever there is a gradient; a bias of keys has none.
+        moved = (parameter - before[name]).abs().max().item()
+        unread = "vision_tower" in name and any(
+            part in name for part in ("layers.1.", "post_layernorm", "k_proj.bias")
+        )
+        assert unread or moved == pytest.approx(rate, rel=0.02), name
+    logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert logged["learning_rate/vision"] == 0.002
+
+
+@pytest.mark.parametrize(
+    ("adapter", "told"),
+    [
+        ({}, {"projector", "vision"}),
+        ({"train_projector": True}, {"vision"}),
+        ({"train_vision": True}, {"projector"}),
+        ({"lora_scope": ["projector", "vision"]}, set()),
+    ],
+)
+def test_a_rate_of_what_does_not_train_is_told(
+    adapter: dict[str, Any], told: set[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rates = {"projector_learning_rate": 0.5, "vision_learning_rate": 0.25}
+    with caplog.at_level(logging.WARNING, logger="mllm_align.trainers.optimizer"):
+        make_trainer(tmp_path, NextToken(), pair_rows(1), adapter=adapter, **rates)
+        make_trainer(tmp_path, NextToken(), pair_rows(1), adapter={})
+    assert {message.split("_learning_rate is of no effect")[0] for message in caplog.messages} == told
 
 
 def test_heads_take_the_common_rate_by_default(tmp_path: Path) -> None:
