@@ -4,9 +4,10 @@
     python benchmarks/study/discriminative.py --arms both dual         # these arms alone
     python benchmarks/study/discriminative.py --minutes 60             # start no run after an hour
 
-Learning rates are tried with seed 0 of `both`, and the best one on validation is that of all arms that train the base;
-others with seed 0 of `dual`, for dual encoders. No choice looks at the test. Each finished run is a line of the
-records' file; a run that is killed is done again, a finished one never. The page is written at the end.
+Learning rates are tried with seed 0 of `both`, and the best one on validation is that of all arms that train the base
+on a frozen tower; others with seed 0 of `both_tower`, for those whose tower trains, and of `dual`, for dual encoders.
+No choice looks at the test. Each finished run is a line of the records' file; a run that is killed is done again, a
+finished one never. The page is written at the end.
 """
 
 from __future__ import annotations

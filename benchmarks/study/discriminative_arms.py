@@ -21,8 +21,12 @@ WARMUP = 0.1
 # The base read behind the same instructions, by the state at their end and by the mean of all states.
 BASE, BASE_LAST = "base", "base_last"
 TUNED, DUAL, LONGER, CONTROL, REPLAYED = "both", "dual", "dual_longer", "next_token", "both_more_replay"
-# The arms whose validation chooses a learning rate: one for all that train the base by LoRA, one for dual encoders.
-LEARNING_RATES: Mapping[str, Sequence[float]] = {TUNED: (5e-3,), DUAL: (1.5e-3, 7e-4, 3.5e-4)}
+# The same with a tower that trains, whole; the control too.
+TOWER, TOWER_CONTROL = "both_tower", "next_token_tower"
+# The arms whose validation chooses a learning rate: one for all that train the base by LoRA with a frozen tower, one
+# for those whose tower trains, one for dual encoders.
+LEARNING_RATES: Mapping[str, Sequence[float]] = {TUNED: (5e-3,), TOWER: (3e-3,), DUAL: (1.5e-3, 7e-4, 3.5e-4)}
+TOWER_RATE = 1e-3  # of the tower itself, where it trains
 
 
 class Run(NamedTuple):
@@ -44,6 +48,7 @@ class Arm(NamedTuple):
         replay: How many times `REPLAY_PER_STEP` ordinary instruction rows go along, and what they weigh.
         pooling: Of states to a vector.
         soft_prompts: Whether the instructions become vectors that train.
+        tower: Whether the base's vision tower trains, whole, at a learning rate of its own.
         dual: Whether it is a dual encoder that trains, whole, and not the base.
         longer: Its steps in multiples of those of others.
     """
@@ -54,6 +59,7 @@ class Arm(NamedTuple):
     replay: int = 1
     pooling: str = "mean"
     soft_prompts: bool = False
+    tower: bool = False
     dual: bool = False
     longer: float = 1.0
 
@@ -66,6 +72,8 @@ ARMS: Mapping[str, Arm] = {
     LONGER: Arm(next_token=False, replay=0, dual=True, longer=FEWER_OPERATIONS),
     "contrast": Arm(next_token=False),
     CONTROL: Arm(contrast=False),
+    TOWER: Arm(replay=8, tower=True),
+    TOWER_CONTROL: Arm(contrast=False, replay=8, tower=True),
     "both_soft": Arm(soft_prompts=True),
     REPLAYED: Arm(replay=4),
     "contrast_alone": Arm(next_token=False, replay=0),
@@ -88,7 +96,9 @@ def steps_of(run: Run) -> int:
 
 def tuned_by(arm: str) -> str:
     """The arm whose learning rate an arm has."""
-    return DUAL if ARMS[arm].dual else TUNED
+    if ARMS[arm].dual:
+        return DUAL
+    return TOWER if ARMS[arm].tower else TUNED
 
 
 def contrast_options(arm: Arm) -> dict[str, Any]:

@@ -7,14 +7,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from mllm_align.contract import Needs, View
-from mllm_align.data.collator import AlignCollator
+from answer_losses import losses
 from mllm_align.data.world import hard_negative_items, instruction_rows, pair_questions, questions, retrieval_pool
-from mllm_align.families import family_of, unwrap
-from mllm_align.models import soft_prompts_of
-from mllm_align.signals import measure
 from mllm_align_eval.benchmarks.world import world_item
 from mllm_align_eval.items import Item
 from mllm_align_eval.runner import answer
@@ -29,7 +24,6 @@ IMAGE_TO_TEXT, TEXT_TO_IMAGE = "rank/image_to_text", "rank/text_to_image"
 NEGATIVES = "negatives/"
 QUESTIONS = ("questions", "adversarial", "pairs")
 LOSSES = ("loss/captions", "loss/answers")
-OWN = View("image", "chosen")
 
 
 class Part(NamedTuple):
@@ -124,24 +118,8 @@ def language_parts(model: Any, processor: Any) -> dict[str, Part]:
         found[name] = Part(right, clusters)
     captioned = [row for rows in pools() for row in rows]
     for name, rows in zip(LOSSES, (captioned, answers()), strict=True):
-        found[name] = losses(model, processor, rows)
-    return found
-
-
-@torch.no_grad()
-def losses(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> Part:
-    """By row the negative log-probability of its `chosen`, over its tokens."""
-    hf, soft = unwrap(model), soft_prompts_of(model)
-    family, needs = family_of(hf), Needs(views=(OWN,))
-    replace = None if soft is None else soft.replace
-    collator = AlignCollator(processor, lambda _: needs, family.image_keys, family.token_keys, replace=replace)
-    model.eval()
-    found: Any = Part([], [row["id"] for row in rows], [])
-    for start in range(0, len(rows), BATCH):
-        batch = collator(rows[start : start + BATCH])["batch"].to(hf.device)
-        signals, _ = measure(model, batch)
-        found.values.extend((-signals.logps[OWN]).tolist())
-        found.base.extend(signals.num_tokens[OWN].float().tolist())
+        nats, tokens, ids = losses(model, processor, rows)
+        found[name] = Part(nats, ids, tokens)
     return found
 
 

@@ -12,7 +12,17 @@ import torch
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from discriminative_arms import ARMS, LORA_ALPHA, LORA_RANK, UNTRAINED, WARMUP, Arm, Run, objective_of
+from discriminative_arms import (
+    ARMS,
+    LORA_ALPHA,
+    LORA_RANK,
+    TOWER_RATE,
+    UNTRAINED,
+    WARMUP,
+    Arm,
+    Run,
+    objective_of,
+)
 from discriminative_dual import train_dual
 from discriminative_evaluation import embedding_parts, language_parts, packed, validation_scores
 from discriminative_rows import training_rows
@@ -29,7 +39,7 @@ COUNTED_STEPS = 2
 
 
 def arguments_of(arm: Arm) -> ModelArguments:
-    """What is loaded and trained; the same for all arms but for soft prompts."""
+    """What is loaded and trained; the same for all arms but for soft prompts and the tower."""
     return ModelArguments(
         model_name_or_path="demo-base",
         dtype="float32",
@@ -37,6 +47,7 @@ def arguments_of(arm: Arm) -> ModelArguments:
         lora_alpha=LORA_ALPHA,
         lora_dropout=0.0,
         train_projector=True,
+        train_vision=arm.tower,
         soft_prompts=[IMAGE_INSTRUCTION, TEXT_INSTRUCTION] if arm.soft_prompts else [],
     )
 
@@ -56,6 +67,7 @@ def trainer_of(run: Run, folder: Path, root: Path) -> tuple[AlignTrainer, Any, A
         "train_sampling_strategy": "sequential",
         "max_tokens_per_forward": None,
         "learning_rate": run.learning_rate,
+        "vision_learning_rate": TOWER_RATE if arm.tower else None,
         "lr_scheduler_type": "cosine",
         "warmup_steps": WARMUP,
         "seed": run.seed,

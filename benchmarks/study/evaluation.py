@@ -6,15 +6,25 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from mllm_align.data.world import existence_questions, mentioned, pair_questions, questions, render, scenes
+from answer_losses import losses
+from mllm_align.data.world import (
+    existence_questions,
+    instruction_rows,
+    mentioned,
+    pair_questions,
+    questions,
+    render,
+    scenes,
+)
 from mllm_align_eval.benchmarks.world import world_item
 from mllm_align_eval.engine import ModelEngine, Request
 from mllm_align_eval.items import Item
 from mllm_align_eval.runner import answer
 
 BATCH = 100
-NUM_SCENES, NUM_PAIRS, NUM_POLLS, NUM_CAPTIONS = 300, 300, 200, 150
+NUM_SCENES, NUM_PAIRS, NUM_POLLS, NUM_CAPTIONS, NUM_ANSWERS = 300, 300, 200, 150, 500
 VALIDATION_SCENES, VALIDATION_PAIRS = 150, 100
+METRICS = ("adversarial", "pairs", "existence", "visual_gap", "in_distribution", "loss", "chair", "recall")
 CAPTION_PROMPT, CAPTION_TOKENS = "Describe the picture.", 60
 
 
@@ -49,6 +59,12 @@ def validation_items() -> dict[str, list[Item]]:
     return {split: [world_item(question, split) for question in found] for split, found in asked.items()}
 
 
+@cache
+def answers() -> list[dict[str, Any]]:
+    """Instruction rows of in-distribution test scenes, all of whose answers are true."""
+    return instruction_rows(NUM_ANSWERS, split="test_in_distribution", noise=0.0)
+
+
 def validation_score(model: Any, processor: Any) -> dict[str, float]:
     """Accuracies on validation, and their mean "score": the one number by which settings are chosen."""
     right = {split: _right(model, processor, items, "right") for split, items in validation_items().items()}
@@ -58,7 +74,7 @@ def validation_score(model: Any, processor: Any) -> dict[str, float]:
 
 
 def test_parts(model: Any, processor: Any) -> dict[str, Part]:
-    """The test's columns: adversarial, pairs, existence, in_distribution, visual_gap, chair, recall."""
+    """The test's columns, one for each of `METRICS`."""
     items = test_items()
     right = {split: _right(model, processor, asked, "right") for split, asked in items.items()}
     found = {
@@ -70,6 +86,8 @@ def test_parts(model: Any, processor: Any) -> dict[str, Part]:
     other = _right(model, processor, items["adversarial"], "other")
     gap = [own - wrong for own, wrong in zip(right["adversarial"], other, strict=True)]
     found["visual_gap"] = found["adversarial"]._replace(values=gap)
+    nats, tokens, ids = losses(model, processor, answers())
+    found["loss"] = Part(ids, nats, tokens)
     return found | caption_parts(model, processor)
 
 
@@ -111,7 +129,7 @@ def packed(parts: Mapping[str, Part]) -> dict[str, dict[str, list[float]]]:
 
 
 def _whole(values: Sequence[float]) -> list[Any]:
-    return [int(value) if value == int(value) else value for value in values]
+    return [int(value) if value == int(value) else round(value, 4) for value in values]
 
 
 def clusters() -> dict[str, list[str]]:
@@ -120,4 +138,5 @@ def clusters() -> dict[str, list[str]]:
     own = {split: [item.cluster for item in items[split]] for split in ("adversarial", "existence", "in_distribution")}
     captioned = [scene.content_hash for scene in scenes("test_adversarial", NUM_CAPTIONS)]
     pairs = [item.cluster for item in items["pairs"][::2]]
-    return own | {"pairs": pairs, "visual_gap": own["adversarial"], "chair": captioned, "recall": captioned}
+    asked = {"pairs": pairs, "visual_gap": own["adversarial"], "loss": [row["id"] for row in answers()]}
+    return own | asked | {"chair": captioned, "recall": captioned}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from conditions import CONDITIONS
-from evaluation import NUM_CAPTIONS, NUM_PAIRS, NUM_POLLS, NUM_SCENES, clusters
+from evaluation import NUM_ANSWERS, NUM_CAPTIONS, NUM_PAIRS, NUM_POLLS, NUM_SCENES, clusters
 from intervals import NUM_RESAMPLES, Columns, Interval, interval, paired_interval
 from methods import BETA, CLEAN, CONTROL, HEAVY, METHODS, PAIRS_PER_STEP, REPLAY_PER_STEP, Arm, arms
 from mllm_align_eval.environment import machine
@@ -17,6 +17,7 @@ from mllm_align_eval.statistics import holm
 from one_run import STEPS
 from records import LEARNING_RATES, SEEDS, chosen_rate, run_of
 
+LOSS = "loss"  # in nats a token; all others are shares
 # Column, heading, whether more is better.
 METRICS = (
     ("adversarial", "adversarial", True),
@@ -24,6 +25,7 @@ METRICS = (
     ("existence", "existence", True),
     ("visual_gap", "visual gap", True),
     ("in_distribution", "in distribution", True),
+    (LOSS, "loss there", False),
     ("chair", "CHAIR_i", False),
     ("recall", "recall", True),
 )
@@ -39,13 +41,15 @@ class Outcome(NamedTuple):
     rate: float
     records: tuple[dict[str, Any], ...]
 
-    def columns(self, metric: str, of: Mapping[str, Sequence[str]]) -> Columns:
-        """The runs' numbers for one metric."""
+    def columns(self, metric: str, of: Mapping[str, Sequence[str]]) -> Columns | None:
+        """The runs' numbers for one metric, if all were asked for it."""
         return columns_of(self.records, metric, of)
 
 
-def columns_of(records: Iterable[dict[str, Any]], metric: str, of: Mapping[str, Sequence[str]]) -> Columns:
-    """What the records have for one metric, over the clusters `of` each metric."""
+def columns_of(records: Sequence[dict[str, Any]], metric: str, of: Mapping[str, Sequence[str]]) -> Columns | None:
+    """What the records have for one metric, over the clusters `of` each metric; None where one lacks it."""
+    if any(metric not in record["test"] for record in records):
+        return None
     tests = [record["test"][metric] for record in records]
     values = np.array([test["values"] for test in tests], dtype=np.float64)
     base = np.array([test.get("base", [1.0] * values.shape[1]) for test in tests], dtype=np.float64)
@@ -58,7 +62,6 @@ LIMITS = f"""## What this does not show
   between two, so each choice is at an edge. DPO's was chosen by .681 against .680 on one seed and its arms keep that
   rate, while their control has the other: differences of `dpo` arms are differences of rates, too (so of `crop` and
   `svco_one_sided`).
-- *In distribution* is accuracy on scenes with the prior, not the loss there, which was not recorded.
 - Single terms ran alone with replay; beside next-token, on clean pairs, `image` and `dpo` alone did. mDPO's anchor
   never ran by itself; rDPO and mDPO ran on clean pairs only.
 - One small model in one rendered world."""
@@ -104,7 +107,8 @@ pairs with replay (on its own condition where it has no place there); the one wi
 validation (scenes that no test uses) is kept for all arms of the method. Then three seeds of each arm run with it. Not
 one setting was chosen by a look at the test.
 
-The test: {_sizes()}. Per cent; 95 % intervals from {NUM_RESAMPLES:,} resamples of seeds and scenes together. **The
+The test: {_sizes()}.
+Per cent, the loss apart; 95 % intervals from {NUM_RESAMPLES:,} resamples of seeds and scenes together. **The
 control is next-token on both matched views of the same pairs, with the same replay**; an arm is ahead of it only where
 the paired difference says so after Holm's correction over all arms and metrics of the condition.
 
@@ -123,7 +127,8 @@ def _rates() -> str:
 def _sizes() -> str:
     return (
         f"{NUM_SCENES} scenes with the prior and {NUM_SCENES} where it is wrong (two questions each), {NUM_PAIRS} "
-        f"minimal pairs, {NUM_POLLS} existence questions, {NUM_CAPTIONS} captions"
+        f"minimal pairs, {NUM_POLLS} existence questions, {NUM_CAPTIONS} captions,\n"
+        f"and {NUM_ANSWERS} instruction rows with the prior, true ones, whose answers cost *loss there* (nats a token)"
     )
 
 
@@ -132,10 +137,11 @@ def _compared(
 ) -> dict[tuple[Arm, str], Interval]:
     """Per arm and metric the difference to what it is compared with."""
     return {
-        (outcome.arm, metric): paired_interval(outcome.columns(metric, of), control.columns(metric, of))
+        (outcome.arm, metric): paired_interval(own, other)
         for outcome in outcomes
         if (control := control_of(outcome, outcomes)) is not None
         for metric, _, _ in METRICS
+        if (own := outcome.columns(metric, of)) and (other := control.columns(metric, of))
     }
 
 
@@ -182,9 +188,11 @@ def _table(outcomes: list[Outcome], records: Any, of: Mapping[str, Any]) -> str:
     rows = [["arm", "learning rate", *(heading for _, heading, _ in METRICS), "tokens a run", "seconds"]]
     base = records.found.get("base")
     if base is not None:
-        rows.append(["base", "", *(_cell(interval(columns_of([base], m, of))) for m, _, _ in METRICS), "", ""])
+        rows.append(
+            ["base", "", *(_value(columns_of([base], metric, of), metric) for metric, _, _ in METRICS), "", ""]
+        )
     for outcome in outcomes:
-        cells = [_cell(interval(outcome.columns(metric, of))) for metric, _, _ in METRICS]
+        cells = [_value(outcome.columns(metric, of), metric) for metric, _, _ in METRICS]
         seconds = np.mean([record["seconds"] for record in outcome.records])
         tokens = np.mean([record["tokens"] for record in outcome.records]) / 1000
         rows.append([outcome.arm.name, f"{outcome.rate:g}", *cells, f"{tokens:.0f}", f"{seconds:.0f}"])
@@ -194,7 +202,9 @@ def _table(outcomes: list[Outcome], records: Any, of: Mapping[str, Any]) -> str:
 def _differences(differences: Mapping[tuple[Arm, str], Interval]) -> str:
     rows = [["arm", *(heading for _, heading, _ in METRICS)]]
     for arm in dict.fromkeys(arm for arm, _ in differences):
-        rows.append([arm.name, *(_cell(differences[arm, metric], signed=True) for metric, _, _ in METRICS)])
+        rows.append(
+            [arm.name, *(_cell(differences.get((arm, metric)), metric, signed=True) for metric, _, _ in METRICS)]
+        )
     return _markdown(rows)
 
 
@@ -230,8 +240,8 @@ def _replay(outcomes: list[Outcome], of: Mapping[str, Any]) -> str:
         return ""
     rows = [["", *(heading for _, heading, _ in METRICS)], ["with replay minus without"]]
     for metric, _, _ in METRICS:
-        difference = paired_interval(with_it.columns(metric, of), without.columns(metric, of))
-        rows[1].append(_cell(difference, signed=True))
+        own, other = with_it.columns(metric, of), without.columns(metric, of)
+        rows[1].append(_cell(paired_interval(own, other) if own and other else None, metric, signed=True))
     return "\n".join(["## Replay beside the control, on clean pairs", "", _markdown(rows)])
 
 
@@ -245,10 +255,18 @@ def _missing(records: Any) -> str:
     return f"Not finished yet: {'; '.join(left)}." if left else ""
 
 
-def _cell(found: Interval, *, signed: bool = False) -> str:
-    form = "{:+.1f}" if signed else "{:.1f}"
-    bounds = (form.format(100 * bound) for bound in (found.low, found.high))
-    return f"{form.format(100 * found.value)} ({' to '.join(bounds)})"
+def _value(found: Columns | None, metric: str) -> str:
+    return _cell(None if found is None else interval(found), metric)
+
+
+def _cell(found: Interval | None, metric: str, *, signed: bool = False) -> str:
+    """Per cent or points, losses in nats a token; nothing where a metric was not asked for."""
+    if found is None:
+        return ""
+    scale, digits = (1, 3) if metric == LOSS else (100, 1)
+    form = f"{{:{'+' if signed else ''}.{digits}f}}"
+    bounds = (form.format(scale * bound) for bound in (found.low, found.high))
+    return f"{form.format(scale * found.value)} ({' to '.join(bounds)})"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

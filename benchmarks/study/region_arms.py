@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mllm_align.data.world import correspondence_rows, document_rows
+from view_rows import VIEWS_PER_THING, steps_of_views, view_rows
 
 Spec = dict[str, Any]
 Row = dict[str, Any]
 CONTROL, HEAVY, CONTRAST, DOCO = "next_token", "next_token_3x", "region_contrast", "doco"
+VIEWS, PULLED, WORST = "contrast", "contrast_all", "contrast_worst"
 LIGHT = 0.1  # weight of the same terms in arms whose names end so
 SEEDS = (0, 1, 2)
 LEARNING_RATES = (4e-3, 1e-3)
@@ -43,8 +45,12 @@ class Task:
         text: What it is, for readers.
         rows: Rows of a level: `(num_rows, seed, split, level)`.
         level: The usual one.
-        columns: Image columns whose regions are compared when retrieval is measured.
-        arms: Per arm the objective's parts beside next-token on the rows; the first two are controls.
+        columns: Image columns whose regions are compared when retrieval is measured; none where the task measures it
+            in its own way.
+        arms: Per arm the objective's parts beside next-token on the rows; controls are first.
+        plan: By step which rows it has: `(rows, seed, steps)`; drawn by the trainer where None.
+        compared: Pairs of arms whose difference is told, too.
+        tuned: The arm on which the learning rate of all is chosen; each has its own where None.
     """
 
     text: str
@@ -52,10 +58,18 @@ class Task:
     level: str
     columns: tuple[str, ...]
     arms: Mapping[str, tuple[Spec, ...]]
+    plan: Callable[[Sequence[Row], int, int], list[list[int]]] | None = None
+    compared: tuple[tuple[str, str], ...] = ()
+    tuned: str | None = None
 
 
 # Things of other rows may look the same, so that only those of the row itself are told apart.
 REGIONS: Spec = {"name": "region_contrast", "columns": ["image"], "negatives": "row"}
+# In a step of views every thing looks different, and views of one are on several rows.
+COLUMNS = ["image", "contrast_image"]
+THINGS: Spec = {"name": "region_contrast", "columns": COLUMNS, "negatives": "batch"}
+CENTROID: Spec = {"name": "view_centroid", "columns": COLUMNS, "across_rows": True}
+OUTLIERS = 5
 TASKS: Mapping[str, Task] = {
     "correspondence": Task(
         "two pictures of the same things, among look-alikes",
@@ -76,6 +90,21 @@ TASKS: Mapping[str, Task] = {
             f"{DOCO}_light": ({"name": "doco_like", "weight": LIGHT},),
         },
     ),
+    "views": Task(
+        "things alone, in views of which some are hard",
+        view_rows,
+        "quarter",
+        (),
+        {
+            CONTROL: (),
+            VIEWS: (THINGS,),
+            PULLED: (THINGS, {**CENTROID, "outliers": VIEWS_PER_THING}),
+            WORST: (THINGS, {**CENTROID, "outliers": OUTLIERS}),
+        },
+        steps_of_views,
+        ((WORST, PULLED), (PULLED, VIEWS), (WORST, VIEWS)),
+        VIEWS,
+    ),
 }
 # Beside these, an arm needs a document model, which is not trained here.
 NEEDS_TEACHER = (DOCO, f"{DOCO}_light")
@@ -84,8 +113,8 @@ NEEDS_TEACHER = (DOCO, f"{DOCO}_light")
 def objective_of(task: str, arm: str, teacher: str | None = None) -> list[Spec]:
     """The parts of an arm's objective.
 
-    Every arm trains next-token on both views of a row; the second control gives it three times the weight, because an
-    arm with a term more gives the rows more weight against the replay.
+    Every arm trains next-token on both views of a row; a second control, where there is one, gives it three times the
+    weight, because an arm with a term more gives the rows more weight against the replay.
 
     Args:
         task: One of `TASKS`.

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from evaluation import test_items
-from mllm_align.data.collator import AlignCollator
-from mllm_align.families import family_of, unwrap
 from mllm_align.objectives import RegionContrast
-from mllm_align.signals import measure
-from mllm_align.trainers.setup import NeedsOfSources
-from mllm_align.vision import RegionWeights
 from mllm_align_eval.benchmarks.docvqa import ANSWERS
 from mllm_align_eval.benchmarks.world_correspondence import correspondence_items
 from mllm_align_eval.benchmarks.world_documents import document_items
@@ -21,6 +14,8 @@ from mllm_align_eval.items import Item
 from mllm_align_eval.runner import answer
 from mllm_align_eval.text_metrics import anls
 from region_arms import TASKS
+from region_features import Part, measured
+from view_evaluation import colour_items, retrieval_parts
 
 BATCH = 100
 NUM_TEST, NUM_VALIDATION, NUM_RETRIEVED = 300, 100, 200
@@ -28,14 +23,6 @@ NUM_TEST, NUM_VALIDATION, NUM_RETRIEVED = 300, 100, 200
 KEPT = ("in_distribution", "adversarial", "existence", "pairs")
 
 
-class Part(NamedTuple):
-    """One number per unit, and the cluster of each."""
-
-    values: list[float]
-    clusters: list[str]
-
-
-@torch.no_grad()
 def region_retrieval(
     model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], batch_size: int = 50
 ) -> Part:
@@ -54,20 +41,8 @@ def region_retrieval(
         Per region that has a partner and another candidate 1.0 or 0.0; the row is the cluster.
     """
     objective = RegionContrast(tuple(columns), negatives="pair")
-    hf = unwrap(model)
-    family = family_of(hf)
-    collator = AlignCollator(
-        processor,
-        NeedsOfSources(objective),
-        family.image_keys,
-        family.token_keys,
-        region_weights=RegionWeights(family, processor.image_processor, hf.config),
-    )
-    model.eval()
     found = Part([], [])
-    for start in range(0, len(rows), batch_size):
-        batch = collator(rows[start : start + batch_size])["batch"].to(hf.device)
-        signals, _ = measure(model, batch, features=objective.needs.features)
+    for batch, signals in measured(model, processor, objective, rows, batch_size):
         positive, negative = objective.pairs(signals.regions, "cpu")
         takes_part = (positive.any(dim=1) & negative.any(dim=1)).tolist()
         own = [batch.row_ids[row] for regions in signals.regions.values() for row in regions.row]
@@ -77,7 +52,16 @@ def region_retrieval(
 
 
 def task_parts(model: Any, processor: Any, task: str, level: str, split: str) -> dict[str, Part]:
-    """The task's own questions: of correspondence `accuracy`, and `both` of a pair; of documents `anls`, `exact`."""
+    """The task's own questions: of correspondence `accuracy`, and `both` of a pair; of documents `anls`, `exact`.
+
+    Of views `mean_view`, `worst_third` and `worst_view` of retrieval, and in the test whether the `colour` is told.
+    """
+    if task == "views":
+        found = retrieval_parts(model, processor, split, level)
+        if split == "test":
+            items = colour_items(split, level)
+            found["colour"] = Part(_right(model, processor, items), [item.cluster for item in items])
+        return found
     number = NUM_TEST if split == "test" else NUM_VALIDATION
     if task == "correspondence":
         items = correspondence_items(number, split=split, levels=(level,))
@@ -93,10 +77,11 @@ def task_parts(model: Any, processor: Any, task: str, level: str, split: str) ->
 
 
 def test_parts(model: Any, processor: Any, task: str, level: str) -> dict[str, Part]:
-    """The task's questions, `retrieval`, and as `world/...` those that every base was trained for."""
+    """The task's own parts, `retrieval` of tasks with columns, and as `world/...` what every base was trained for."""
     found = task_parts(model, processor, task, level, "test")
-    rows = TASKS[task].rows(NUM_RETRIEVED, 0, "test", level)
-    found["retrieval"] = region_retrieval(model, processor, rows, TASKS[task].columns)
+    if TASKS[task].columns:
+        rows = TASKS[task].rows(NUM_RETRIEVED, 0, "test", level)
+        found["retrieval"] = region_retrieval(model, processor, rows, TASKS[task].columns)
     for split in KEPT:
         items = test_items()[split]
         found[f"world/{split}"] = Part(_right(model, processor, items), [item.cluster for item in items])

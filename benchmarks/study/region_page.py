@@ -35,7 +35,7 @@ def columns_of(records: Sequence[dict[str, Any]], metric: str) -> Columns:
 
 
 def table(records: Records, task: str, level: str, steps: int, num_rows: int) -> str:
-    """Markdown: per cent with 95 % intervals over seeds and clusters, then differences to the two controls."""
+    """Markdown: per cent with 95 % intervals over seeds and clusters, then differences: to controls, then others."""
     found = finished(records, task, level, steps, num_rows)
     if not found:
         return "no arm is finished"
@@ -43,13 +43,13 @@ def table(records: Records, task: str, level: str, steps: int, num_rows: int) ->
     lines = [f"| {' | '.join(('arm', *metrics))} |", "|---" * (len(metrics) + 1) + "|"]
     for arm, own in found.items():
         lines.append(_line(arm, [interval(columns_of(own, metric)) for metric in metrics]))
-    for control in (CONTROL, HEAVY):
-        for arm, own in found.items():
-            if control in found and arm not in ("base", control):
-                differences = [
-                    paired_interval(columns_of(own, metric), columns_of(found[control], metric)) for metric in metrics
-                ]
-                lines.append(_line(f"{arm} - {control}", differences, signed=True))
+    to_controls = [(arm, control) for control in (CONTROL, HEAVY) for arm in found if arm not in ("base", control)]
+    for arm, other in (*to_controls, *TASKS[task].compared):
+        if arm in found and other in found:
+            differences = [
+                paired_interval(columns_of(found[arm], metric), columns_of(found[other], metric)) for metric in metrics
+            ]
+            lines.append(_line(f"{arm} - {other}", differences, signed=True))
     return "\n".join(lines)
 
 

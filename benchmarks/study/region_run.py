@@ -14,6 +14,7 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from conditions import replay_rows
+from discriminative_arms import order
 from mllm_align import AlignConfig, AlignTrainer
 from mllm_align.demo.quiet import quiet
 from mllm_align.models import ModelArguments, load_model, lora_config
@@ -34,15 +35,39 @@ MODEL = ModelArguments(
 )
 
 
+def training_data(run: Run) -> tuple[Any, int]:
+    """The rows of a run, and how many make a step.
+
+    Where the task has a plan they are one data set in the order of its steps, each with its replay behind it; else two
+    of which the trainer draws.
+    """
+    task = TASKS[run.task]
+    rows, replay = task.rows(run.num_rows, 0, "train", run.level), replay_rows(0, NUM_REPLAY)
+    if task.plan is None:
+        each = {"pairs": rows, "replay": replay}
+        return {name: datasets.Dataset.from_list(own) for name, own in each.items()}, ROWS_PER_STEP + REPLAY_PER_STEP
+    steps = task.plan(rows, run.seed, run.steps)
+    behind = order(run.seed, run.steps, len(replay), REPLAY_PER_STEP, "replay")
+    columns = ("id", "source", *(name for name in rows[0] if name != "id"))
+    both = [{**row, "source": "pairs"} for row in rows] + [{**row, "source": "replay"} for row in replay]
+    table = datasets.Dataset.from_list([{name: row.get(name) for name in columns} for row in both])
+    places = [
+        place for own, more in zip(steps, behind, strict=True) for place in [*own, *(len(rows) + row for row in more)]
+    ]
+    return table.select(places), len(steps[0]) + REPLAY_PER_STEP
+
+
 def train(run: Run, folder: Path, cache: Path, device: str, teacher: str | None = None) -> tuple[Any, Any, Any]:
     """The trained model, its processor, and what it cost. The rows are the same for every seed, which orders them."""
     set_seed(run.seed)
     model, processor = load_model(MODEL, device=torch.device(device))
-    rows = TASKS[run.task].rows(run.num_rows, 0, "train", run.level)
+    data, per_step = training_data(run)
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": run.steps,
-        "per_device_train_batch_size": ROWS_PER_STEP + REPLAY_PER_STEP,
+        "per_device_train_batch_size": per_step,
+        # The rows of a plan are in its order.
+        "train_sampling_strategy": "random" if isinstance(data, dict) else "sequential",
         "learning_rate": run.learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.1,
@@ -62,10 +87,7 @@ def train(run: Run, folder: Path, cache: Path, device: str, teacher: str | None 
         objective_from(objective_of(run.task, run.arm, teacher)),
         AlignConfig(**settings),
         processing_class=processor,
-        train_dataset={
-            "pairs": datasets.Dataset.from_list(rows),
-            "replay": datasets.Dataset.from_list(replay_rows(0, NUM_REPLAY)),
-        },
+        train_dataset=data,
         peft_config=lora_config(model, replace(MODEL, use_peft=True)),
     )
     trainer.remove_callback(PrinterCallback)

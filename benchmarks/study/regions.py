@@ -3,12 +3,14 @@
     python benchmarks/study/regions.py                                  # correspondence, everything that is missing
     python benchmarks/study/regions.py --device cuda --workers 12       # runs side by side on one GPU
     python benchmarks/study/regions.py --task documents --teacher DIR   # with DoCo, of a document model in DIR
+    python benchmarks/study/regions.py --task views                     # with centroids of the views of a thing
 
 Every arm sees the same rows (both views of each), replay and steps under NF4, with LoRA on language model and tower
 and a trained projector. For each arm every learning rate is tried with seed 0, the best on validation is kept, and
-then all seeds run with it; no choice looks at the test. Each finished run is a line of the records' file; a run that
-is killed is done again, a finished one never. What is asked: the task's questions, R@1 of regions by their features
-alone, and the world's questions, of which nothing should be lost.
+then all seeds run with it (of `views` one rate, chosen on the contrast alone, is that of all arms); no choice looks at
+the test. Each finished run is a line of the records' file; a run that is killed is done again, a finished one never.
+What is asked: the task's questions, R@1 of regions by their features alone, and the world's questions, of which
+nothing should be lost.
 """
 
 from __future__ import annotations
@@ -40,9 +42,10 @@ def chosen_rate(records: Records, task: str, level: str, arm: str, *size: int) -
 def next_runs(records: Records, task: str, level: str, arms: Sequence[str], *size: int) -> Iterator[Run]:
     """What is to be done next: of each arm all rates first, then the other seeds at the best."""
     for arm in arms:
-        rate = chosen_rate(records, task, level, arm, *size)
+        tuned = TASKS[task].tuned or arm
+        rate = chosen_rate(records, task, level, tuned, *size)
         if rate is None:
-            wanted = [Run(task, level, arm, tried, SEEDS[0], *size) for tried in LEARNING_RATES]
+            wanted = [Run(task, level, tuned, tried, SEEDS[0], *size) for tried in LEARNING_RATES]
         else:
             wanted = [Run(task, level, arm, rate, seed, *size) for seed in SEEDS]
         yield from (run for run in wanted if records.get(run) is None)
@@ -80,7 +83,7 @@ def main() -> None:
     """Runs what is missing and prints the table of what is finished."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=list(TASKS), default="correspondence")
-    parser.add_argument("--level", help="difficulty, or paper (default: medium, small)")
+    parser.add_argument("--level", help="difficulty, or paper (default: medium, small, quarter)")
     parser.add_argument("--arms", nargs="+", help="default: all of the task that need no teacher, or there is one")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--steps", type=int, default=STEPS)

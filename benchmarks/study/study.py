@@ -6,7 +6,7 @@
 For each method every learning rate is tried with seed 0 on the clean pairs, with replay (a method that has no place
 there is tried on its own condition), and the one with the best validation score is kept for all its arms; then all
 seeds run with it. No choice looks at the test. Each finished run is a line of `runs.jsonl`; a run that is killed
-is done again, a finished one never.
+is done again, a finished one only where the test has got a column that it lacks.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from conditions import CONDITIONS
+from evaluation import METRICS
 from methods import CLEAN, Arm, further_arms, main_arms
 from one_run import Run, base_record, carry_out
 from page import write_page
@@ -37,7 +38,9 @@ def next_runs(records: Records, condition: str, arm: Arm) -> Iterator[Run]:
     else:
         wanted = [run_of(condition, arm, rate, seed) for seed in SEEDS]
     for run in wanted:
-        if records.get(run) is None:
+        record = records.get(run)
+        # A run that was asked before the test had all its columns is asked again, where its result counts.
+        if record is None or (rate is not None and not set(METRICS) <= set(record["test"])):
             yield run
 
 
@@ -46,7 +49,7 @@ def work_off(records: Records, conditions: list[str], cache: Path, workers: int,
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context) as pool:
         running: dict[Future[Any], Any] = {}
-        if "base" not in records.found:
+        if "base" not in records.found or not set(METRICS) <= set(records.found["base"]["test"]):
             running[pool.submit(base_record)] = "base"
         todo = [(condition, arm) for condition in conditions for arm in main_arms(condition)]
         todo += [(CLEAN, arm) for arm in further_arms() if CLEAN in conditions]
@@ -63,7 +66,11 @@ def work_off(records: Records, conditions: list[str], cache: Path, workers: int,
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 run = running.pop(future)
-                records.add(future.result())
+                record, earlier = future.result(), records.found.get(run)
+                if earlier is not None:
+                    # Rates were chosen by the first time, on which other conditions rely.
+                    record["validation"] = earlier["validation"]
+                records.add(record)
                 print(_line(run, records), flush=True)
 
 

@@ -60,6 +60,7 @@ def record(condition: str, arm: Arm, rate: float, seed: int, score: float = 0.5)
         "run": run_of(condition, arm, rate, seed)._asdict(),
         "seconds": 1.0,
         "validation": {"score": score},
+        "test": {name: {"values": []} for name in evaluation.METRICS},
     }
 
 
@@ -73,6 +74,17 @@ def test_all_rates_are_tried_before_the_best_gets_its_seeds(tmp_path: Path) -> N
     assert chosen_rate(records, "clean", arm) == LEARNING_RATES[1]
     assert [(run.learning_rate, run.seed) for run in next_runs(records, "clean", arm)] == [
         (LEARNING_RATES[1], seed) for seed in SEEDS[1:]
+    ]
+
+
+def test_what_was_asked_too_little_is_asked_again_at_its_rate_alone(tmp_path: Path) -> None:
+    records, arm = Records(tmp_path / "runs.jsonl"), Arm("svco")
+    for place, rate in enumerate(LEARNING_RATES):
+        old = record("clean", arm, rate, SEEDS[0], score=0.1 * (place % 2))
+        del old["test"]["loss"]
+        records.add(old)
+    assert [(run.learning_rate, run.seed) for run in next_runs(records, "clean", arm)] == [
+        (LEARNING_RATES[1], seed) for seed in SEEDS
     ]
 
 
@@ -133,11 +145,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_run, "STEPS", 2)
     monkeypatch.setattr(one_run, "replay_rows", lambda seed: replay_rows(seed, 24))
     monkeypatch.setitem(one_run.CONDITIONS, "clean", replace(CONDITIONS["clean"], num_pairs=12))
-    sizes = {"NUM_SCENES": 6, "NUM_PAIRS": 4, "NUM_POLLS": 4, "NUM_CAPTIONS": 3}
+    sizes = {"NUM_SCENES": 6, "NUM_PAIRS": 4, "NUM_POLLS": 4, "NUM_CAPTIONS": 3, "NUM_ANSWERS": 5}
     for name, value in (sizes | {"VALIDATION_SCENES": 4, "VALIDATION_PAIRS": 3, "CAPTION_TOKENS": 8}).items():
         monkeypatch.setattr(evaluation, name, value)
     evaluation.test_items.cache_clear()
     evaluation.validation_items.cache_clear()
+    evaluation.answers.cache_clear()
 
 
 @pytest.mark.slow
