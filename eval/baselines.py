@@ -25,8 +25,9 @@ def baselines(items: Sequence[Item], benchmarks: Mapping[str, Benchmark] | None 
     balanced splits it comes out a little under chance, because what is held out is missing where it is learned.
     Where the prior is broken it also learns that: with two sizes, never the usual one is always the other one. Only
     minimal pairs are proof against it. "prior" is each question's prior answer, and text only where it has none.
-    "chance" draws from the choices. Open questions have none of these; of captions to choose from, no two questions
-    have the same, so "text only" leaves them out: what their words alone give is the model without the image.
+    "chance" draws from the choices, or is what a benchmark says of its own metrics. Open questions have none of these;
+    of captions to choose from, no two questions have the same, so "text only" leaves them out: what their words alone
+    give is the model without the image.
     """
     items = [item for item in items if item.is_closed]
     polls = _yes_no_splits(items)
@@ -38,6 +39,9 @@ def baselines(items: Sequence[Item], benchmarks: Mapping[str, Benchmark] | None 
         "text only": _accuracy(asked, lambda item: float(blind[item.id] == item.answer)),
         "chance": _accuracy(items, lambda item: 1 / len(item.choices)),
     }
+    for name, benchmark in (benchmarks or {}).items():
+        own = [item for item in items if item.benchmark == name]
+        found["chance"] |= benchmark.chance(own) if benchmark.chance is not None and own else {}
     if any(item.prior_answer is not None for item in asked):
         found["prior"] = _accuracy(asked, lambda item: float((item.prior_answer or blind[item.id]) == item.answer))
     for name, values in _published(asked, blind, benchmarks or {}).items():

@@ -72,6 +72,14 @@ class Ties(Protocol):
         ...
 
 
+class Chance(Protocol):
+    """Tells what metrics come to where scores are drawn."""
+
+    def __call__(self, items: Sequence[Item]) -> Mapping[str, float]:
+        """By the metrics' keys, those that were not measured too."""
+        ...
+
+
 @dataclass(frozen=True)
 class Hub:
     """A copy of a benchmark, or of a part of it, on the Hub, pictures included.
@@ -114,6 +122,7 @@ class Benchmark:
             lengths: longer ones name more, right and wrong.
         pictures_beside: Whether its pictures lie in its file or beside it, where no folder of them is named.
         ties: Where its questions are answered by rows of scores, how often a tie decides; strictly read, one is wrong.
+        chance: What drawn scores give of its own metrics, where that is not one by the number of choices.
     """
 
     name: str
@@ -134,6 +143,7 @@ class Benchmark:
     describes: bool = False
     pictures_beside: bool = False
     ties: Ties | None = None
+    chance: Chance | None = None
 
     @property
     def is_rendered(self) -> bool:

@@ -120,7 +120,20 @@ def test_dry_run_prints_the_plan_and_trains_nothing(
     assert "Steps: 7" in plan
     assert "language q_proj: 512" in plan  # two layers, rank 2, 64 to 64
     assert "Memory per device: about" in plan
-    assert not any((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
+    deep = f"train.output_dir={tmp_path / 'some' / 'where'}"
+    assert main(["train", str(recipe), "--dry-run", "--set", deep]) == 0
+    assert not (tmp_path / "some").exists()
+    (tmp_path / "run").mkdir()
+    assert main(["train", str(recipe), "--dry-run"]) == 0
+    assert (tmp_path / "run").is_dir()  # it was there
+
+
+def test_four_bits_without_adapters_are_refused_in_words_of_the_recipe(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(capsys, "train", str(recipe), "--set", "model.load_in_4bit=true", "model.use_peft=false")
+    assert "set model.use_peft: true, or model.load_in_4bit: false" in told
 
 
 def test_train_saves_and_does_not_overwrite(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

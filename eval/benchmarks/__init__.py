@@ -27,6 +27,8 @@ from mllm_align_eval.benchmarks.world import validation_items, world_items
 from mllm_align_eval.benchmarks.world_correspondence import WORLD_CORRESPONDENCE
 from mllm_align_eval.benchmarks.world_documents import WORLD_DOCUMENTS
 from mllm_align_eval.benchmarks.world_retrieval import WORLD_NEGATIVES, WORLD_RETRIEVAL
+from mllm_align_eval.benchmarks.world_sugarcrepe_pp import WORLD_SUGARCREPE_PP
+from mllm_align_eval.benchmarks.world_zero_shot import WORLD_ZERO_SHOT
 from mllm_align_eval.benchmarks.zero_shot import ZERO_SHOT
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -60,6 +62,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         WORLD_DOCUMENTS,
         WORLD_NEGATIVES,
         WORLD_RETRIEVAL,
+        WORLD_SUGARCREPE_PP,
+        WORLD_ZERO_SHOT,
         ZERO_SHOT,
     )
 }

@@ -18,7 +18,7 @@ from mllm_align_eval.benchmark import Benchmark
 from mllm_align_eval.benchmarks.captions import beats_all, caption_item, read_as_is, rows_of_scores, tied_rows
 from mllm_align_eval.benchmarks.files import PictureFolder
 from mllm_align_eval.benchmarks.sugarcrepe import IMAGES, SUBSETS, in_both, side, subset_rows, with_mean
-from mllm_align_eval.items import Answer, Item
+from mllm_align_eval.items import Answer, Item, Picture
 from mllm_align_eval.matrices import ANCHOR, NUM_SCORES
 from mllm_align_eval.metrics import Measures, by_split, mean
 
@@ -38,36 +38,58 @@ def plus_items(folder: Path, pictures: PictureFolder) -> list[Item]:
     """
     seen, read = [], []
     for subset, number, (image, *true, false) in subset_rows(folder, SUBSETS_PP, COLUMNS, ORIGIN):
-        head = f"{NAME}/{subset}/{number}"
-        for place, own in enumerate(true):
-            kinds = BY_IMAGE[place], BY_TEXT[place]
-            shown = pictures(image)
-            seen.append(caption_item(f"{head}/{kinds[0]}", subset, kinds[0], image, shown, (own, false), 0))
-            choices = true[1 - place], false
-            read.append(
-                Item(
-                    id=f"{head}/{kinds[1]}",
-                    benchmark=NAME,
-                    split=TEXT_SPLIT.format(subset),
-                    kind=kinds[1],
-                    cluster=image,
-                    prompt=own,
-                    pictures=(),
-                    choices=choices,
-                    answer=choices[0],
-                    truth={NUM_SCORES: 2, ANCHOR: own},
-                )
-            )
+        shown, texts = triplet_items(f"{NAME}/{subset}/{number}", subset, image, pictures(image), true, false)
+        seen += shown
+        read += texts
     pictures.check(item.cluster for item in seen)
     return seen + read
 
 
-def plus_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str) -> Measures:
+def triplet_items(
+    head: str, subset: str, cluster: str, picture: Picture, true: Sequence[str], false: str
+) -> tuple[list[Item], list[Item]]:
+    """The two rows of a triplet that are scored for its image, and the two that are scored for a text.
+
+    Args:
+        head: "<benchmark>/<subset>/<number>", with which ids begin.
+        subset: Split of the rows for the image; that of the others ends in `_text`.
+        cluster: The unit of resampling.
+        picture: The image.
+        true: Both true captions.
+        false: The wrong one.
+    """
+    seen, read = [], []
+    for own, other, by_image, by_text in zip(true, reversed(true), BY_IMAGE, BY_TEXT, strict=True):
+        seen.append(caption_item(f"{head}/{by_image}", subset, by_image, cluster, picture, (own, false), 0))
+        read.append(
+            Item(
+                id=f"{head}/{by_text}",
+                benchmark=head.split("/")[0],
+                split=TEXT_SPLIT.format(subset),
+                kind=by_text,
+                cluster=cluster,
+                prompt=own,
+                pictures=(),
+                choices=(other, false),
+                answer=other,
+                truth={NUM_SCORES: 2, ANCHOR: own},
+            )
+        )
+    return seen, read
+
+
+def plus_score(
+    items: Sequence[Item],
+    answers: Mapping[str, Answer],
+    parser: str,
+    name: str = NAME,
+    subsets: Sequence[str] = SUBSETS_PP,
+) -> Measures:
     """By subset `itt_acc` and, where texts were compared, `tot_acc`; each true caption by itself; plain means."""
     found: Measures = {}
     scores, splits = rows_of_scores(items, answers), by_split(items)
-    for subset in SUBSETS_PP if scores else ():
-        head = f"{NAME}/{subset}"
+    for subset in subsets if scores else ():
+        head = f"{name}/{subset}"
         for split, kinds, task in ((subset, BY_IMAGE, "itt"), (TEXT_SPLIT.format(subset), BY_TEXT, "tot")):
             members = splits.get(split, [])
             if not members:
@@ -77,7 +99,14 @@ def plus_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str
             for kind in kinds:
                 asked = [item for item in members if side(item) == kind]
                 found[f"{head}/{kind}_acc"] = mean(asked, lambda item, right=right: right[item.id])
-    return with_mean(NAME, "tot_acc", SUBSETS_PP, with_mean(NAME, "itt_acc", SUBSETS_PP, found))
+    return with_mean(name, "tot_acc", subsets, with_mean(name, "itt_acc", subsets, found))
+
+
+def plus_chance(items: Sequence[Item], name: str = NAME, subsets: Sequence[str] = SUBSETS_PP) -> dict[str, float]:
+    """The metrics where three scores are in random order; of each caption by itself a half."""
+    tasks = {"itt_acc": 1 / 3, "tot_acc": 1 / 3} | {f"{kind}_acc": 1 / 2 for kind in (*BY_IMAGE, *BY_TEXT)}
+    found = {f"{name}/{subset}/{task}": value for subset in subsets for task, value in tasks.items()}
+    return found | {f"{name}/{task}_acc_mean{len(subsets)}": 1 / 3 for task in ("itt", "tot")}
 
 
 SUGARCREPE_PP = Benchmark(
@@ -91,4 +120,5 @@ SUGARCREPE_PP = Benchmark(
     readings={"official": read_as_is},
     primary=f"{NAME}/itt_acc_mean5_pmi",
     ties=tied_rows,
+    chance=plus_chance,
 )

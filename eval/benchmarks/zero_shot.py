@@ -124,14 +124,34 @@ def _templates(path: Path) -> tuple[str, ...]:
 def zero_shot_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str) -> Measures:
     """`top1_acc`, `top5_acc` where there are more classes than five, and `macro_acc`, the mean over classes."""
     scores = rows_of_scores(items, answers)
-    if not scores:
-        return {}
+    return class_accuracies(NAME, items, scores) if scores else {}
+
+
+def zero_shot_chance(items: Sequence[Item]) -> dict[str, float]:
+    """The metrics of a class that is drawn."""
+    return class_chance(NAME, len(items[0].choices))
+
+
+def class_accuracies(head: str, items: Sequence[Item], scores: Mapping[str, Sequence[float]]) -> Measures:
+    """`<head>/top1_acc`, `/top5_acc` and `/macro_acc` of images that have the same classes.
+
+    Args:
+        head: What the keys begin with.
+        items: One per image; `kind` is the class, of which `macro_acc` is the mean.
+        scores: By item id those of its choices.
+    """
     place = {choice: index for index, choice in enumerate(items[0].choices)}
     ranks = {item.id: _rank(scores[item.id], place[item.answer]) for item in items}
-    found = {f"{NAME}/top1_acc": mean(items, lambda item: float(ranks[item.id] == 1))}
+    found = {f"{head}/top1_acc": mean(items, lambda item: float(ranks[item.id] == 1))}
     if len(place) > FIVE:
-        found[f"{NAME}/top5_acc"] = mean(items, lambda item: float(ranks[item.id] <= FIVE))
-    return found | {f"{NAME}/macro_acc": mean_over_groups(items, lambda item: float(ranks[item.id] == 1))}
+        found[f"{head}/top5_acc"] = mean(items, lambda item: float(ranks[item.id] <= FIVE))
+    return found | {f"{head}/macro_acc": mean_over_groups(items, lambda item: float(ranks[item.id] == 1))}
+
+
+def class_chance(head: str, num_classes: int) -> dict[str, float]:
+    """What `class_accuracies` come to where one of so many classes is drawn."""
+    found = dict.fromkeys((f"{head}/top1_acc", f"{head}/macro_acc"), 1 / num_classes)
+    return found | ({f"{head}/top5_acc": FIVE / num_classes} if num_classes > FIVE else {})
 
 
 def _rank(scores: Sequence[float], right: int) -> int:
@@ -151,4 +171,5 @@ ZERO_SHOT = Benchmark(
     files=(TABLE, *(f"*/*.{ending}" for ending in ENDINGS)),
     pictures_beside=True,
     ties=tied_rows,
+    chance=zero_shot_chance,
 )

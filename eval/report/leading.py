@@ -25,11 +25,10 @@ BESIDE = {
     "pope": ("pope/popular/acc", "pope/random/acc", "pope/f1_mean3"),
     # The sum that is published, and the same without the image: how much of it is length and habit.
     "sugarcrepe_captions": ("sugarcrepe_captions/acc_mean7", "sugarcrepe_captions/acc_mean7_no_image"),
-    "sugarcrepe_pp": (
-        "sugarcrepe_pp/itt_acc_mean5",
-        "sugarcrepe_pp/itt_acc_mean5_no_image",
-        "sugarcrepe_pp/tot_acc_mean5",
-    ),
+    **{
+        name: (f"{name}/itt_acc_mean5", f"{name}/itt_acc_mean5_no_image", f"{name}/tot_acc_mean5")
+        for name in ("sugarcrepe_pp", "world_sugarcrepe_pp")
+    },
     **{
         name: (f"{name}/image_to_text/r1", f"{name}/text_to_image/r1")
         for name in ("coco_retrieval", "flickr30k", "world_retrieval")
@@ -38,6 +37,7 @@ BESIDE = {
         "world_negatives/itt_acc_mean8",
         *(f"world_negatives/{way}/acc" for way in ("swap", "replace", "add")),
     ),
+    "world_zero_shot": tuple(f"world_zero_shot/{task}/top1_acc" for task in ("shape", "colour", "shape_and_colour")),
     "zero_shot": ("zero_shot/top5_acc", "zero_shot/macro_acc"),
 }
 

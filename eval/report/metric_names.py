@@ -43,6 +43,8 @@ BENCHMARKS = {
     "world_documents": "Rendered documents",
     "world_negatives": "Rendered hard negatives",
     "world_retrieval": "Rendered retrieval",
+    "world_sugarcrepe_pp": "Rendered SugarCrepe++",
+    "world_zero_shot": "Rendered zero-shot classification",
     "zero_shot": "Zero-shot classification",
 }
 
@@ -68,6 +70,7 @@ MEASURES = {
     "itt_acc": Measure("both captions right"),
     "tot_acc": Measure("true captions nearer to one another"),
     "top1_acc": Measure("accuracy at 1"),
+    "top1_acc_mean3": Measure("accuracy at 1, mean of three tasks"),
     "top5_acc": Measure("accuracy at 5"),
     "macro_acc": Measure("accuracy, mean over groups"),
     "chance_corrected_acc": Measure("accuracy above chance"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +60,10 @@ def console() -> Console:
 def print_table(results: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints metrics by arms with their 95 % intervals, and the headline below.
 
-    An arm's value is marked with a triangle where its paired difference from the base excludes zero. The differences
-    themselves are columns where the console is wide enough for them. Of more than 40 metrics the main ones are shown.
-    Lost or cut answers are warned of last, where they are seen.
+    Where similarities were compared, what chance gives stands beside the arms, as far as it is known. An arm's value
+    is marked with a triangle where its paired difference from the base excludes zero. The differences themselves are
+    columns where the console is wide enough for them. Of more than 40 metrics the main ones are shown. Lost or cut
+    answers are warned of last, where they are seen.
 
     Args:
         results: As described in `mllm_align_eval.report`.
@@ -105,12 +106,14 @@ def _table(results: Mapping[str, Any], before: str, layout: _Layout) -> Table:
     arms = results["arms"]
     differences = list(results.get("differences", {})) if layout.differences else []
     metrics = _shown(results)
+    chance = _chance(results, metrics)
     rows = {}
     for metric in metrics:
         rows[metric] = [_arm_cell(results, before, arm, metric, layout) for arm in arms]
         rows[metric] += [
             _difference_cell(results["differences"][name].get(metric), metric, layout) for name in differences
         ]
+        rows[metric] += [Text(number(metric, chance[metric]) if metric in chance else "")] if chance else []
     table = Table(
         title="Results (per cent, 95 % interval)",
         title_justify="left",
@@ -119,7 +122,8 @@ def _table(results: Mapping[str, Any], before: str, layout: _Layout) -> Table:
         collapse_padding=True,
     )
     table.add_column("Metric", overflow="fold", min_width=20)
-    for i, label in enumerate((*map(arm_label, arms), *(difference_label(name, arms) for name in differences))):
+    labels = [*map(arm_label, arms), *(difference_label(name, arms) for name in differences)]
+    for i, label in enumerate([*labels, "Chance"] if chance else labels):
         label = label.replace(", ", ",\n") if layout.two_lines else label
         # Said outright, because rich takes a cell's longest word for the least width, wrapped or not.
         lines = [line for text in (label, *(cells[i].plain for cells in rows.values())) for line in text.split("\n")]
@@ -134,6 +138,12 @@ def _table(results: Mapping[str, Any], before: str, layout: _Layout) -> Table:
         table.add_row(Text(metric_label(metric).removesuffix(", generated")), *cells)
     _add_reading(table, results)
     return table
+
+
+def _chance(results: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, float]:
+    """What chance gives of the metrics, where similarities were compared."""
+    known = results.get("baselines", {}).get("chance", {}) if results.get("scores") == "similarity" else {}
+    return {metric: known[metric] for metric in metrics if metric in known}
 
 
 def _add_reading(table: Table, results: Mapping[str, Any]) -> None:

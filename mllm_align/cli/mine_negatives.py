@@ -64,6 +64,7 @@ def _add_choice(mine: argparse.ArgumentParser) -> None:
     mine.add_argument(
         "--relative-margin", type=float, help="the same as a share of that cosine; NV-Retriever recommends 0.05"
     )
+    mine.add_argument("--max-words", type=int, help="of a negative, told apart by blanks; longer texts are not mined")
     mine.add_argument("--sampling", default="top", choices=("top", "random"), help="default: the nearest")
 
 
@@ -87,6 +88,7 @@ def _mine(arguments: argparse.Namespace) -> None:
         column=arguments.texts,
         images=arguments.images,
         same_picture=arguments.same_picture if arguments.same_picture <= 1 else None,
+        max_words=arguments.max_words,
         contrast=arguments.contrast_images,
         index=arguments.index,
     )
@@ -136,9 +138,18 @@ def _print(report: dict[str, Any], output: str) -> None:
         return
     share = report["without"] / max(report["kept"], 1)
     print(f"  {report['negatives']:,} negatives, of {report['pictures']:,} pictures and {report['texts']:,} texts")
+    if report["long_texts"]:
+        print(f"    of more than {report['options']['max_words']} words, and not mined: {report['long_texts']:,}")
     print(f"  rows without a negative: {report['without']:,} ({share:.1%})")
-    for name, count in report["dropped"].items():
+    dropped = report["dropped"]
+    for name, count in dropped.items():
         print(f"    candidates dropped for {name}: {count:,}")
+    others = sum(count for name, count in dropped.items() if name not in ("known positive", "same picture"))
+    if dropped["same picture"] > others + report["negatives"]:
+        print(
+            "  most candidates are texts of pictures that are taken for the same one (cosine from "
+            f"{report['options']['same_picture']:g}): raise --same-picture if they are not, or keep one row of each"
+        )
     if report["contrasts"] is not None:
         print(f"  {report['contrasts']:,} contrast images")
         for name, count in report["dropped_contrasts"].items():

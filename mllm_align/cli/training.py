@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mllm_align.cli.commands import add_command
@@ -61,11 +64,24 @@ def _train(arguments: argparse.Namespace) -> None:
 
     recipe = load_recipe(arguments.recipe, arguments.set)
     if arguments.dry_run:
-        print(plan_of(build_trainer(recipe)))
+        with _leaving_no_folder(Path(recipe.train.get("output_dir") or ".")):
+            print(plan_of(build_trainer(recipe)))
         return
     trainer = run_recipe(recipe, overwrite=arguments.overwrite, resume=arguments.resume)
     if trainer.is_world_process_zero():
         print(f"saved in {trainer.args.output_dir}")
+
+
+@contextmanager
+def _leaving_no_folder(folder: Path) -> Iterator[None]:
+    """Takes away a folder, and those above it, that were made meanwhile (as any trainer does) and are empty."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        yield
+    finally:
+        for each in made:
+            if each.is_dir() and not any(each.iterdir()):
+                each.rmdir()
 
 
 def _recipes(arguments: argparse.Namespace) -> None:

@@ -42,6 +42,11 @@ class Phrase(NamedTuple):
     prefix: int
     token_ids: Tensor
 
+    @property
+    def num_states(self) -> int:
+        """How many states of it there are where all are read: one fewer than tokens, and one at the least."""
+        return max(self.token_ids.numel() - 1, 1)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -66,6 +71,9 @@ class Batch:
         region_phrases: Per such column, of each region which of `phrases` is its text; -1 where it has none.
         region_negatives: Per column of which a feature is of its regions' negatives, which of `phrases` these are, in
             order of region.
+        region_positives: Likewise of their positives.
+        region_tokens: Per column of which a feature is of its regions' tokens, of each region which of its image's
+            tokens it covers, int64; they stay on the host.
         image_sizes: Per distinct image how many tokens the language model reads of it; empty where nobody counted.
         teacher_features: Per feature of a teacher (N, d), in order of row; none where no row has an entry.
     """
@@ -84,6 +92,8 @@ class Batch:
     phrases: tuple[Phrase, ...] = ()
     region_phrases: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     region_negatives: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    region_positives: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    region_tokens: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     image_sizes: tuple[int, ...] = ()
     teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -101,6 +111,7 @@ class Batch:
             ),
             branches=tuple(Branch(b.prefix, b.row, b.view, change(b.token_ids)) for b in self.branches),
             region_weights={column: tuple(map(change, own)) for column, own in self.region_weights.items()},
+            region_tokens={column: tuple(map(change, own)) for column, own in self.region_tokens.items()},
             phrases=tuple(Phrase(p.prefix, change(p.token_ids)) for p in self.phrases),
             teacher_features={name: change(own) for name, own in self.teacher_features.items()},
         )

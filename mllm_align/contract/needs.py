@@ -32,10 +32,12 @@ class Feature(NamedTuple):
     the decoder, or None for its output; `pooling` the name of a pooling. The engine measures
 
     - "projector": pooling "mean" over the tokens of the row's images, of width d of the language model, "tokens", all
-      of them, or "regions", a mean for each region on them by how much of a token's area it covers;
+      of them, "regions", a mean for each region on them by how much of a token's area it covers, or "region_tokens",
+      an entry for each token that a region covers, be it in part, region after region (`Regions.num_tokens`);
     - "text": the last layer's hidden states over a response, read in a pass without image, pooling "mean", "last" or
       "tokens"; or, with an image column, the last one over what each region is called (pooling "regions", zero where
-      it is called nothing) or over what it is said not to be (pooling "negatives", an entry for each);
+      it is called nothing), or over what it is said not to be or to be, too (pooling "negatives" or "positives", an
+      entry for each); or all states over what each region is called ("region_tokens", `Regions.num_words`);
     - "embedding": the language model's hidden states over a prompt about one column alone, `prompt` behind what is in
       it: images, a text read without any image, or, of column "prompt", the row's own messages with their images, to
       which nothing is added. Pooling "last" is the state that would predict an answer, "mean" the mean over the tokens
@@ -62,7 +64,12 @@ class Feature(NamedTuple):
     @property
     def of_phrases(self) -> bool:
         """Whether it is of texts of regions: what they are called, or what they are not."""
-        return self.source == "text" and self.pooling in ("regions", "negatives")
+        return self.source == "text" and self.pooling in ("regions", "negatives", "positives", "region_tokens")
+
+    @property
+    def of_regions(self) -> bool:
+        """Whether it is of regions on images, or of their texts."""
+        return self.of_phrases or self.pooling in ("regions", "region_tokens")
 
     @property
     def view(self) -> View | None:

@@ -21,6 +21,10 @@ class Regions:
         kinds: Its class, or "".
         coverage: How many tokens' areas it covers in all; empty where nobody counted.
         negatives: Texts that it is none of, any number; empty where nobody told.
+        positives: Other texts that say the same of it, likewise.
+        num_tokens: How many of its image's tokens it covers, be it in part; empty where nobody counted.
+        num_words: How many states there are of its text, 0 where it has none or it is not read; empty where nobody
+            counted.
     """
 
     row: tuple[int, ...] = ()
@@ -31,6 +35,9 @@ class Regions:
     kinds: tuple[str, ...] = ()
     coverage: tuple[float, ...] = ()
     negatives: tuple[tuple[str, ...], ...] = ()
+    positives: tuple[tuple[str, ...], ...] = ()
+    num_tokens: tuple[int, ...] = ()
+    num_words: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.row)

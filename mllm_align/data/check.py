@@ -19,12 +19,16 @@ from mllm_align.data.images import MadeImage, image_key, load_image
 from mllm_align.data.loading import undecoded
 from mllm_align.data.masks import laid_out
 from mllm_align.data.messages import Message
+from mllm_align.data.objects import ImageObject
+from mllm_align.data.pixels import EncodedImage
 from mllm_align.data.readings import ANSWER
 from mllm_align.data.schema import RESPONSES, DataError, Row, missing_column, parse_row
 
 logger = logging.getLogger(__name__)
 
 MAX_PROBLEMS = 10
+# Blank images that are kept as processed; each holds its pixels.
+MAX_BLANKS = 16
 
 
 @dataclass
@@ -44,6 +48,8 @@ class DatasetSummary:
         repeated_ids: Rows with the id of an earlier row.
         objects: On images whose regions a feature is taken of.
         outside: Those without an area within their image.
+        cropped: Others of which the model is shown nothing.
+        small: Those that cover less than one token, all views of their image together.
         without_id: Those that nobody says which thing they are.
         without_partner: Those with an id that no other image of their row has.
     """
@@ -60,6 +66,8 @@ class DatasetSummary:
     repeated_ids: int = 0
     objects: int = 0
     outside: int = 0
+    cropped: int = 0
+    small: int = 0
     without_id: int = 0
     without_partner: int = 0
 
@@ -73,12 +81,14 @@ class DatasetSummary:
             lines.append(f"  longest sequence {self.longest:,} tokens ({self.longest_row})")
         if self.objects:
             lines.append(f"  {self.objects:,} objects whose regions are compared")
-        if self.outside:
-            lines.append(f"    {self.outside:,} have no area within their image (sides are shares from 0 to 1)")
-        if self.without_id:
-            lines.append(f"    {self.without_id:,} have no object_id, so no partner in another image")
-        if self.without_partner:
-            lines.append(f"    {self.without_partner:,} have an object_id that no other image of their row has")
+        of_objects = {
+            "have no area within their image (sides are shares from 0 to 1)": self.outside,
+            "lie where the processor crops their image: nothing of them is shown, and they are left out": self.cropped,
+            "cover less than one token, which tells little of them alone": self.small,
+            "have no object_id, so no partner in another image": self.without_id,
+            "have an object_id that no other image of their row has": self.without_partner,
+        }
+        lines += [f"    {count:,} {told}" for told, count in of_objects.items() if count]
         if self.too_long:
             verb = {"drop": "are dropped", "truncate": "have responses cut"}.get(self.overflow, "are refused")
             lines.append(f"  {self.too_long:,} rows are longer than max_length and {verb}")
@@ -96,17 +106,30 @@ class _LengthMeter:
         self.collator = collator
         self.sizes: dict[str, tuple[int, int]] = {}
         self.expansions: dict[tuple[tuple[int, int], bool], str] = {}
+        self.blanks: dict[tuple[tuple[int, int], bool], EncodedImage] = {}
 
     def expand(self, value: Any, where: str, several: bool) -> tuple[str, str]:
         key = image_key(value, where)
-        sized_as = value.sized_as if isinstance(value, MadeImage) else value
-        size = self._size(key if sized_as is value else image_key(sized_as, where), sized_as, where)
+        size = self._size_of(value, where)
         if (size, several) not in self.expansions:
+            self.expansions[size, several] = self.blank(value, where, several).expansion
+        return key, self.expansions[size, several]
+
+    def blank(self, value: Any, where: str, several: bool) -> EncodedImage:
+        """A blank image of the same size, processed; the last few are kept."""
+        size = self._size_of(value, where)
+        if (size, several) not in self.blanks:
+            while len(self.blanks) >= MAX_BLANKS:
+                del self.blanks[next(iter(self.blanks))]
             try:
-                self.expansions[size, several] = self.collator.images(Image.new("RGB", size), several).expansion
+                self.blanks[size, several] = self.collator.images(Image.new("RGB", size), several)
             except ValueError as error:
                 raise DataError(f"{where}: the processor refuses {size[0]} x {size[1]} pixels: {error}") from error
-        return key, self.expansions[size, several]
+        return self.blanks[size, several]
+
+    def _size_of(self, value: Any, where: str) -> tuple[int, int]:
+        sized_as = value.sized_as if isinstance(value, MadeImage) else value
+        return self._size(image_key(sized_as, where), sized_as, where)
 
     def _size(self, key: str, value: Any, where: str) -> tuple[int, int]:
         if key not in self.sizes:
@@ -156,7 +179,7 @@ def check_dataset(
             views = _measured(row, collator, meter)
             _count(summary, row, views, collator)
             wanted.see(row, views)
-            _count_objects(summary, row, sorted(collator.rows.columns_with_regions(row)))
+            _count_objects(summary, row, sorted(collator.rows.columns_with_regions(row)), meter)
             summary.repeated_ids += row.id in ids
             ids.update([row.id] if row.id is not None else [])
             if observe is not None:
@@ -197,7 +220,7 @@ class _Wanted:
         needs, read = self.collator.rows.needs(row), {view.view for view in views}
         self.columns.update(dict.fromkeys(row.columns))
         for feature in needs.features:
-            if feature in self.found or feature.pooling == "regions" or feature.of_phrases:
+            if feature in self.found or feature.of_regions:
                 continue
             images = row.images_of(feature.column) if feature.view is None else ()
             if images or feature.view in read:
@@ -299,17 +322,37 @@ def _count(summary: DatasetSummary, row: Row, views: list[EncodedView], collator
             collator.fit(row, views)
 
 
-def _count_objects(summary: DatasetSummary, row: Row, columns: Sequence[str]) -> None:
+def _count_objects(summary: DatasetSummary, row: Row, columns: Sequence[str], meter: _LengthMeter) -> None:
     """What is on the images of some columns; an objective may compare a thing in one column with it in another."""
     found = [(column, each) for column in columns for each in row.objects.get(column, ())]
     places: dict[str, set[tuple[str, int]]] = {}
     for column, each in found:
         places.setdefault(each.object_id, set()).add((column, each.image))
-        left, top, right, bottom = (min(max(side, 0.0), 1.0) for side in each.box)
-        summary.outside += right <= left or bottom <= top
+        summary.outside += not _has_area(each)
+    for column in columns:
+        _count_shown(summary, row, column, meter)
     summary.objects += len(found)
     summary.without_id += sum(not each.object_id for _, each in found)
     summary.without_partner += sum(len(places[each.object_id]) == 1 for _, each in found if each.object_id)
+
+
+def _count_shown(summary: DatasetSummary, row: Row, column: str, meter: _LengthMeter) -> None:
+    """Of how many objects with an area the model is shown nothing, or less than a token."""
+    weigh, images = meter.collator.region_weights, row.images_of(column) or ()
+    if weigh is None:
+        return
+    for index, image in enumerate(images):
+        there = [each for each in row.objects.get(column, ()) if each.image == index and _has_area(each)]
+        if there:
+            blank = meter.blank(image, f"{row.name}, column {column!r}", len(images) > 1)
+            covered = weigh(blank, there).sum(dim=1).tolist()
+            summary.cropped += sum(each == 0 for each in covered)
+            summary.small += sum(0 < each < 1 for each in covered)
+
+
+def _has_area(each: ImageObject) -> bool:
+    left, top, right, bottom = (min(max(side, 0.0), 1.0) for side in each.box)
+    return left < right and top < bottom
 
 
 def _refuse_overflow(summary: DatasetSummary, collator: AlignCollator) -> None:

@@ -7,13 +7,14 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mllm_align.contract import Batch, Branch, Feature, Needs, Phrase, Prefix
+from mllm_align.contract import Batch, Branch, Feature, Needs, Phrase, Prefix, Regions
 from mllm_align.data.encode import EncodedView, RowEncoder
 from mllm_align.data.images import image_key, load_image
 from mllm_align.data.objects import ImageObject
@@ -190,7 +191,8 @@ class _BatchBuilder:
         self.phrases: dict[str, int] = {}
         self.phrase_list: list[Phrase] = []
         self.phrase_columns: set[str] = set()
-        self.negative_columns: set[str] = set()
+        self.listed_columns: dict[str, set[str]] = {"negatives": set(), "positives": set()}
+        self.token_columns: set[str] = set()
 
     def expand(self, value: Any, where: str, several: bool) -> tuple[str, str]:
         key = self.collator.images.variant(image_key(value, where), several)
@@ -220,7 +222,9 @@ class _BatchBuilder:
         for text, view in phrases.items():
             self._add_phrase(text, view)
         self.phrase_columns.update(self.collator.rows.columns_with_phrases(row))
-        self.negative_columns.update(self.collator.rows.columns_with_phrases(row, "negatives"))
+        for key, columns in self.listed_columns.items():
+            columns.update(self.collator.rows.columns_with_phrases(row, key))
+        self.token_columns.update(self.collator.rows.columns_with_region_tokens(row))
         reference = self.collator.rows.needs(row).reference
         self.rows.append((row.source, row.id or _fingerprint(row, views, seen), reference))
 
@@ -287,7 +291,7 @@ class _BatchBuilder:
                 column: tuple(of_row.get(number, ()) for number in range(len(self.rows)))
                 for column, of_row in self.row_images.items()
             },
-            regions={column: found.regions for column, found in self.regions.items()},
+            regions={column: self._told(column, found) for column, found in self.regions.items()},
             region_weights={column: tuple(found.weights) for column, found in self.regions.items()},
             num_lost_regions=sum(found.num_lost for found in self.regions.values()),
             phrases=tuple(self.phrase_list),
@@ -296,14 +300,34 @@ class _BatchBuilder:
                 for column, found in self.regions.items()
                 if column in self.phrase_columns
             },
-            region_negatives={
-                column: tuple(self.phrases.get(text, -1) for own in found.regions.negatives for text in own)
+            region_negatives=self._listed("negatives"),
+            region_positives=self._listed("positives"),
+            region_tokens={
+                column: tuple(own.nonzero().flatten() for own in found.weights)
                 for column, found in self.regions.items()
-                if column in self.negative_columns
+                if column in self.token_columns
             },
             image_sizes=tuple(self.collator.images.num_tokens(self.seen[key]) for key in self.images),
             teacher_features={feature.name: self._taught(feature, own) for feature, own in self.taught.items()},
         )
+
+    def _told(self, column: str, found: RegionList) -> Regions:
+        """What is known of the regions of a column, and how many states there are of each one's text.
+
+        Told where no row wants them, too: the regions of all processes are joined entry by entry.
+        """
+        told = found.regions
+        read = [self.phrases.get(text) if column in self.phrase_columns else None for text in told.texts]
+        states = tuple(0 if each is None else self.phrase_list[each].num_states for each in read)
+        return replace(told, num_words=states)
+
+    def _listed(self, key: str) -> dict[str, tuple[int, ...]]:
+        """Per column that a feature of such texts is taken of, which phrases they are, in order of region."""
+        return {
+            column: tuple(self.phrases.get(text, -1) for own in getattr(found.regions, key) for text in own)
+            for column, found in self.regions.items()
+            if column in self.listed_columns[key]
+        }
 
 
 def _fingerprint(row: Row, views: Sequence[EncodedView], images: Mapping[str, Sequence[str]]) -> str:

@@ -125,17 +125,24 @@ class RowEncoder:
         Raises:
             DataError: If the row does not say what is on one of them.
         """
-        wanted = [f for f in self.needs(row).features if f.pooling == "regions" or f.of_phrases]
+        wanted = [f for f in self.needs(row).features if f.of_regions]
         for feature in wanted:
             if feature.column not in row.objects:
                 column, purpose = OBJECTS[feature.column], f", whose regions feature {feature.name!r} pools"
                 raise missing_column(column, row.columns, row.name, purpose)
         return tuple(dict.fromkeys(feature.column for feature in wanted))
 
-    def columns_with_phrases(self, row: Row, pooling: str = "regions") -> tuple[str, ...]:
-        """The image columns of which the texts of regions are read, or (pooling "negatives") those that are false."""
-        found = (f.column for f in self.needs(row).features if f.of_phrases and f.pooling == pooling)
+    def columns_with_phrases(self, row: Row, *poolings: str) -> tuple[str, ...]:
+        """The image columns of which the texts of regions are read, or (pooling "negatives") those that are false, or
+        ("positives") say the same."""
+        wanted = poolings or ("regions", "region_tokens")
+        found = (f.column for f in self.needs(row).features if f.of_phrases and f.pooling in wanted)
         return tuple(dict.fromkeys(found))
+
+    def columns_with_region_tokens(self, row: Row) -> tuple[str, ...]:
+        """The image columns of which a feature is of the tokens that regions cover."""
+        found = (f for f in self.needs(row).features if f.source == "projector" and f.pooling == "region_tokens")
+        return tuple(dict.fromkeys(feature.column for feature in found))
 
     def phrases(self, row: Row) -> dict[str, EncodedView]:
         """The distinct texts of a row's objects that are read, each as an answer to `REGION_PROMPT`.
@@ -144,8 +151,9 @@ class RowEncoder:
             DataError: If a text cannot be an answer.
         """
         texts = [each.text for column in self.columns_with_phrases(row) for each in row.objects.get(column, ())]
-        for column in self.columns_with_phrases(row, "negatives"):
-            texts += [text for each in row.objects.get(column, ()) for text in each.negatives]
+        for key in ("negatives", "positives"):
+            for column in self.columns_with_phrases(row, key):
+                texts += [text for each in row.objects.get(column, ()) for text in getattr(each, key)]
         return {text: self._phrase(text, row.name) for text in dict.fromkeys(texts) if text}
 
     def _phrase(self, text: str, where: str) -> EncodedView:

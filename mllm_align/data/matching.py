@@ -33,7 +33,8 @@ def matching_row(
     """A canonical row with a question in words: which candidate is the thing asked for, or that none is.
 
     Boxes are written as left, top, right and bottom in thousandths. Candidates are numbered in an order that the row's
-    name and the seed draw; of more than 25, the right one and others drawn from the rest are kept.
+    name and the seed draw; of more than 25, the right one and others drawn from the rest are kept. Of those that read
+    alike one is kept, the right one if it is among them.
 
     Args:
         name: Of the row.
@@ -58,6 +59,10 @@ def matching_row(
     digest = hashlib.blake2b(repr((name, seed)).encode(), digest_size=8).digest()
     generator = np.random.default_rng(int.from_bytes(digest, "little"))
     order = [candidates[place] for place in generator.permutation(len(candidates))]
+    first: dict[str, int] = {}
+    for each in (*([] if answer is None else [answer]), *order):
+        first.setdefault(box_in_words(read[each]), each)
+    order = [each for each in order if first[box_in_words(read[each])] == each]
     if len(order) > MOST_OPTIONS:
         others = [each for each in order if each != answer]
         kept = {*others[: MOST_OPTIONS - (answer is not None)], answer}
@@ -112,7 +117,8 @@ def matching_rows(
         thing = asked[generator.integers(len(asked))]
         answer = places[1].get(thing)
         if answer is not None and generator.random() < share_without:
-            candidates, answer = [each for each in candidates if each != answer], None
+            right = box_in_words(read[answer])
+            candidates, answer = [each for each in candidates if box_in_words(read[each]) != right], None
         if candidates:
             yield matching_row(name, images, objects, places[0][thing], candidates, answer, seed)
 

@@ -10,6 +10,7 @@ A row's column `objects` is a list, one entry per object:
 | `object_id` | which thing it is: the same one elsewhere has the same id |
 | `class` | what kind of thing it is |
 | `negatives` | texts that are false of it, though near the true one ("a blue cup" of a red one) |
+| `positives` | texts that say the same of it in other words ("a cup in red") |
 | `image` | which of the row's images it is on, counted from 0 (default 0) |
 """
 
@@ -24,7 +25,7 @@ import numpy as np
 
 from mllm_align.data.errors import DataError, quoted
 
-KEYS = ("box", "mask", "text", "object_id", "class", "negatives", "image")
+KEYS = ("box", "mask", "text", "object_id", "class", "negatives", "positives", "image")
 Mask = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -40,6 +41,7 @@ class ImageObject:
         object_id: Which thing it is, or "".
         kind: Its class, or "".
         negatives: Texts that are false of it.
+        positives: Texts that say the same of it.
     """
 
     image: int
@@ -49,6 +51,7 @@ class ImageObject:
     object_id: str = ""
     kind: str = ""
     negatives: tuple[str, ...] = ()
+    positives: tuple[str, ...] = ()
 
 
 def read_objects(value: Any, num_images: int, where: str) -> tuple[ImageObject, ...]:
@@ -92,6 +95,7 @@ def _object(entry: Any, num_images: int, where: str) -> ImageObject:
         object_id=_name(given, "object_id", where),
         kind=_name(given, "class", where),
         negatives=_negatives(given, where),
+        positives=_positives(given, where),
     )
 
 
@@ -103,13 +107,29 @@ def _name(given: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _negatives(given: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    value = given.get("negatives", ())
-    texts = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if not isinstance(value, list | tuple) or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise DataError(f"{where}: negatives must be a list of texts, got {quoted(value)}")
+    texts = _texts(given, "negatives", where)
     own = str(given.get("text", "")).casefold()
     if any(text.casefold() == own for text in texts):
         raise DataError(f"{where}: its text {quoted(given['text'])} is among its negatives; take it out")
+    return texts
+
+
+def _positives(given: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    texts = _texts(given, "positives", where)
+    false = {text.casefold() for text in given.get("negatives", ())}
+    both = next((text for text in texts if text.casefold() in false), None)
+    if both is not None:
+        raise DataError(f"{where}: {quoted(both)} is among its positives and its negatives; take it out of one")
+    if texts and not _name(given, "text", where):
+        raise DataError(f"{where}: positives say the same as its text, and it has none: give it one of them")
+    return texts
+
+
+def _texts(given: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = given.get(key, ())
+    texts = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError(f"{where}: {key} must be a list of texts, got {quoted(value)}")
     return texts
 
 

@@ -59,5 +59,7 @@ class RegionList:
             texts=tuple(each.text for _, each in self._found),
             kinds=tuple(each.kind for _, each in self._found),
             negatives=tuple(each.negatives for _, each in self._found),
+            positives=tuple(each.positives for _, each in self._found),
+            num_tokens=tuple(int(own.count_nonzero()) for own in self.weights),
             coverage=tuple(torch.stack([own.sum() for own in self.weights]).tolist()) if self.weights else (),
         )

@@ -15,6 +15,7 @@ from transformers.utils.hub import cached_file
 
 from mllm_align.contract import Embedding, EmbeddingHead, Feature
 from mllm_align.models.export import EMBEDDING_FILES
+from mllm_align.models.loading import model_path
 
 SETTINGS_FILE, WEIGHTS_FILE = EMBEDDING_FILES
 VERSION = 1
@@ -86,7 +87,7 @@ def save_embedding(
 
 def has_embedding(folder: str | os.PathLike[str]) -> bool:
     """Whether an embedding lies beside what is in a folder."""
-    return (Path(folder) / SETTINGS_FILE).is_file()
+    return (Path(model_path(os.fspath(folder))) / SETTINGS_FILE).is_file()
 
 
 def load_embedding(folder: str | os.PathLike[str]) -> KeptEmbedding:
@@ -103,7 +104,7 @@ def load_embedding(folder: str | os.PathLike[str]) -> KeptEmbedding:
     if file is None:
         raise ValueError(
             f"no embedding in {name!r}: {SETTINGS_FILE} is missing. Train with an objective of images and texts (such "
-            "as InfoNCE), or measure the model as it is with Encoder.zero_shot"
+            "as InfoNCE), or measure the model as it is with Encoder.zero_shot (encode --zero-shot)"
         )
     try:
         settings: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -137,7 +138,13 @@ def _load_heads(heads: Mapping[str, EmbeddingHead], weights: Path | None) -> Non
 
 
 def file_of(name: str, file: str) -> Path | None:
-    """Where a file of a model lies, in its folder or fetched from the Hub; None where there is none."""
+    """Where a file of a model lies, in its folder or fetched from the Hub; None where there is none.
+
+    Args:
+        name: Folder, Hub id, or "demo-base" for the model that comes with the package.
+        file: Name of the file.
+    """
+    name = model_path(name)
     if Path(name).is_dir():
         found = Path(name) / file
         return found if found.is_file() else None

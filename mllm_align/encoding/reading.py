@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mllm_align.contract import Embedding, Feature
@@ -33,7 +34,8 @@ def images_to_read(embedding: Embedding, images: Any) -> Reading:
     """Entries that are one image each, or a list of several that belong together.
 
     Raises:
-        ValueError: If they are no list, an entry lists no image, or the embedding's image side is a whole prompt.
+        ValueError: If they are no list, an entry lists no image, a file is not there, or the embedding's image side is
+            a whole prompt.
     """
     feature = embedding.features["image"]
     if feature.column == "prompt":
@@ -46,6 +48,8 @@ def images_to_read(embedding: Embedding, images: Any) -> Reading:
         own = list(entry) if isinstance(entry, list | tuple) else [entry]
         if not own:
             raise ValueError(f"images[{place}] lists no image: give one or more, or leave it out")
+        for image in own:
+            _refuse_missing(image, f"images[{place}]")
         rows.append({"images": own, "prompt": feature.prompt or UNREAD_PROMPT})
     return Reading(rows, feature._replace(column="image"), "image")
 
@@ -98,6 +102,16 @@ def rows_to_read(embedding: Embedding, rows: Any, side: str | None) -> Reading:
             "say side='image' or side='text'"
         )
     return Reading(found, feature._replace(column="prompt", prompt=None), own)
+
+
+def _refuse_missing(image: Any, where: str) -> None:
+    """Before anything is read: thousands of images may come first. An address has an error of its own."""
+    if not isinstance(image, str | os.PathLike) or str(image).startswith(("http://", "https://")):
+        return
+    path = Path(image).expanduser()
+    if not path.is_file():
+        below = "" if path.is_absolute() else f" below the working directory {str(Path.cwd())!r}"
+        raise ValueError(f"{where}: there is no image file {str(image)!r}{below}: correct the path, or leave it out")
 
 
 def _entries(given: Any, name: str) -> Any:

@@ -70,6 +70,10 @@ def export_sentence_transformers(
             layer without its norm.
     """
     source, target = Path(folder), Path(output_dir)
+    occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    # An own folder has something in it, too, and wants another mend.
+    if occupied and not overwrite and target.resolve() != source.resolve():
+        raise ValueError(f"{str(target)!r} has something in it: name another folder or pass overwrite (--overwrite)")
     kept = load_embedding(source)
     embedding = kept.embedding
     check_stock(embedding)
@@ -77,8 +81,6 @@ def export_sentence_transformers(
     name = model_path(base or (base_of(str(source)) if adapter else source))
     if target.resolve() in (source.resolve(), Path(name).resolve()):
         raise ValueError(f"output_dir {str(target)!r} is where the model itself lies: name another")
-    if target.exists() and any(target.iterdir()) and not overwrite:
-        raise ValueError(f"{str(target)!r} has something in it: name another folder or pass overwrite (--overwrite)")
     if find_mixer(source) is not None or find_mixer(name) is not None:
         raise ValueError(f"the model in {str(source)!r} has a mixer, which no stock model has: use Encoder")
     config = AutoConfig.from_pretrained(name)

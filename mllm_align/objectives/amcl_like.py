@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm_align.contract import Embedding, Needs, Outcome, Signals, Term
+from mllm_align.objectives.nearest import nearest
 from mllm_align.objectives.preference import check_positive
 from mllm_align.objectives.summaries import summaries
 from mllm_align.objectives.temperature import MAX_SCALE, check_temperature
@@ -42,7 +43,8 @@ class AmclLike(nn.Module):
         dim: Width of each head's space.
         temperature: Of all pairs at the start, 1/100 at the least; no pair's goes below that.
         spread_weight: Of what keeps temperatures about there.
-        **options: Of both sides: image, text, image_prompt, text_prompt, pooling and layer, as of `Pairs`.
+        **options: Of both sides: image, text (the column "caption"), image_prompt, text_prompt, pooling and layer, as
+            of `Pairs`.
 
     Needs:
         Embeddings of an image column and of a text; no views, no reference.
@@ -51,8 +53,9 @@ class AmclLike(nn.Module):
         Features (N, d), one a row; computed in float32 at least. Terms, whose count is the number of rows with both:
         "contrast", the sum over rows and heads of symmetric InfoNCE; "spread", the sum over rows and heads of the
         penalty's mean over the row's pairs. Metrics, for each such row: whether its partner is the nearest by the mean
-        cosine of the heads, "accuracy/image_to_text" and "accuracy/text_to_image" (N,); "temperature" (N, M), which
-        each of the M heads predicts of the pair.
+        cosine of the heads, "accuracy/image_to_text" and "accuracy/text_to_image" (N,), and how many others are as
+        near, "ties" (N,), for which nothing is the nearest; "temperature" (N, M), which each of the M heads predicts
+        of the pair.
 
     Example:
         >>> from mllm_align.contract import Ragged
@@ -132,12 +135,8 @@ class AmclLike(nn.Module):
                 logits, mean = (each.masked_fill(alike, torch.finfo(each.dtype).min) for each in (logits, mean))
             losses = 0.5 * (logits.logsumexp(dim=1) + logits.logsumexp(dim=2)) - own
             spread = spread_penalty(log_temperature, self.temperature).mean(dim=2)
-        row = torch.arange(len(mean), device=mean.device)
-        metrics = {
-            "accuracy/image_to_text": (mean.argmax(dim=1) == row).float(),
-            "accuracy/text_to_image": (mean.argmax(dim=0) == row).float(),
-            "temperature": log_temperature.detach().diagonal(dim1=1, dim2=2).T.exp().clamp(min=1 / MAX_SCALE),
-        }
+        metrics = nearest(mean, found.present[found.anchors]).metrics(torch.arange(len(mean), device=mean.device))
+        metrics["temperature"] = log_temperature.detach().diagonal(dim1=1, dim2=2).T.exp().clamp(min=1 / MAX_SCALE)
         terms = Term("contrast", 1.0, losses.sum(), count), Term("spread", self.spread_weight, spread.sum(), count)
         return Outcome(terms, metrics)
 

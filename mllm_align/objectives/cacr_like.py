@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm_align.contract import Embedding, Needs, Outcome, Signals, Term
+from mllm_align.objectives.nearest import tolerance
 from mllm_align.objectives.preference import check_positive, check_switches, check_weights
 from mllm_align.objectives.summaries import paraphrase_vectors, paraphrases_of, said_of, summaries
 
@@ -51,7 +52,8 @@ class CacrLike(nn.Module):
         repel_weight: Of the repulsion.
         detach_weights: Whether weights are constants. By default the gradient is that of the formula as it stands, and
             goes through them, too; which of both the authors train with could not be read.
-        **options: Of both sides: image, text, image_prompt, text_prompt, pooling, layer and dim, as of `Pairs`.
+        **options: Of both sides: image, text (the column "caption"), image_prompt, text_prompt, pooling, layer and
+            dim, as of `Pairs`.
 
     Needs:
         Embeddings of an image column, of a text, and of the texts in column "positives" (an empty list for none); no
@@ -61,8 +63,9 @@ class CacrLike(nn.Module):
         Features (N, d), one a row of image and text, any number of paraphrases; computed in float32 at least. Terms:
         "attract" and "repel", sums over the rows with image and text of the mean of both directions, in the second of
         which a row's texts count equally; count their number, for "repel" where there are two at least. Metrics, for
-        each such row: "accuracy/image_to_text", whether the nearest text is one of its own, "accuracy/text_to_image"
-        of its own text (N,).
+        each such row: "accuracy/image_to_text", whether one of its own texts is nearer than all others,
+        "accuracy/text_to_image", whether its image is nearer to its own text than all others (N,); as near is not
+        nearer.
 
     Example:
         >>> from mllm_align.contract import Ragged
@@ -148,10 +151,11 @@ class CacrLike(nn.Module):
             for keys, sharpness in ((own, self.t_plus), (other, -self.t_minus))
         )
         paired = found.present.sum()
-        told = costs.detach().masked_fill(~(counts & (own | other)), torch.inf)
+        mine, theirs = (costs.detach().masked_fill(~(counts & keys), torch.inf) for keys in (own, other))
+        margin, size = 2 * tolerance(costs.dtype), len(row)  # a cost is twice what is left of a cosine
         metrics = {
-            "accuracy/image_to_text": of[told.argmin(dim=1)] == row,
-            "accuracy/text_to_image": told[:, : len(row)].argmin(dim=0) == row,
+            "accuracy/image_to_text": theirs.amin(dim=1) - mine.amin(dim=1) > margin,
+            "accuracy/text_to_image": theirs[:, :size].amin(dim=0) - costs.detach()[:, :size].diagonal() > margin,
         }
         terms = (
             Term("attract", self.attract_weight, attract.sum(), paired),

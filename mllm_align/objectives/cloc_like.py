@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mllm_align.contract import Feature, Needs, Outcome, Regions, Signals, Term
+from mllm_align.contract import Feature, Needs, Outcome, Ragged, Regions, Signals, Term
 from mllm_align.objectives.boxes import centres, corners, overlap_of
 from mllm_align.objectives.host import sent
 from mllm_align.objectives.padding import padded, places_by_row, rows_of_entries
-from mllm_align.objectives.preference import check_weights
-from mllm_align.objectives.prompter import Prompter
+from mllm_align.objectives.preference import check_switches, check_weights
+from mllm_align.objectives.prompter import BoxPrompter, Prompter
 from mllm_align.objectives.region_text import RegionText
 
-TOKENS = "image_tokens:image"
+TOKENS, REGIONS = "image_tokens:image", "regions:image"
 WIDTH = 256
 
 
@@ -32,11 +33,14 @@ class ClocLike(nn.Module):
         contrast_weight: Of the contrast.
         l1_weight: Of L1, the sum over the four numbers.
         giou_weight: Of one less the generalised IoU.
+        prompted: Whether a region's vector is found from its box's corners by attention over the tokens of its image
+            (`BoxPrompter`, after CLOC's promptable embeddings), and not the mean of those that it covers. It then has
+            a say in what is around it, and its own tokens are less bound to hold what it is.
         **options: Of `RegionText`.
 
     Needs:
-        What `RegionText` needs, and all tokens of a row's images. Rows need `objects` with texts, and one image: of
-        several the tokens do not say which is whose, and the collator refuses the row.
+        What `RegionText` needs (`prompted`, the texts alone), and all tokens of a row's images. Rows need `objects`
+        with texts, and one image: of several the tokens do not say which is whose, and the collator refuses the row.
 
     Shapes:
         Features (N, d), computed in float32 at least. Terms: "region_text" as there; "box_l1" and "box_giou": sums
@@ -61,24 +65,32 @@ class ClocLike(nn.Module):
 
     Deviations:
         There is no public code of CLOC, and what could not be verified is chosen here: the weights (DETR's 5 and 2
-        beside 1), the head (one attention by the contrast's cosines, width 256; CLOC's Prompter is a layer of its own
-        that also turns boxes into region vectors, which are here means of tokens), all regions of a row instead of a
-        few drawn ones, equal texts instead of near ones as no negatives. CLOC trains a CLIP from scratch beside its
-        image-text loss.
+        beside 1), the head (one attention by the contrast's cosines, width 256), region vectors (means of tokens by
+        default; with `prompted` one attention, where CLOC's Prompter is one module for boxes and phrases), all regions
+        of a row instead of a few drawn ones, equal texts instead of near ones as no negatives. CLOC trains a CLIP from
+        scratch beside its image-text loss.
     """
 
     def __init__(
-        self, contrast_weight: float = 1.0, l1_weight: float = 5.0, giou_weight: float = 2.0, **options: Any
+        self,
+        contrast_weight: float = 1.0,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        prompted: bool = False,
+        **options: Any,
     ) -> None:
         """Refuses values without a meaning."""
         super().__init__()
         weights = {"contrast_weight": contrast_weight, "l1_weight": l1_weight, "giou_weight": giou_weight}
         check_weights("ClocLike", **weights)
+        check_switches("ClocLike", prompted=prompted)
         if "columns" in options:
             raise ValueError("ClocLike: phrases are looked for on a row's own image: leave columns out")
         self.contrast_weight, self.l1_weight, self.giou_weight = contrast_weight, l1_weight, giou_weight
         self.contrast = RegionText(**options)
+        self.prompted = prompted
         self.prompter: Prompter | None = None
+        self.box_prompter: BoxPrompter | None = None
 
     def set_widths(self, widths: Mapping[str, int]) -> None:
         """Makes the heads.
@@ -86,23 +98,33 @@ class ClocLike(nn.Module):
         Args:
             widths: Of each feature, by name.
         """
-        self.contrast.set_widths(widths)
+        self.contrast.set_widths({**widths, REGIONS: widths[TOKENS]})
+        if self.prompted and self.box_prompter is None:
+            self.box_prompter = BoxPrompter(widths[TOKENS], WIDTH)
         if self.prompter is None:
             self.prompter = Prompter(widths["region_texts:image"], widths[TOKENS], WIDTH)
 
     @property
     def needs(self) -> Needs:
         """Regions, their texts, and all tokens."""
-        return self.contrast.needs | Needs(features=(Feature(TOKENS, "projector", "image", pooling="tokens"),))
+        own = self.contrast.needs.features
+        kept = tuple(feature for feature in own if not (self.prompted and feature.name == REGIONS))
+        return Needs(features=(*kept, Feature(TOKENS, "projector", "image", pooling="tokens")))
 
     def forward(self, policy: Signals, reference: Signals | None) -> Outcome:
         """The terms and metrics of one batch."""
-        contrast = self.contrast(policy, reference)
-        (term,) = contrast.terms
         told = policy.regions.get("image", Regions())
         named = _with_one_box(told)
         if self.prompter is None:
             raise ValueError("ClocLike: its heads are not made: call set_widths with the width of each feature")
+        if self.box_prompter is not None and told:
+            policy = self._with_vectors(self.box_prompter, policy, told)
+        contrast = self.contrast(policy, reference)
+        (term,) = contrast.terms
+        if self.box_prompter is not None:
+            # On every rank, whether or not it has a region with a text.
+            unused = torch.stack([parameter.sum() for parameter in self.box_prompter.parameters()]).sum()
+            term = term._replace(sum=term.sum + 0 * unused)
         if not named:
             zero = 0 * torch.stack([parameter.sum() for parameter in self.prompter.parameters()]).sum()
             losses, count, metrics = {"l1": zero, "giou": zero}, torch.zeros_like(term.count), {}
@@ -118,6 +140,22 @@ class ClocLike(nn.Module):
             Term("box_giou", self.giou_weight, losses["giou"], count),
         )
         return Outcome(terms, {**contrast.metrics, **metrics})
+
+    @staticmethod
+    def _with_vectors(prompter: BoxPrompter, policy: Signals, told: Regions) -> Signals:
+        """What was measured, and the vectors of the regions as a feature, as if they had been measured, too."""
+        tokens = policy.features[TOKENS].values
+        rows = list(dict.fromkeys(told.row))
+        groups = places_by_row(told.row, rows)
+        boxes = sent(torch.tensor(told.boxes, dtype=torch.float32).clamp(0, 1), tokens.device)
+        with torch.autocast(tokens.device.type, enabled=False):
+            asked, _ = padded(boxes, groups)
+            known, there = padded(_upcast(tokens), places_by_row(rows_of_entries(policy, TOKENS), rows))
+            found = prompter(asked, known, there).flatten(0, 1)
+        places = {own: row * asked.shape[1] + n for row, group in enumerate(groups) for n, own in enumerate(group)}
+        index = sent(torch.tensor([places[number] for number in range(len(told))]), found.device)
+        row = sent(torch.tensor(told.row), found.device)
+        return replace(policy, features={**policy.features, REGIONS: Ragged(found[index], row)})
 
     def _boxes(self, prompter: Prompter, policy: Signals, told: Regions, named: list[int]) -> tuple[Tensor, Tensor]:
         """(N, 4) twice: the boxes found as centre and size, and the corners of the true ones."""

@@ -7,7 +7,7 @@ from typing import Any
 from mllm_align.contract import Needs, Outcome, Signals, Term
 from mllm_align.objectives.next_token import OWN, NextToken
 from mllm_align.objectives.preference import check_positive
-from mllm_align.objectives.summaries import AroundContrast, info_nce_with, instructions
+from mllm_align.objectives.summaries import AroundContrast, info_nce_with, usual
 
 
 class Discriminative(AroundContrast):
@@ -58,9 +58,14 @@ class Discriminative(AroundContrast):
         super().__init__()
         check_positive("Discriminative", contrast_weight=contrast_weight, next_token_weight=next_token_weight)
         self.contrast_weight, self.next_token_weight = contrast_weight, next_token_weight
-        chosen = {"text": "caption", **instructions(options)}
-        self.contrast = info_nce_with("Discriminative", options, chosen, kept=("sides",))
+        self.options = {**usual(options), **options}
+        self.contrast = info_nce_with("Discriminative", options, usual(options), kept=("sides",))
         self.long = NextToken(matched=False)
+
+    def extra_repr(self) -> str:
+        """Weights and options that were given, as a model card tells them."""
+        told = {"contrast_weight": self.contrast_weight, "next_token_weight": self.next_token_weight, **self.options}
+        return ", ".join(f"{name}={value!r}" for name, value in told.items())
 
     @property
     def needs(self) -> Needs:

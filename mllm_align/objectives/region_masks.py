@@ -37,15 +37,15 @@ class RegionTable:
         """Some regions, in the order given."""
         return RegionTable(*(getattr(self, column.name)[index] for column in fields(self)))
 
-    def alike(self, overlap: float, *, same_class: bool = False) -> Tensor:
+    def alike(self, overlap: float, *, same_class: bool = True) -> Tensor:
         """(N, N) bool: pairs of which nobody can say that what is true of one is false of the other.
 
-        A region itself, one thing in a row, what is called the same, what is of one class (where `same_class`), and
+        A region itself, one thing in a row, what is called the same, what is of one class (without `same_class`), and
         two regions of one image of which one lies within the other by more than the share `overlap` of its area.
         """
         found = equal(self.text) & (self.text != 0)
         found = found | (equal(self.thing) & (self.thing != 0) & equal(self.row)) | self.nested(overlap)
-        if same_class:
+        if not same_class:
             found = found | (equal(self.kind) & (self.kind != 0))
         return found | torch.eye(len(self.row), dtype=torch.bool, device=self.row.device)
 

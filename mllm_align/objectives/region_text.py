@@ -62,7 +62,7 @@ class RegionText(nn.Module):
         learn_temperature: Whether it is trained (as its logarithm, kept from going below 1/100).
         overlap: Regions in one image of which one lies within the other by more than this share of its area are not
             told apart: a hat and who wears it. 1 tells all apart.
-        same_class: Whether regions of one class are not told apart either.
+        same_class: Whether regions of one class are told apart, as for `RegionContrast`.
         decoupled: DCL: the positive is left out of the softmax's denominator.
         continuous: CWCL: a region is pulled towards every text, the more the more alike that text is to its own
             (`continuous_weights` of the texts' features). The other way round stays InfoNCE.
@@ -109,7 +109,7 @@ class RegionText(nn.Module):
         temperature: float = 0.07,
         learn_temperature: bool = True,
         overlap: float = 0.5,
-        same_class: bool = False,
+        same_class: bool = True,
         decoupled: bool = False,
         continuous: bool = False,
         bias: float = -10.0,

@@ -17,6 +17,8 @@ from mllm_align.objectives.info_nce import InfoNCE
 from mllm_align.objectives.padding import rows_of_entries
 from mllm_align.objectives.pairs import IMAGE_PROMPT, TEXT_PROMPT, Compared, Pairs
 
+# The text of a contrast by summaries: a column that is read before an instruction, and so needs no prompt of its row.
+TEXT = "caption"
 PARAPHRASES = "positives"
 OPTIONS = ("image", "text", "image_prompt", "text_prompt", "pooling", "layer", "dim")
 
@@ -49,8 +51,9 @@ def summaries(owner: str, options: Mapping[str, Any]) -> Pairs:
 
     Args:
         owner: Name of the objective, for errors.
-        options: Of `Pairs`: image, text, image_prompt, text_prompt, pooling, layer, dim; without a word on the
-            instructions, they are IMAGE_PROMPT and TEXT_PROMPT, or none where a side is the row's own prompt.
+        options: Of `Pairs`: image, text, image_prompt, text_prompt, pooling, layer, dim; without a word on them, the
+            text is column TEXT, and the instructions are IMAGE_PROMPT and TEXT_PROMPT, or none where a side is the
+            row's own prompt.
 
     Raises:
         ValueError: If there is no such option, or `Pairs` refuses it.
@@ -58,12 +61,13 @@ def summaries(owner: str, options: Mapping[str, Any]) -> Pairs:
     unknown = [name for name in options if name not in OPTIONS]
     if unknown:
         raise ValueError(f"{owner} has no option {unknown[0]!r} (of its sides: {', '.join(OPTIONS)})")
-    return Pairs(owner, **{**instructions(options), **options})
+    return Pairs(owner, **{**usual(options), **options})
 
 
-def instructions(options: Mapping[str, Any]) -> dict[str, str | None]:
-    """The prompts of both sides where options of `Pairs` say nothing of them; none where a side is the row's own."""
+def usual(options: Mapping[str, Any]) -> dict[str, str | None]:
+    """Text and prompts of both sides where options of `Pairs` say nothing of them; no prompt for the row's own."""
     return {
+        "text": TEXT,
         "image_prompt": None if options.get("image") == "prompt" else IMAGE_PROMPT,
         "text_prompt": None if options.get("text") == "prompt" else TEXT_PROMPT,
     }

@@ -1,4 +1,4 @@
-"""Region-text contrast with texts that are nearly right."""
+"""Region-text contrast with texts that are nearly right, and with texts that say the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mllm_align.contract import Feature, Needs, Outcome, Regions, Signals, Term
-from mllm_align.objectives.contrast_kernels import softmax_contrast
+from mllm_align.objectives.contrast_kernels import softmax_contrast, takes_part
 from mllm_align.objectives.host import sent
 from mllm_align.objectives.preference import check_weights
 from mllm_align.objectives.region_text import Compared, RegionText
@@ -20,21 +20,25 @@ class SVLC(nn.Module):
 
     Each region brings texts that are false of it though near its own: a colour, a size, a relation changed. They are
     further columns of the softmax of every region of the batch; and a second softmax is over a region's own text and
-    its own negatives alone.
+    its own negatives alone. Where regions bring other texts that say the same, region and text each find these among
+    those of the batch.
 
     Args:
         contrast_weight: Of the contrast over all texts.
         negative_weight: Of the softmax over a region's own.
+        paraphrase_weight: Of that over paraphrases, half the region's and half its text's; 0 for rows without them.
         **options: Of `RegionText`; the loss is the softmax, and one side of it at least is "region_to_text".
 
     Needs:
-        What `RegionText` needs of its columns, and the texts of their negatives. Rows need `objects` with texts, which
-        may list `negatives`. A whole picture is an object with the box 0, 0, 1, 1.
+        What `RegionText` needs of its columns, the texts of their negatives, and with `paraphrase_weight` those of
+        their positives. Rows need `objects` with texts, which may list `negatives` and `positives`. A whole picture is
+        an object with the box 0, 0, 1, 1.
 
     Shapes:
         Features (N, d), computed in float32 at least. Terms: "region_text" as there; "own_negatives": sum over the
-        regions that have negatives, count their number. Metrics: those of `RegionText`, and for each such region
-        whether its text is nearer than all of its negatives, "own_accuracy" (N,).
+        regions that have negatives, count their number; with its weight "paraphrases": the same over the regions that
+        have a paraphrase, where another region has one, too. Metrics: those of `RegionText`, and for each region with
+        negatives whether its text is nearer than all of them, "own_accuracy" (N,).
 
     Example:
         >>> from mllm_align.contract import Ragged
@@ -50,22 +54,35 @@ class SVLC(nn.Module):
         ({'region_text': 1, 'own_negatives': 1}, True)
 
     Relations:
-        Without negatives this is RegionText. `TSVLC` is of whole images, and has paraphrases. With frozen tower and
-        projector the image tokens do not learn: train the projector or put LoRA on the tower.
+        Without negatives this is RegionText. `TSVLC` is of whole images. Paraphrases of regions that are not told
+        apart (`RegionText`) are no negatives, nor is one that reads as the region's own text or paraphrase. With
+        frozen tower and projector the image tokens do not learn: train the projector or put LoRA on the tower.
 
     Deviations:
         The paper contrasts whole images under CLIP, makes one negative of each caption by rules or a language model
-        while it trains, and adds a third term of paraphrases, which `TSVLC` has; here negatives are data, as many as
-        there are. A negative that is another region's own text counts for all but that one.
+        while it trains, and has one paraphrase; here both are data, as many as there are, and the term of paraphrases
+        is off by default. A negative that is another region's own text counts for all but that one.
     """
 
-    def __init__(self, contrast_weight: float = 1.0, negative_weight: float = 1.0, **options: Any) -> None:
+    def __init__(
+        self,
+        contrast_weight: float = 1.0,
+        negative_weight: float = 1.0,
+        paraphrase_weight: float = 0.0,
+        **options: Any,
+    ) -> None:
         """Refuses values without a meaning."""
         super().__init__()
-        check_weights("SVLC", contrast_weight=contrast_weight, negative_weight=negative_weight)
+        check_weights(
+            "SVLC",
+            contrast_weight=contrast_weight,
+            negative_weight=negative_weight,
+            paraphrase_weight=paraphrase_weight,
+        )
         if options.get("loss", "softmax") != "softmax" or options.get("sides") == "text_to_region":
             raise ValueError("SVLC: negatives are texts that a region chooses among: leave loss and sides as they are")
         self.contrast_weight, self.negative_weight = contrast_weight, negative_weight
+        self.paraphrase_weight = paraphrase_weight
         self.contrast = RegionText(**options)
 
     def set_widths(self, widths: Mapping[str, int]) -> None:
@@ -78,10 +95,11 @@ class SVLC(nn.Module):
 
     @property
     def needs(self) -> Needs:
-        """Regions, their texts, and their negatives."""
+        """Regions, their texts, and their negatives and paraphrases."""
         columns = self.contrast.columns
-        extra = tuple(Feature(f"region_negatives:{name}", "text", name, pooling="negatives") for name in columns)
-        return self.contrast.needs | Needs(features=extra)
+        listed = ("negatives", "positives") if self.paraphrase_weight else ("negatives",)
+        extra = (Feature(f"region_{key}:{name}", "text", name, pooling=key) for key in listed for name in columns)
+        return self.contrast.needs | Needs(features=tuple(extra))
 
     def forward(self, policy: Signals, reference: Signals | None) -> Outcome:
         """The terms and metrics of one batch."""
@@ -89,10 +107,14 @@ class SVLC(nn.Module):
         (plain,) = contrast.terms
         found = self.contrast.compared(policy)
         given = self._negatives(policy, found) if found is not None else None
+        nothing = 0 * plain.sum, 0 * plain.count
+        further: tuple[Term, ...] = ()
+        if self.paraphrase_weight:
+            same = self._paraphrases(policy, found) if found is not None else None
+            further = (Term("paraphrases", self.paraphrase_weight, *(same or nothing)),)
         if found is None or given is None:
-            nothing = 0 * plain.sum, 0 * plain.count
             terms = plain._replace(weight=self.contrast_weight), Term("own_negatives", self.negative_weight, *nothing)
-            return Outcome(terms, contrast.metrics)
+            return Outcome((*terms, *further), contrast.metrics)
         cosines, negative, mine = given
         losses, anchors = self.contrast.losses(found, (cosines, negative))
         own = found.cosines.diagonal()[:, None]
@@ -107,35 +129,62 @@ class SVLC(nn.Module):
             Term("region_text", self.contrast_weight, losses.sum(), anchors.sum()),
             Term("own_negatives", self.negative_weight, among_own.sum(), has.sum()),
         )
-        return Outcome(terms, {**contrast.metrics, "own_accuracy": right[has].float()})
+        return Outcome((*terms, *further), {**contrast.metrics, "own_accuracy": right[has].float()})
 
     def _negatives(self, policy: Signals, found: Compared) -> tuple[Tensor, Tensor, Tensor] | None:
         """(N, K) thrice: cosines of regions to all negatives of the batch, which of these count, which are its own."""
-        columns = [name for name in self.contrast.columns if f"region_negatives:{name}" in policy.features]
-        told = [policy.regions[name] for name in self.contrast.columns if f"regions:{name}" in policy.features]
-        if not columns:
+        values, owner, false, names = self._listed(policy, "negatives")
+        if values is None:
             return None
-        values = torch.cat([policy.features[f"region_negatives:{name}"].values for name in columns])
         device = values.device
         with torch.autocast(device.type, enabled=False):
-            values = values.to(torch.promote_types(values.dtype, torch.float32))
             cosines = found.regions @ self.contrast.unit("texts", values).T
-        owner, false, names = _owners(told)
         places = sent(torch.tensor(found.places), device)
         mine = places[:, None] == sent(torch.tensor(owner), device)[None, :]
         said = sent(torch.tensor(names), device)[places]
         negative = said[:, None] != sent(torch.tensor(false), device)[None, :]
         return cosines, negative, mine & negative
 
+    def _paraphrases(self, policy: Signals, found: Compared) -> tuple[Tensor, Tensor] | None:
+        """Sum and count: the mean of how a region and how its text find their paraphrases, over those with some."""
+        values, owner, said, names = self._listed(policy, "positives")
+        if values is None:
+            return None
+        device = values.device
+        # Who has a paraphrase has a text, so it is among those that are compared.
+        numbers = {place: number for number, place in enumerate(found.places)}
+        own = sent(torch.tensor([numbers[place] for place in owner]), device)
+        mine = torch.arange(len(numbers), device=device)[:, None] == own[None, :]
+        # A text is no negative of a region of which it is said, as its own text or as a paraphrase.
+        numbered = sent(torch.tensor(said), device)
+        same_text = sent(torch.tensor([names[place] for place in found.places]), device)[:, None] == numbered[None, :]
+        with torch.autocast(device.type, enabled=False):
+            repeated = mine.to(values.dtype) @ (numbered[:, None] == numbered[None, :]).to(values.dtype) > 0
+            negative = ~(found.alike[:, own] | same_text | repeated)
+            keys = self.contrast.unit("texts", values)
+            texts = self.contrast.unit("texts", found.texts)
+            scale = self.contrast.log_scale.exp().to(keys.dtype)
+            sides = [softmax_contrast(scale * side @ keys.T, mine, negative) for side in (found.regions, texts)]
+        return 0.5 * (sides[0] + sides[1]).sum(), takes_part(mine, negative).sum()
 
-def _owners(told: list[Regions]) -> tuple[list[int], list[int], list[int]]:
-    """Of each negative its region; and numbers that are equal where texts are, of negatives and of regions."""
+    def _listed(self, policy: Signals, key: str) -> tuple[Tensor | None, list[int], list[int], list[int]]:
+        """(K, d) what regions list, float32 at least, or None where none does; and what `_owners` says of it."""
+        columns = self.contrast.columns
+        given = [policy.features[f"region_{key}:{n}"] for n in columns if f"region_{key}:{n}" in policy.features]
+        told = _owners([policy.regions[n] for n in columns if f"regions:{n}" in policy.features], key)
+        if not given or not told[0]:
+            return None, *told
+        values = torch.cat([ragged.values for ragged in given])
+        return values.to(torch.promote_types(values.dtype, torch.float32)), *told
+
+
+def _owners(told: list[Regions], key: str) -> tuple[list[int], list[int], list[int]]:
+    """Of each listed text its region; and numbers that are equal where texts are, of these and of regions."""
     numbers: dict[str, int] = {}
-    owner, false = [], []
+    owner, listed = [], []
     texts = [text for regions in told for text in regions.texts]
-    negatives = [own for regions in told for own in regions.negatives]
-    for place, own in enumerate(negatives):
+    for place, own in enumerate(own for regions in told for own in getattr(regions, key)):
         for text in own:
             owner.append(place)
-            false.append(numbers.setdefault(text.casefold(), len(numbers)))
-    return owner, false, [numbers.setdefault(text.casefold(), len(numbers)) for text in texts]
+            listed.append(numbers.setdefault(text.casefold(), len(numbers)))
+    return owner, listed, [numbers.setdefault(text.casefold(), len(numbers)) for text in texts]

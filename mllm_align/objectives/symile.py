@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from mllm_align.contract import EmbeddingHead, Needs, Outcome, Signals, Term
 from mllm_align.objectives.host import sent
 from mllm_align.objectives.identity import first_places, ids_by_row
+from mllm_align.objectives.nearest import nearest, tolerance
 from mllm_align.objectives.padding import rows_of_entries
 from mllm_align.objectives.preference import check_positive, check_switches
 from mllm_align.objectives.summaries import summaries
@@ -136,16 +137,17 @@ class Symile(nn.Module):
         seed: Of the draws of "n". They depend on it and on the ids of the batch's rows alone, and so are the same on
             all ranks and in both passes of cached gradients.
         dim: Width of a linear head for each side; None for none.
-        **options: Of the sides: image, text, image_prompt, text_prompt (of both texts), pooling "last" or "mean", and
-            layer, as of `Pairs`.
+        **options: Of the sides: image, text (the column "caption"), image_prompt, text_prompt (of both texts), pooling
+            "last" or "mean", and layer, as of `Pairs`.
 
     Needs:
         Embeddings of an image column and of two texts; no views, no reference.
 
     Shapes:
         Features (N, d), one a row; computed in float32 at least. Term "symile": sum over the rows with all three sides
-        of the mean over anchors, count their number. Metrics, for each such row: whether its own is the best of a side
-        for the two others, "accuracy/image", "accuracy/text" and "accuracy/third" (N,); "temperature".
+        of the mean over anchors, count their number. Metrics, for each such row: whether its own is better than all
+        others of a side for the two others, "accuracy/image", "accuracy/text" and "accuracy/third" (N,); as good is
+        not better; "temperature".
 
     Example:
         >>> from mllm_align.contract import Ragged
@@ -154,7 +156,7 @@ class Symile(nn.Module):
         >>> features = {feature.name: Ragged(torch.eye(2), rows) for feature in objective.needs.features}
         >>> outcome = objective(Signals({}, {}, features=features, sources=("a", "a")), None)
         >>> sorted(features), round(outcome.loss.item(), 4) < 1e-4
-        (['image:image', 'text:chosen', 'text:sign'], True)
+        (['image:image', 'text:caption', 'text:sign'], True)
 
     Relations:
         With a third side of ones, the loss of an anchor of the two others is InfoNCE plus log N. What it trains is the
@@ -258,7 +260,8 @@ class Symile(nn.Module):
             if read is not None:
                 true = _true_beside(read, read[1], read[2]).T & (row[:, None] != row)
                 found = found.masked_fill(true, -torch.inf)
-            right.append(found.argmax(dim=1) == row)
+            near = nearest(found, torch.ones_like(row, dtype=torch.bool))
+            right.append(near.own - near.text > tolerance(found.dtype))
         return torch.stack(losses).mean(dim=0), right
 
     def _kinds(self, policy: Signals, rows: list[int], device: torch.device) -> list[Tensor] | None:

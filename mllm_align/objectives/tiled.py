@@ -56,6 +56,25 @@ def tiled_info_nce(
     return losses, Nearest(*near)
 
 
+def tiled_nearest(images: Tensor, texts: Tensor, present: Tensor, tile: int, ids: Ids | None = None) -> Nearest:
+    """How near partners are, as `nearest` finds it, from a tile of cosines at a time; without a gradient.
+
+    Args:
+        images: (B, d) unit vectors.
+        texts: (B, d) unit vectors; row b belongs to image b.
+        present: (B,) bool, the rows that take part.
+        tile: Rows and columns of a tile.
+        ids: What was read twice, and so is no other; None for nothing.
+    """
+    with torch.no_grad():
+        one = torch.ones((), device=images.device)
+        tiles = _Tiles(images, texts, texts[:0], one, present, present[:0], ids, 0.0, tile)
+        near = tiles.partners()
+        for part, other, cosines in tiles.of_pairs():
+            tiles.compare(near, cosines, part, other, tiles.absent(part, other))
+    return near
+
+
 class _Sums(NamedTuple):
     """(B,) logarithms of the denominators of images and of texts, and whether each has a negative."""
 
@@ -141,6 +160,22 @@ class _Tiles:
     def _slices(self, length: int) -> Iterator[slice]:
         return (slice(start, min(start + self.tile, length)) for start in range(0, length, self.tile))
 
+    def of_pairs(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Rows, columns and cosines of every tile of images and texts."""
+        for part in self.rows():
+            images = self._read(self.images, part)
+            for other in self.rows():
+                yield part, other, images @ self._read(self.texts, other).T
+
+    def partners(self) -> Nearest:
+        """How near partners are, as yet without others."""
+        own = torch.empty(len(self.images), dtype=self.dtype, device=self.images.device)
+        for part in self.rows():
+            # Read off a tile as others are, so that what is equal is rounded alike.
+            own[part] = (self._read(self.images, part) @ self._read(self.texts, part).T).diagonal()
+        none = torch.full_like(own, -torch.inf)
+        return Nearest(own, none, none.clone(), torch.zeros_like(own))
+
     def _read(self, vectors: Tensor, part: slice) -> Tensor:
         return vectors[part].to(self.dtype)
 
@@ -151,7 +186,7 @@ class _Tiles:
             found.diagonal().add_(self.log_weight)
         return found
 
-    def _absent(self, part: slice, other: slice) -> tuple[Tensor, Tensor]:
+    def absent(self, part: slice, other: slice) -> tuple[Tensor, Tensor]:
         """Which pairs of a tile do not count for its images, and for its texts; may be of one line alone."""
         texts, images = ~self.present[None, other], ~self.present[part, None]
         if self.ids is None:
@@ -166,23 +201,19 @@ class _Tiles:
 
     def denominators(self) -> tuple[_Sums, Nearest]:
         """What is summed, and how near partners are."""
-        empty = torch.full((len(self.images),), -torch.inf, dtype=self.dtype, device=self.images.device)
-        row, column, near = empty.clone(), empty.clone(), Nearest(empty, empty.clone(), empty.clone(), empty.clone())
-        near.ties.zero_()
+        near = self.partners()
+        row, column = (torch.full_like(near.own, -torch.inf) for _ in range(2))
         of_text, of_image = (torch.zeros_like(self.present, dtype=torch.long) for _ in range(2))
-        for part in self.rows():
-            near.own[part] = (self._read(self.images, part) @ self._read(self.texts, part).T).diagonal()
+        for part, other, cosines in self.of_pairs():
+            weighed = self._weighed(cosines, part == other)
+            absent = self.absent(part, other)
+            _add(row, part, weighed.masked_fill(absent[0], -torch.inf), 1)
+            _add(column, other, weighed.masked_fill(absent[1], -torch.inf), 0)
+            of_text[part] += (~absent[0]).sum(dim=1)
+            of_image[other] += (~absent[1]).sum(dim=0)
+            self.compare(near, cosines, part, other, absent)
         for part in self.rows():
             images = self._read(self.images, part)
-            for other in self.rows():
-                cosines = images @ self._read(self.texts, other).T
-                weighed = self._weighed(cosines, part == other)
-                absent = self._absent(part, other)
-                _add(row, part, weighed.masked_fill(absent[0], -torch.inf), 1)
-                _add(column, other, weighed.masked_fill(absent[1], -torch.inf), 0)
-                of_text[part] += (~absent[0]).sum(dim=1)
-                of_image[other] += (~absent[1]).sum(dim=0)
-                self._compare(near, cosines, part, other, absent)
             for other in self.further():
                 cosines = images @ self._read(self.negatives, other).T
                 absent = self._not_false(part, other)
@@ -191,7 +222,7 @@ class _Tiles:
         # One of those that count is the partner.
         return _Sums(row, column, self.present & (of_text > 1), self.present & (of_image > 1)), near
 
-    def _compare(
+    def compare(
         self, near: Nearest, cosines: Tensor, part: slice, other: slice, absent: tuple[Tensor, Tensor]
     ) -> None:
         """Takes note of what is nearest in a tile."""
@@ -222,7 +253,7 @@ class _Tiles:
                 keys = self._read(self.texts, other)
                 cosines = own @ keys.T
                 weighed = self._weighed(cosines, part == other)
-                absent = self._absent(part, other)
+                absent = self.absent(part, other)
                 share = (weighed - row[part, None]).exp_().masked_fill_(absent[0], 0).mul_(to_text[part, None])
                 share += (weighed - column[other]).exp_().masked_fill_(absent[1], 0).mul_(to_image[other])
                 if part == other:

@@ -15,10 +15,10 @@ from mllm_align.objectives.preference import check_weights
 from mllm_align.objectives.summaries import (
     AroundContrast,
     info_nce_with,
-    instructions,
     paraphrase_vectors,
     paraphrases_of,
     said_of,
+    usual,
 )
 from mllm_align.objectives.temperature import bounded_scale
 
@@ -34,8 +34,8 @@ class TSVLC(AroundContrast):
         contrast_weight: Of the contrast over all texts.
         negative_weight: Of the softmax over a row's own.
         paraphrase_weight: Of that over paraphrases; 0 for rows without them.
-        **options: Of `InfoNCE`: image, text, image_prompt, text_prompt, temperature and others, some of which are for
-            the contrast alone; not negatives, which are there always.
+        **options: Of `InfoNCE`: image, text (the column "caption"), image_prompt, text_prompt, temperature and others,
+            some of which are for the contrast alone; not negatives, which are there always.
 
     Needs:
         Embeddings of an image column, of a text, and of the texts in columns "negatives" and "positives" (an empty
@@ -86,7 +86,7 @@ class TSVLC(AroundContrast):
         }
         check_weights("TSVLC", **weights)
         self.contrast_weight, self.negative_weight, self.paraphrase_weight = weights.values()
-        chosen = {"negatives": True, **instructions(options)}
+        chosen = {"negatives": True, **usual(options)}
         self.contrast = info_nce_with("TSVLC", options, chosen, kept=("negatives",))
         self.paraphrases = paraphrases_of(self.contrast.pairs) if paraphrase_weight else None
 

@@ -197,7 +197,7 @@ def _declared(signals: Signals, needs: Needs) -> Signals:
         features=_only(signals.features, [feature.name for feature in needs.features]),
         sources=signals.sources,
         row_ids=signals.row_ids,
-        regions=_only(signals.regions, [f.column for f in needs.features if f.pooling == "regions"]),
+        regions=_only(signals.regions, [f.column for f in needs.features if f.of_regions]),
         host_num_tokens=_only(signals.host_num_tokens, views),
         host_feature_rows=_only(signals.host_feature_rows, [feature.name for feature in needs.features]),
         host_feature_ids=_only(signals.host_feature_ids, [feature.name for feature in needs.features]),

@@ -92,6 +92,11 @@ def build_trainer(recipe: Recipe, *, overwrite: bool = False) -> AlignTrainer:
     model_arguments = recipe.model
     with _naming("model"):
         model_path(model_arguments.model_name_or_path)
+    if model_arguments.load_in_4bit and not model_arguments.use_peft:
+        raise RecipeError(
+            "model.load_in_4bit is true and model.use_peft is not: 4-bit weights do not train, adapters on them do; "
+            "set model.use_peft: true, or model.load_in_4bit: false"
+        )
     train, evaluation = (_load_sources(recipe, objective, section) for section in (recipe.data, recipe.eval_data))
     with _naming("data"):
         source_shares(join_sources(train, arguments.shares))

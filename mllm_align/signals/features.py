@@ -17,13 +17,14 @@ from mllm_align.families.base import to_device
 from mllm_align.signals.packing import PackedInputs, send
 
 POOLINGS = {
-    "projector": ("mean", "regions", "tokens"),
-    "text": ("mean", "last", "regions", "negatives", "tokens"),
+    "projector": ("mean", "regions", "tokens", "region_tokens"),
+    "text": ("mean", "last", "regions", "negatives", "positives", "tokens", "region_tokens"),
     "embedding": ("last", "mean", "tokens"),
     "teacher": ("mean", "regions"),
 }
 # What the texts of regions are measured as, in a batch of their own: not a name that a user's feature could have.
 PHRASES = Feature("<phrases>", "text", "objects", pooling="last")
+PHRASE_TOKENS = Feature("<phrase tokens>", "text", "objects", pooling="tokens")
 PHRASE_VIEW = View(None, "objects")
 
 
@@ -57,9 +58,9 @@ def check_features(features: Sequence[Feature]) -> None:
             )
         if (feature.teacher is not None) != (feature.source == "teacher"):
             raise ValueError(f"feature {feature.name!r}: a teacher belongs to source 'teacher', and to no other")
-        on_images = feature.pooling == "regions" or feature.of_phrases or feature.source == "teacher"
+        on_images = feature.of_regions or feature.source == "teacher"
         if on_images and feature.column not in IMAGE_COLUMNS:
-            what = "regions" if feature.pooling == "regions" or feature.of_phrases else "teachers' features"
+            what = "regions" if feature.of_regions else "teachers' features"
             raise ValueError(
                 f"feature {feature.name!r}: {what} are on images, column {feature.column!r} is none; name "
                 f"{' or '.join(IMAGE_COLUMNS)}"
@@ -110,14 +111,15 @@ def rows_with_images(batch: Batch, column: str) -> list[int]:
 
 def phrases_told(batch: Batch, feature: Feature) -> tuple[int, ...] | None:
     """Which of the batch's phrases each entry of a feature of regions' texts is; None where no row wants it."""
-    told = batch.region_phrases if feature.pooling == "regions" else batch.region_negatives
-    return told.get(feature.column)
+    listed = {"negatives": batch.region_negatives, "positives": batch.region_positives}
+    return listed.get(feature.pooling, batch.region_phrases).get(feature.column)
 
 
 def image_feature_rows(batch: Batch, feature: Feature) -> list[int]:
     """The row of each entry of an image feature: rows with images, as often as these have tokens, or of regions.
 
-    None where no row of the batch wants a feature of texts or of a teacher, whatever other features its regions have.
+    None where no row of the batch wants a feature of texts, of all tokens of regions, or of a teacher, whatever other
+    features its regions have.
 
     Raises:
         ValueError: If the batch does not say which images are whose, or how many tokens they have.
@@ -129,8 +131,14 @@ def image_feature_rows(batch: Batch, feature: Feature) -> list[int]:
     regions = batch.regions.get(feature.column, Regions())
     if feature.pooling == "regions":
         return list(regions.row)
-    if feature.pooling == "negatives":
-        return [row for row, own in zip(regions.row, regions.negatives, strict=True) for _ in own]
+    if feature.pooling in ("negatives", "positives"):
+        listed = getattr(regions, feature.pooling)
+        return [row for row, own in zip(regions.row, listed, strict=True) for _ in own]
+    if feature.pooling == "region_tokens":
+        if not feature.of_phrases and feature.column not in batch.region_tokens:
+            return []
+        counts = regions.num_words if feature.of_phrases else regions.num_tokens
+        return [row for row, count in zip(regions.row, counts, strict=True) for _ in range(count)]
     rows = rows_with_images(batch, feature.column)
     if feature.pooling != "tokens":
         return rows
@@ -171,7 +179,7 @@ def feature_ids(batch: Batch, feature: Feature) -> list[int] | None:
             entries = prefix.input_ids.numel() if feature.source == "embedding" else branch.token_ids.numel() - 1
             found += [number] * (max(entries, 1) if feature.pooling == "tokens" else 1)
         return found
-    if feature.source != "projector" or feature.pooling == "regions":
+    if feature.source != "projector" or feature.of_regions:
         return None
     images = (batch.row_images or {}).get(feature.column, ())
     of_row = {row: _number(batch, [], images[row]) for row in rows_with_images(batch, feature.column)}
@@ -303,9 +311,10 @@ def image_features(
         if feature.source != "projector":
             continue
         rows = image_feature_rows(batch, feature)
-        if feature.pooling == "regions":
+        if feature.of_regions:
             if rows:
-                pooled = region_means(batch, encoded, feature.column)
+                measure = region_means if feature.pooling == "regions" else region_tokens
+                pooled = measure(batch, encoded, feature.column)
                 found[feature.name] = Ragged(pooled, send(np.array(rows), pooled.device)), rows
             continue
         images = [(batch.row_images or {})[feature.column][row] for row in rows_with_images(batch, feature.column)]
@@ -333,3 +342,12 @@ def region_means(batch: Batch, encoded: EncodedImages, column: str) -> Tensor:
     back = np.argsort(np.array(order))
     joined = torch.cat(pooled)
     return joined[send(back, joined.device)]
+
+
+def region_tokens(batch: Batch, encoded: EncodedImages, column: str) -> Tensor:
+    """(N, d) float32: the tokens that each region on the images of a column covers, region after region."""
+    regions, covered = batch.regions[column], batch.region_tokens[column]
+    images = [(batch.row_images or {})[column][row][n] for row, n in zip(regions.row, regions.image, strict=True)]
+    # One copy to the device for all of them.
+    index = send(torch.cat(covered).numpy(), encoded.tokens[images[0]].device).split([len(own) for own in covered])
+    return torch.cat([encoded.tokens[image][own].float() for image, own in zip(images, index, strict=True)])

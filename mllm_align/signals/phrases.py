@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mllm_align.contract import Batch, Feature, Ragged
-from mllm_align.signals.features import PHRASES, image_feature_rows, phrases_told
+from mllm_align.signals.features import PHRASE_TOKENS, PHRASES, image_feature_rows, phrases_told
 from mllm_align.signals.packing import send
 from mllm_align.signals.plan import Group
 from mllm_align.signals.scoring import Measured
@@ -18,19 +18,19 @@ from mllm_align.signals.scoring import Measured
 def phrase_features(
     model: Any, batch: Batch, groups: Sequence[Group], measured: Sequence[Measured], features: Sequence[Feature]
 ) -> dict[str, tuple[Ragged, list[int]]]:
-    """Of each region on the images of a column the last state of its text, or of those that are false of it, and the
-    rows once more on the host.
+    """Of each region on the images of a column the last state of its text, all states of it, or the last states of
+    those that are false of it or say the same, and the rows once more on the host.
 
     Args:
         model: The unwrapped Hugging Face model; asked for its width.
-        batch: With `phrases`, and `region_phrases` or `region_negatives`.
+        batch: With `phrases`, and which of them are of which region.
         groups: As planned for `features`.
         measured: What each of them gave.
         features: Those of texts of regions are looked at.
 
     Returns:
-        Per feature (R, d) float32, zero where a region has no text; or of negatives one entry for each. A column
-        without any has no entry.
+        Per feature (R, d) float32, zero where a region has no text; or one entry for each state, or for each text of a
+        list. A column without any has no entry.
     """
     told = {feature: phrases_told(batch, feature) for feature in features if feature.of_phrases}
     wanted = {feature: own for feature, own in told.items() if own is not None}
@@ -38,6 +38,7 @@ def phrase_features(
         return {}
     pools = [(pool, each) for group, each in zip(groups, measured, strict=True) for pool in group.pools]
     own = [(pool.rows, each.pooled[pool.name]) for pool, each in pools if pool.name == PHRASES.name]
+    words = [(pool.rows, each.pooled[pool.name]) for pool, each in pools if pool.name == PHRASE_TOKENS.name]
     width = model.config.get_text_config().hidden_size
     nothing = torch.zeros(1, width, device=model.device)
     joined = torch.cat([nothing, *(values for _, values in own)])
@@ -45,11 +46,19 @@ def phrase_features(
     place = np.zeros(len(batch.phrases) + 1, dtype=np.int64)
     for number, phrase in enumerate(phrase for rows, _ in own for phrase in rows):
         place[phrase] = number + 1
+    spread: dict[int, list[int]] = {}
+    for number, phrase in enumerate(phrase for rows, _ in words for phrase in rows):
+        spread.setdefault(phrase, []).append(number)
     found = {}
     for feature, own_phrases in wanted.items():
         rows = image_feature_rows(batch, feature)
-        index = place[np.array(own_phrases, dtype=np.int64)]
-        if rows:
+        if rows and feature.pooling == "region_tokens":
+            every = torch.cat([values for _, values in words])
+            index = np.array([number for phrase in own_phrases for number in spread.get(phrase, ())], dtype=np.int64)
+            values = every[send(index, every.device)]
+            found[feature.name] = Ragged(values, send(np.array(rows), values.device)), rows
+        elif rows:
+            index = place[np.array(own_phrases, dtype=np.int64)]
             values = joined[send(index, joined.device)]
             found[feature.name] = Ragged(values, send(np.array(rows), values.device)), rows
     return found

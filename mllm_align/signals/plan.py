@@ -13,7 +13,7 @@ from torch import Tensor
 from mllm_align.contract import Batch, Branch, Feature, View
 from mllm_align.families import Family
 from mllm_align.signals.attention import SHARED_PREFIX, use_shared_prefix_attention
-from mllm_align.signals.features import PHRASE_VIEW, PHRASES, Pool, pools_of
+from mllm_align.signals.features import PHRASE_TOKENS, PHRASE_VIEW, PHRASES, Pool, pools_of
 from mllm_align.signals.limits import can_share_prefixes, layer_windows
 from mllm_align.signals.masks import attention_masks
 from mllm_align.signals.options import EngineOptions
@@ -114,11 +114,13 @@ def plan_groups(
                 whole = len(wanted) == len(packs)
                 other = replace(own, pools=()) if whole else group(batch, wanted, (), scored)
             groups.append(replace(own, reference=other))
-    if any(feature.of_phrases for feature in features):
+    read = [feature.pooling == "region_tokens" for feature in features if feature.of_phrases]
+    if read:
         # A batch of its own, whose rows are the phrases.
         alone = tuple(Branch(p.prefix, row, PHRASE_VIEW, p.token_ids) for row, p in enumerate(batch.phrases))
         phrases = replace(batch, branches=alone)
-        groups += [group(phrases, packs, (PHRASES,), ()) for packs in planned(phrases, range(len(alone)))]
+        pooled = (*([] if all(read) else [PHRASES]), *([PHRASE_TOKENS] if any(read) else []))
+        groups += [group(phrases, packs, pooled, ()) for packs in planned(phrases, range(len(alone)))]
     return groups
 
 

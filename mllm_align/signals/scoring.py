@@ -16,7 +16,7 @@ from mllm_align.contract import Batch, Feature, Ragged, Signals
 from mllm_align.families import EncodedImages, Family
 from mllm_align.signals.encoder_cache import EncoderCache
 from mllm_align.signals.feature_cache import FeatureCache
-from mllm_align.signals.features import PHRASES, feature_ids, text_feature_rows
+from mllm_align.signals.features import PHRASE_TOKENS, PHRASES, feature_ids, text_feature_rows
 from mllm_align.signals.logps import sum_by, token_logps
 from mllm_align.signals.options import EngineOptions
 from mllm_align.signals.packing import send
@@ -202,7 +202,7 @@ def _text_features(groups: Sequence[Group], measured: Sequence[Measured]) -> dic
     branches: dict[str, list[int]] = {}
     for group, each in zip(groups, measured, strict=True):
         for pool in group.pools:
-            if pool.name == PHRASES.name:
+            if pool.name in (PHRASES.name, PHRASE_TOKENS.name):
                 continue
             values.setdefault(pool.name, []).append(each.pooled[pool.name])
             rows.setdefault(pool.name, []).extend(pool.rows)

@@ -15,6 +15,7 @@ PACKAGES = ("mllm-align", "torch", "transformers", "peft", "accelerate", "datase
 SETTINGS = (
     "learning_rate",
     "projector_learning_rate",
+    "vision_learning_rate",
     "mixer_learning_rate",
     "head_learning_rate",
     "lr_scheduler_type",
@@ -44,6 +45,7 @@ class CardFacts:
         settings: The run's settings.
         batch_size: Rows per step over all ranks.
         adapter: The adapter's configuration, or None where the whole model trained.
+        parts: Of its `modules_to_save`, those that are parts of one thing, with what that is in words.
         quantization: How the base was quantised, in words, or None.
         steps: Steps done.
         log: The log's entries.
@@ -59,6 +61,7 @@ class CardFacts:
     settings: Any
     batch_size: int
     adapter: Any = None
+    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     quantization: str | None = None
     steps: int = 0
     log: Iterable[Mapping[str, Any]] = ()
@@ -121,7 +124,7 @@ def _training(facts: CardFacts) -> str:
     if facts.quantization:
         lines.append(f"The base was loaded in {facts.quantization}.\n")
     if facts.adapter is not None:
-        lines.append(f"Adapter: {_adapter(facts.adapter)}\n")
+        lines.append(f"Adapter: {_adapter(facts.adapter, facts.parts)}\n")
     if facts.mixer:
         lines.append(f"Mixer: {facts.mixer}\n")
     lines.append("## Objective\n")
@@ -137,7 +140,7 @@ def _training(facts: CardFacts) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _adapter(config: Any) -> str:
+def _adapter(config: Any, parts: Mapping[str, str]) -> str:
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     told = []
     if hasattr(config, "lora_alpha"):
@@ -146,7 +149,8 @@ def _adapter(config: Any) -> str:
     if isinstance(targets, list | set):
         told.append(f"{len(targets)} layers")
     if getattr(config, "modules_to_save", None):
-        told.append(f"trained in full: {', '.join(config.modules_to_save)}")
+        whole = dict.fromkeys(parts.get(name, name) for name in config.modules_to_save)
+        told.append(f"trained in full: {', '.join(whole)}")
     if getattr(config, "trainable_token_indices", None):
         told.append(f"{len(config.trainable_token_indices)} vectors of soft prompts")
     return f"{kind}, {', '.join(told)}"

@@ -13,6 +13,7 @@ from mllm_align.signals import Replay
 from mllm_align.trainers.averaged import with_averaged
 from mllm_align.trainers.guard import check_gradients
 from mllm_align.trainers.heads import kept_parameters, outcome_of
+from mllm_align.trainers.metrics import with_lost_objects
 from mllm_align.trainers.plain_step import wanted_of
 from mllm_align.trainers.redirect import inside_forward, touch
 from mllm_align.trainers.window import zero_signals
@@ -58,7 +59,7 @@ def _passes(trainer: AlignTrainer, model: nn.Module, batch: Batch) -> Tensor:
     policy = with_averaged(trainer, batch, replay.policy)
     outcome = outcome_of(trainer.objective, policy, replay.reference, together)
     check_gradients(outcome, [*replay.leaves, *kept_parameters(trainer.objective)], trainer.checked_terms)
-    trainer.count(outcome, replay.policy, len(batch))
+    trainer.count(with_lost_objects(outcome, batch), replay.policy, len(batch))
     loss = trainer.share_of(outcome)
     if not loss.requires_grad:
         return loss

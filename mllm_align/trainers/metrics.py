@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from mllm_align.contract import Outcome, Signals
+from mllm_align.contract import Batch, Outcome, Signals
 
 
 class Averages:
@@ -68,6 +69,18 @@ class Averages:
         """Forgets everything."""
         self._sums.clear()
         self._counts.clear()
+
+
+def with_lost_objects(outcome: Outcome, batch: Batch) -> Outcome:
+    """The outcome, and the metric "objects/lost": of each object of the batch, regions or not, whether it is none.
+
+    Objects are lost that cover nothing of what the model is shown: without area, outside their image, cropped away.
+    """
+    lost, kept = batch.num_lost_regions, sum(map(len, batch.regions.values()))
+    if not lost + kept:
+        return outcome
+    told = torch.cat([torch.ones(lost), torch.zeros(kept)])
+    return replace(outcome, metrics={**outcome.metrics, "objects/lost": told})
 
 
 def means(totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:

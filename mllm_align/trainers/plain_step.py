@@ -12,6 +12,7 @@ from mllm_align.signals import measure
 from mllm_align.signals.features import scored_views
 from mllm_align.trainers.averaged import with_averaged
 from mllm_align.trainers.heads import outcome_of
+from mllm_align.trainers.metrics import with_lost_objects
 from mllm_align.trainers.redirect import touch
 from mllm_align.trainers.window import zero_signals
 
@@ -44,4 +45,5 @@ def measured(trainer: AlignTrainer, batch: Batch) -> tuple[Outcome, Signals, Ten
         with trainer.accelerator.autocast():
             policy, reference = measure(trainer.model, batch, reference=trainer.reference, **wanted_of(trainer))
         policy = with_averaged(trainer, batch, policy)
-    return outcome_of(trainer.objective, policy, reference, together), policy, zero
+    outcome = outcome_of(trainer.objective, policy, reference, together)
+    return with_lost_objects(outcome, batch), policy, zero

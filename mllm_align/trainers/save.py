@@ -90,6 +90,7 @@ def write_card(trainer: AlignTrainer, folder: str) -> None:
         settings=args,
         batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         adapter=model.active_peft_config if isinstance(model, PeftModel) else None,
+        parts=_parts(model),
         quantization=_quantization(quantization),
         steps=trainer.state.global_step,
         log=trainer.state.log_history,
@@ -99,6 +100,21 @@ def write_card(trainer: AlignTrainer, folder: str) -> None:
         mixer=_mixer(unwrap(model)),
     )
     (Path(folder) / CARD_FILE).write_text(model_card(facts), encoding="utf-8")
+
+
+def _parts(model: Any) -> dict[str, str]:
+    """What the adapter's trained copies are together, where a part of the model is copied with nothing left out."""
+    config = getattr(model, "active_peft_config", None)
+    hf, whole = unwrap(model), getattr(config, "modules_to_save", None) or ()
+    scope_of = family_of(hf).scope_of
+    left = {
+        scope_of(name)
+        for name, _ in hf.named_parameters()
+        if ".modules_to_save." not in name and ".original_module." not in name
+    }
+    words = {"vision": "the vision tower", "projector": "the projector"}
+    scopes = {name: scope_of(name) for name in whole}
+    return {name: words[scope] for name, scope in scopes.items() if scope in words and scope not in left}
 
 
 def _quantization(config: object) -> str | None:

@@ -25,6 +25,8 @@ from mllm_align.models.soft_tokens import part_from_head, train_soft_prompts
 from mllm_align.signals import AdaptersOff, FrozenCopy, NamedAdapter, Reference
 from mllm_align.signals.limits import can_share_prefixes
 from mllm_align.trainers.config import AlignConfig
+from mllm_align.trainers.optimizer import warn_of_idle_rates
+from mllm_align.trainers.unread import freeze_unread
 from mllm_align.vision import RegionWeights
 from mllm_align.vision.mixed_vision import ATTRIBUTE, mixed_of
 
@@ -143,18 +145,25 @@ def soft_replacements(processor: Any, objective: Objective) -> dict[str, str]:
     return soft.replace
 
 
-def apply_peft(model: Any, peft_config: PeftConfig | None) -> Any:
-    """The model with a new adapter, or as it is.
+def apply_peft(model: Any, peft_config: PeftConfig | None, processor: Any) -> Any:
+    """The model with a new adapter, or as it is; what of its vision side is not read does not train.
 
     Without target modules the adapter goes on the language model alone. Soft prompts train with it. A mixer that
     trains is trained whole beside it, and short names of target modules do not reach its encoders.
 
     Raises:
-        ValueError: If the model has adapters already, or gets none where it, or an encoder, trains by them alone.
+        ValueError: If the model has adapters already, or gets none where it, or an encoder, trains by them alone, or
+            nothing reads what of its vision side would train.
     """
+    adapted = _with_adapter(model, peft_config)
+    freeze_unread(adapted, processor)
+    return adapted
+
+
+def _with_adapter(model: Any, peft_config: PeftConfig | None) -> Any:
     if peft_config is None:
         if is_quantized(model) and not isinstance(model, PeftModel):
-            raise ValueError("a quantised model trains through adapters alone: pass peft_config")
+            raise ValueError("a quantised model trains through adapters alone: pass peft_config (use_peft)")
         if not isinstance(model, PeftModel) and encoder_targets(model):
             raise ValueError(
                 "an encoder of the mixer is to train with LoRA (train: lora), and the model gets no adapter: pass "
@@ -211,7 +220,7 @@ def _warn_of_vision(model: PeftModel, targets: Any) -> None:
     hits = {
         name
         for name in adapter_parameters(model)
-        if family.scope_of(name.removeprefix("base_model.model.")) == "vision"
+        if ".modules_to_save." not in name and family.scope_of(name.removeprefix("base_model.model.")) == "vision"
     }
     if hits:
         logger.warning(
@@ -220,6 +229,12 @@ def _warn_of_vision(model: PeftModel, targets: Any) -> None:
             sorted(targets) if isinstance(targets, list | set) else targets,
             len(hits),
         )
+
+
+def warn_of_settings(model: Any, args: AlignConfig) -> None:
+    """Tells of settings that will have another effect than is likely meant, or none."""
+    warn_of_unshared_prompts(model, args.packing)
+    warn_of_idle_rates(model, args)
 
 
 def warn_of_unshared_prompts(model: Any, packing: str) -> None:

@@ -110,9 +110,9 @@ class AlignTrainer(Trainer):
         loaded, processor = setup.resolve_model(model, processing_class, args.model_init_kwargs, args.device)
         self.base_name: str = getattr(unwrap(loaded), "name_or_path", "") or ""
         self.base_probe = base_probe(loaded)
-        policy = setup.apply_peft(loaded, peft_config)
+        policy = setup.apply_peft(loaded, peft_config, processor)
         check_trainable(policy)
-        setup.warn_of_unshared_prompts(policy, args.packing)
+        setup.warn_of_settings(policy, args)
         if args.disable_dropout:
             disable_dropout(policy)
         self.objective = objective

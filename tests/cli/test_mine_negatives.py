@@ -58,6 +58,29 @@ def test_vectors_of_another_encoder(rows: str, tmp_path: Path, capsys: pytest.Ca
     assert all(score <= 0.7 + 1e-6 for own in scores for score in own)
 
 
+def test_what_takes_the_candidates_is_told(rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pictures in two heaps, each of which is one picture to the encoder; long texts are not mined."""
+    rng = np.random.default_rng(1)
+    images = np.repeat(np.eye(5)[:2], 8, axis=0) + 1e-3 * rng.normal(size=(16, 5))
+    np.savez(tmp_path / "both.npz", images=images, texts=images + 0.1 * rng.normal(size=(16, 5)))
+    both = str(tmp_path / "both.npz")
+    lines = [json.loads(line) for line in Path(rows).read_text().splitlines()]
+    for line in lines[::2]:
+        line["caption"] += " indeed"
+    Path(rows).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [*COMMAND, rows, "--image-vectors", both, "--text-vectors", both, "--output"]
+    assert main([*command, str(tmp_path / "out.jsonl")]) == 0
+    hint = "most candidates are texts of pictures that are taken for the same one (cosine from 0.99): raise --same"
+    assert hint in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "all.jsonl"), "--same-picture", "2", "--max-words", "5"]) == 0
+    told = capsys.readouterr().out
+    assert "taken for the same one" not in told
+    assert "of more than 5 words, and not mined: 8" in told
+    found = [json.loads(line)["negatives"] for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert [len(own) for own in found] == [3] * 16
+    assert not any("indeed" in text for own in found for text in own)
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -65,6 +88,7 @@ def test_vectors_of_another_encoder(rows: str, tmp_path: Path, capsys: pytest.Ca
         (["--image-vectors", "a.npy"], "name one encoder"),
         (["--model", "nowhere/no-model"], "nowhere/no-model is neither a model's folder nor a model on the Hub"),
         (["--per-row", "0"], "per_row must be at least 1"),
+        (["--max-words", "0"], "max_words must be at least 1"),
         (["--image-vectors", "a.npy", "--text-vectors", "a.npy"], "there is no file of vectors a.npy"),
     ],
 )

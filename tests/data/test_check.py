@@ -20,7 +20,8 @@ from mllm_align.data.errors import DataError
 from mllm_align.data.loading import load_rows
 from mllm_align.data.mixing import mix_sources
 from mllm_align.families import family_of
-from mllm_align.objectives import FILIP, ClocLike, Discriminative, InfoNCE, RegionText
+from mllm_align.objectives import FILIP, ClocLike, Discriminative, InfoNCE, RegionContrast, RegionText
+from mllm_align.vision import RegionWeights
 from tiny import FAMILIES, tiny
 
 PAIRS = Needs(views=(View("image", "chosen"), View("contrast_image", "chosen"), View("image", "rejected")))
@@ -246,6 +247,29 @@ def test_a_processor_with_ways_of_its_own_is_refused(rows: list[dict[str, Any]])
         check_dataset(
             bare, AlignCollator(odd, lambda source: Discriminative().needs, ("pixel_values",)), progress=False
         )
+
+
+@pytest.mark.parametrize(("name", "cropped"), [("llava", 1), ("llava_next", 0), ("idefics3", 0), ("qwen2_5_vl", 0)])
+def test_objects_that_the_model_is_not_shown_are_counted(name: str, cropped: int) -> None:
+    """LLaVA-1.5 shows the middle of a wide picture alone; other families show all of it."""
+    model, processor = tiny(name)
+    family = family_of(model)
+    weights = RegionWeights(family, processor.image_processor, model.config)
+    keys = family.image_keys, family.token_keys
+    needs = RegionContrast(columns=("image", "contrast_image")).needs
+    collator = AlignCollator(processor, lambda source: needs, *keys, region_weights=weights)
+    boxes = [[0.01, 0.2, 0.06, 0.8], [0.5, 0.5, 0.505, 0.505], [0.3, 0.1, 0.9, 0.9], [1.1, 0.0, 1.2, 1.0]]
+    objects = [{"box": box, "object_id": str(number)} for number, box in enumerate(boxes)]
+    wide, high = Image.new("RGB", (400, 100), "red"), Image.new("RGB", (100, 110), "red")
+    row = {"image": wide, "contrast_image": high, "prompt": "x", "chosen": "y", "objects": objects}
+    summary = check_dataset([row | {"contrast_objects": objects}], collator, progress=False)
+    assert (summary.objects, summary.outside, summary.cropped) == (8, 2, cropped)
+    # By what the collator does with the row itself.
+    assert collator([row | {"contrast_objects": objects}])["batch"].num_lost_regions == 2 + cropped
+    told = collator([row | {"contrast_objects": objects}])["batch"].regions
+    assert summary.small == sum(share < 1 for own in told.values() for share in own.coverage) > 0
+    assert ("1 lie where the processor crops their image" in str(summary)) == bool(cropped)
+    assert f"{summary.small} cover less than one token" in str(summary)
 
 
 def test_a_phrase_is_looked_for_on_a_row_with_one_image(rows: list[dict[str, Any]]) -> None:

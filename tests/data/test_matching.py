@@ -84,6 +84,19 @@ def test_at_most_25_options() -> None:
         assert right == (None if answer is None else written(objects[answer]))
 
 
+def test_candidates_that_read_alike_are_one() -> None:
+    """Else two numbers would be right, or "none" where the thing is there under another id."""
+    twins = row_of("a", "ab")
+    twins["objects"][2]["box"] = list(twins["objects"][1]["box"])
+    for number in range(20):
+        (row,) = matching_rows([twins | {"id": f"row {number}"}], share_without=0)
+        _, options, right = read(row)
+        assert options == [right] == [written(twins["objects"][1])]
+    assert list(matching_rows([twins], share_without=1.0)) == []
+    (other,) = matching_rows([row_of("c", "ab") | {"id": "x"}])
+    assert len(read(other)[1]) == 2
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -114,3 +114,16 @@ def test_negatives_are_texts_that_are_false() -> None:
     ):
         with pytest.raises(DataError, match=message):
             read_objects([given | {"negatives": wrong}], 1, "row")
+
+
+def test_positives_say_the_same() -> None:
+    given = {"box": [0, 0, 1, 1], "text": "a red cup", "negatives": ["a blue cup"], "positives": ["a cup in red"]}
+    (each,) = read_objects([given], 1, "row")
+    assert each.positives == ("a cup in red",)
+    for change, message in (
+        ({"positives": "a cup"}, "row, object 0: positives must be a list of texts, got 'a cup'"),
+        ({"positives": ["A Blue Cup"]}, "'A Blue Cup' is among its positives and its negatives"),
+        ({"text": None, "negatives": None}, "positives say the same as its text, and it has none"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_objects([given | change], 1, "row")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from batches import processed
 from mllm_align.contract import Embedding, EmbeddingHead, Feature, Needs
@@ -235,7 +236,11 @@ def test_pixels_are_bounded_as_in_training(pictures: list[Any]) -> None:
         ({"texts": ["a", " "]}, r"texts\[1\] is empty"),
         ({"texts": ["a", 3]}, r"texts\[1\] is a int, not a text"),
         ({"images": [[]]}, r"images\[0\] lists no image"),
-        ({"images": ["/nowhere/a.png"]}, "row 0.*column 'image'.*/nowhere/a.png"),
+        (
+            {"images": [[Image.new("RGB", (8, 8)), "/nowhere/a.png"]]},
+            r"^images\[0\]: there is no image file '/nowhere/a.png': correct the path, or leave it out$",
+        ),
+        ({"images": [Path("no.png")]}, r"images\[0\]: there is no image file 'no.png' below the working directory '/"),
         ({"images": [b"no image"]}, "row 0.*not an image"),
         ({"rows": ["a"]}, r"rows\[0\] is a str, not a row"),
         ({"rows": [{"prompt": "a"}], "side": "left"}, "side must be 'image', 'text' or nothing"),

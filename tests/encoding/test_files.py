@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mllm_align.contract import Embedding, EmbeddingHead, Feature
-from mllm_align.encoding import embedding_of, has_embedding, load_embedding, save_embedding
+from mllm_align.encoding import embedding_of, files, has_embedding, load_embedding, load_encoder, save_embedding
 
 IMAGE = Feature("image:image", "embedding", "image", 0.5, "tokens", prompt="What is it?")
 TEXT = Feature("text:caption", "embedding", "caption", 0.5, "tokens", prompt="What does it say?\n'Say' it.")
@@ -54,6 +54,19 @@ def test_without_heads_there_are_no_weights(tmp_path: Path) -> None:
     assert load_embedding(tmp_path).embedding == Embedding(PLAIN, {})
     assert has_embedding(tmp_path)
     assert not has_embedding(tmp_path / "other")
+
+
+def test_the_model_that_comes_with_the_package_is_known_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it is asked for on the Hub."""
+    asked: list[str] = []
+    monkeypatch.setattr(files, "cached_file", lambda name, *_, **__: asked.append(name))
+    found = files.file_of("demo-base", "config.json")
+    assert found is not None
+    assert found.is_file()
+    with pytest.raises(ValueError, match=r"no embedding in 'demo-base': .* \(encode --zero-shot\)"):
+        load_encoder("demo-base")
+    assert not has_embedding("demo-base")
+    assert asked == []
 
 
 def test_the_embedding_of_an_objective_and_of_its_parts() -> None:

@@ -12,7 +12,13 @@ import torch
 
 from mllm_align.contract import Embedding, EmbeddingHead
 from mllm_align.contract.embedding import IMAGE_PROMPT, TEXT_PROMPT
-from mllm_align.encoding import Encoder, export_sentence_transformers, load_encoder, save_embedding
+from mllm_align.encoding import (
+    Encoder,
+    export_sentence_transformers,
+    load_encoder,
+    save_embedding,
+    sentence_transformers,
+)
 from mllm_align.families.image_only import load_processor
 from mllm_align.models import load_model
 from mllm_align.objectives.pairs import Pairs
@@ -177,7 +183,7 @@ def test_processors_that_cannot(tmp_path: Path) -> None:
     assert not (tmp_path / "st").exists()
 
 
-def test_folders_are_kept(tmp_path: Path) -> None:
+def test_folders_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = made(tmp_path, "llava", adapter=True)
     for target in (trained, tmp_path / "base"):
         with pytest.raises(ValueError, match="is where the model itself lies"):
@@ -185,6 +191,13 @@ def test_folders_are_kept(tmp_path: Path) -> None:
     exported = export_sentence_transformers(trained, tmp_path / "st")
     with pytest.raises(ValueError, match="has something in it"):
         export_sentence_transformers(trained, exported)
+    with monkeypatch.context() as patch:  # before anything is read
+        patch.setattr(sentence_transformers, "load_embedding", lambda _: pytest.fail("read first"))
+        with pytest.raises(ValueError, match="has something in it"):
+            export_sentence_transformers(trained, exported)
+        (tmp_path / "file").write_text("a note")
+        with pytest.raises(ValueError, match="has something in it"):
+            export_sentence_transformers(trained, tmp_path / "file")
     (exported / "note.txt").write_text("old")
     export_sentence_transformers(trained, exported, overwrite=True)
     assert not (exported / "note.txt").exists()

@@ -93,6 +93,32 @@ def test_one_head_left_alone_is_info_nce() -> None:
     same = [torch.ones(5, WIDTH, dtype=torch.float64)] * 2
     outcome = many(signals(many, same, [range(5)] * 2, 5), None)
     assert outcome.terms[0].sum.item() / 5 == pytest.approx(HEADS * math.log(5))
+    told = {name: found.tolist() for name, found in outcome.metrics.items() if name != "temperature"}
+    assert told == {
+        "accuracy/image_to_text": [0.0] * 5,
+        "accuracy/text_to_image": [0.0] * 5,
+        "ties": [8.0] * 5,
+    }
+
+
+def test_accuracies_are_those_of_the_mean_cosine_of_the_heads() -> None:
+    objective, size = ready(), 6
+    images, texts = drawn(size, seed=7)
+    outcome = objective(signals(objective, [images, texts], [range(size)] * 2, size), None)
+    table = [[0.0] * size for _ in range(size)]
+    for head in range(HEADS):
+        own = slice(head * DIM, (head + 1) * DIM)
+        of_image, of_text = (objective.pairs.heads[side].projection.weight.detach()[own] for side in ("image", "text"))
+        for i, image in enumerate(images):
+            for j, text in enumerate(texts):
+                one, other = of_image @ image, of_text @ text
+                table[i][j] += float(one @ other / one.norm() / other.norm())
+    others = [[j for j in range(size) if j != i] for i in range(size)]
+    rows = [float(all(table[i][i] > table[i][j] for j in others[i])) for i in range(size)]
+    columns = [float(all(table[i][i] > table[j][i] for j in others[i])) for i in range(size)]
+    assert 0 < sum(rows) + sum(columns) < 2 * size
+    assert outcome.metrics["accuracy/image_to_text"].tolist() == rows
+    assert outcome.metrics["accuracy/text_to_image"].tolist() == columns
 
 
 def test_the_penalty_is_least_where_temperatures_start_and_keeps_them_finite() -> None:

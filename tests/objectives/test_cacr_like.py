@@ -94,6 +94,17 @@ def test_metrics_know_a_paraphrase_for_a_right_answer() -> None:
     assert outcome.metrics["accuracy/text_to_image"].tolist() == [0.0, 0.0]
 
 
+def test_what_is_as_near_is_not_nearer() -> None:
+    objective = CacrLike()
+    same, rows = [torch.ones(3, WIDTH), torch.ones(3, WIDTH), torch.ones(2, WIDTH)], (range(3), range(3), (0, 2))
+    found = objective(signals(objective, same, rows), None).metrics
+    assert found["accuracy/image_to_text"].tolist() == found["accuracy/text_to_image"].tolist() == [0.0] * 3
+    # The paraphrase of row 0 says what the text of row 1 does.
+    eye = torch.eye(4)
+    outcome = objective(signals(objective, [eye[:2].flip(0), eye[:2], eye[1:2]], ((0, 1), (0, 1), (0,))), None)
+    assert outcome.metrics["accuracy/image_to_text"].tolist() == [0.0, 0.0]
+
+
 def test_without_paraphrases_attraction_is_the_cost_itself() -> None:
     objective = CacrLike(t_plus=9.0)
     images, texts, _ = drawn()
@@ -143,7 +154,7 @@ def test_order_of_rows_does_not_matter() -> None:
         ({"repel_weight": -1}, "CacrLike: repel_weight must be a number of at least 0, got -1"),
         ({"detach_weights": 1}, "CacrLike: detach_weights must be true or false, got 1"),
         ({"temperature": 1}, "CacrLike has no option 'temperature'"),
-        ({"text_prompt": None}, "CacrLike: paraphrases are read before an instruction"),
+        ({"text": "chosen", "text_prompt": None}, "CacrLike: paraphrases are read before an instruction"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], message: str) -> None:

@@ -110,9 +110,46 @@ def test_nothing_to_find_is_zero_with_the_parameters_in_the_graph() -> None:
         assert all(parameter.grad is not None for parameter in objective.parameters())
 
 
+def test_prompted_regions_are_what_attention_finds_from_their_corners() -> None:
+    objective, values = made(prompted=True, overlap=1.0), drawn()
+    assert [feature.name for feature in objective.needs.features] == ["region_texts:image", "image_tokens:image"]
+    assert objective.box_prompter is not None
+    vectors = []
+    for row, _, box in TOLD:
+        tokens = values["image_tokens:image"][[n for n, own in enumerate(TOKEN_ROWS) if own == row]]
+        there = torch.ones(1, len(tokens), dtype=torch.bool)
+        corners = torch.tensor(box).clamp(0, 1).double()[None, None]
+        vectors.append(objective.box_prompter(corners, tokens[None], there)[0, 0])
+    given = {name: value for name, value in values.items() if name != "regions:image"}
+    found = objective(signals(given), None)
+    expected = RegionText(dim=None, overlap=1.0).double()(
+        signals({**values, "regions:image": torch.stack(vectors)}), None
+    )
+    torch.testing.assert_close(found.terms[0].sum, expected.terms[0].sum)
+    assert found.terms[0].count == 5
+    plain = made(overlap=1.0)(signals(), None)
+    assert not torch.isclose(found.terms[0].sum, plain.terms[0].sum)
+    assert [int(term.count) for term in found.terms[1:]] == [3, 3]
+
+
+def test_gradients_of_prompted_regions() -> None:
+    objective, values = made(prompted=True, dim=3), drawn()
+    del values["regions:image"]
+    leaves = [value.requires_grad_(True) for value in values.values()]
+    assert torch.autograd.gradcheck(
+        lambda *given: objective(signals(dict(zip(values, given, strict=True))), None).loss, leaves
+    )
+    for given in (signals(values), signals(values).select([1]), Signals({}, {}, sources=("x",))):
+        objective.zero_grad()
+        objective(given, None).loss.backward()
+        assert all(parameter.grad is not None for parameter in objective.parameters())
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="give each image a row of its own"):
         made()(signals(image=1), None)
+    with pytest.raises(ValueError, match="ClocLike: prompted must be true or false, got 1"):
+        ClocLike(prompted=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ClocLike: phrases are looked for on a row's own image: leave columns out"):
         ClocLike(columns=("image",))
     with pytest.raises(ValueError, match="nothing is left to train"):

@@ -136,6 +136,7 @@ OBJECTIVES: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "cwcl": (lambda: InfoNCE.cwcl(None, **LISTED), BOTH + FALSE),
     "mochi": (lambda: InfoNCE.mochi_like(2, 3, 3, **LISTED), BOTH + FALSE),
     "soft targets": (lambda: InfoNCE(momentum=0.9, soft_targets=0.4, **ASK), BOTH),
+    "siglip in tiles": (lambda: SigLIP(bias=0.0, tile=2, **LISTED), BOTH + FALSE),
     "siglip": (lambda: SigLIP(bias=0.0, **LISTED), BOTH + FALSE),
     "cacr": (CacrLike, (*BOTH, "paraphrase")),
     "amcl": (heads, BOTH),

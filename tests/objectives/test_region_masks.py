@@ -42,7 +42,7 @@ def test_alike() -> None:
     found = table.alike(0.5).nonzero().tolist()
     assert found == both(own | one_thing | one_text | nested)
     assert table.alike(1.0).nonzero().tolist() == both(own | one_thing | one_text)
-    assert table.alike(1.0, same_class=True).nonzero().tolist() == both(own | one_thing | one_text | one_class)
+    assert table.alike(1.0, same_class=False).nonzero().tolist() == both(own | one_thing | one_text | one_class)
 
 
 def test_the_share_of_the_smaller_box() -> None:

@@ -54,7 +54,7 @@ def inside(one: Any, other: Any) -> float:
     return sum(large[0] < x < large[2] and large[1] < y < large[3] for x, y in points) / len(points)
 
 
-def negatives(same_class: bool = False, overlap: float = 0.5) -> dict[int, list[int]]:
+def negatives(same_class: bool = True, overlap: float = 0.5) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     for n in NAMED:
         row, image, name, text, kind, box = TOLD[n]
@@ -64,7 +64,7 @@ def negatives(same_class: bool = False, overlap: float = 0.5) -> dict[int, list[
             same_thing = row == other[0] and name != "" and name == other[2]
             nested = (row, image) == other[:2] and inside(box, other[5]) > overlap
             alike = kind != "" and kind == other[4]
-            if n == m or same_thing or nested or text.lower() == other[3].lower() or (same_class and alike):
+            if n == m or same_thing or nested or text.lower() == other[3].lower() or (not same_class and alike):
                 continue
             found[n].append(m)
     return found
@@ -95,7 +95,7 @@ def test_softmax(sides: str, decoupled: bool) -> None:
     assert term.sum.item() == pytest.approx(expected[sides], abs=1e-6)
 
 
-@pytest.mark.parametrize("masks", [{"same_class": True}, {"overlap": 1.0}])
+@pytest.mark.parametrize("masks", [{"same_class": False}, {"overlap": 1.0}])
 def test_other_masks_and_metrics(masks: dict[str, Any]) -> None:
     regions, texts = drawn()
     outcome = RegionText(sides="region_to_text", temperature=0.5, dim=None, **masks)(signals(regions, texts), None)

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import mllm_align.objectives.siglip as file
+from live_memory import kept_for_backward
 from mllm_align.contract import Ragged, Signals
 from mllm_align.objectives import SigLIP
 from mllm_align.objectives.identity import Ids
-from mllm_align.objectives.siglip import sigmoid_losses
+from mllm_align.objectives.siglip import sigmoid_losses, tiled_sigmoid_losses
 
 
 def signals(objective: SigLIP, *values: torch.Tensor, rows: tuple[list[int], ...], size: int) -> Signals:
@@ -92,6 +95,78 @@ def test_scores_beyond_what_an_exponential_holds() -> None:
     torch.testing.assert_close(cosines.grad, 100 * (1 - torch.eye(2)))
 
 
+def whole_and_tiled(ids: Ids | None, dtype: torch.dtype, tile: int) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
+    """Losses and gradients of nine rows, seven of which take part, and five further texts."""
+    generator = torch.Generator().manual_seed(0)
+    sides = [
+        torch.nn.functional.normalize(torch.randn(count, 6, generator=generator, dtype=dtype), dim=1).requires_grad_()
+        for count in (9, 9, 5)
+    ]
+    present, counts = torch.ones(9, dtype=torch.bool), torch.tensor([True, False, True, True, True])
+    present[[3, 8]] = False
+    scale, bias = (torch.tensor(number, dtype=dtype, requires_grad=True) for number in (7.0, -2.0))
+    images, texts, false = sides
+    every = (
+        sigmoid_losses(images @ texts.T, present, scale, bias, (images @ false.T, counts), ids),
+        tiled_sigmoid_losses(images, texts, present, scale, bias, tile, negatives=(false, counts), ids=ids),
+    )
+    arriving = torch.randn(9, generator=generator, dtype=dtype)
+    return [(each, list(torch.autograd.grad((each * arriving).sum(), [*sides, scale, bias]))) for each in every]
+
+
+@pytest.mark.parametrize("tile", [1, 2, 5, 9, 100])
+@pytest.mark.parametrize("twice", [False, True])
+def test_tiles_are_the_whole(tile: int, twice: bool) -> None:
+    ids = Ids.of([1, 2, 1, 3, 4, 5, 6, 7, 8], [11, 12, 13, 14, 12, 15, 16, 17, 18], [(0, 1), (7, 4)], "cpu")
+    for dtype, close in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        (expected, wanted), (losses, found) = whole_and_tiled(ids if twice else None, dtype, tile)
+        torch.testing.assert_close(losses, expected, atol=close, rtol=0)
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, atol=10 * close, rtol=close)
+
+
+def test_the_objective_in_tiles_is_the_objective() -> None:
+    generator = torch.Generator().manual_seed(2)
+    values = [torch.randn(count, 6, generator=generator) for count in (7, 7, 4)]
+    rows, found = (list(range(7)), [1, 0, 2, 3, 4, 6, 5], [0, 0, 3, 6]), []
+    for tile in (None, 3):
+        objective = SigLIP(text_prompt="In one word:", negatives=True, dimensions=(4,), tile=tile)
+        found.append(objective(signals(objective, *values, rows=rows, size=7), None))
+    whole, tiled = found
+    torch.testing.assert_close(tiled.loss, whole.loss)
+    assert tiled.metrics.keys() == whole.metrics.keys()
+    for name, value in whole.metrics.items():
+        torch.testing.assert_close(tiled.metrics[name], value)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor has that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = out if isinstance(out, tuple | list) else (out,)
+        self.numbers = max(self.numbers, *(each.numel() for each in made if isinstance(each, torch.Tensor)), 0)
+        return out
+
+
+def test_in_tiles_no_matrix_of_all_pairs_is_made_or_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself it takes tiles where there are more rows than one holds; one tile is made, and not kept."""
+    values = [torch.randn(64, 4, generator=torch.Generator().manual_seed(seed)).requires_grad_() for seed in range(2)]
+    matrix = 64 * 64
+    for objective, whole in ((SigLIP(tile=8), False), (SigLIP(), False), (SigLIP(tile=64), False), (SigLIP(), True)):
+        monkeypatch.setattr(file, "TILE", 64 if whole else 8)
+        given = signals(objective, *values, rows=(list(range(64)),) * 2, size=64)
+        kept = kept_for_backward(lambda run=objective, given=given: run(given, None), ())
+        assert (kept < 4 * matrix) != whole
+        with Largest() as largest:
+            objective(given, None).loss.backward()
+        assert (largest.numbers < matrix) != (whole or objective.tile == 64)
+
+
 def test_gradients() -> None:
     """Of a pair it is -z sigmoid(-z x), whatever the other pairs are."""
     cosines = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
@@ -154,6 +229,7 @@ def test_vectors_that_are_all_alike_find_nothing() -> None:
         ({"bias": math.inf}, "SigLIP: bias must be a number, got inf"),
         ({"learn_bias": 1}, "SigLIP: learn_bias must be true or false, got 1"),
         ({"negatives": True}, "SigLIP: negatives are read before an instruction: give text_prompt"),
+        ({"tile": 0}, "SigLIP: tile must be a whole number above 0, or nothing, got 0"),
         ({"dim": 0}, "SigLIP: dim must be a whole number above 0"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -86,6 +87,59 @@ def test_without_negatives_it_is_region_text() -> None:
     nothing = SVLC(dim=None)(Signals({}, {}, sources=("x",)), None)
     assert [int(term.count) for term in nothing.terms] == [0, 0]
     nothing.loss.backward()
+
+
+def test_paraphrases_are_found_by_regions_and_by_their_texts() -> None:
+    said = {0: ("a cup in red", "the cup"), 2: ("THE CUP", "a cup in blue"), 3: ("it grows",)}
+    entries = [(n, text.lower()) for n, own in said.items() for text in own]
+    generator = torch.Generator().manual_seed(9)
+    values = drawn()
+    same = torch.randn(len(entries), WIDTH, generator=generator, dtype=torch.float64)
+    given = signals(values)
+    told = dataclasses.replace(given.regions["image"], positives=tuple(said.get(n, ()) for n in range(len(TOLD))))
+    owners = torch.tensor([TOLD[n][0] for n, _ in entries])
+    features = {**given.features, "region_positives:image": Ragged(same, owners)}
+    objective = SVLC(paraphrase_weight=0.5, temperature=0.5, dim=None)
+    assert objective.needs.features[-1].pooling == "positives"
+    outcome = objective(dataclasses.replace(given, features=features, regions={"image": told}), None)
+    total = 0.0
+    for n in NAMED:
+        own = [TOLD[n][1].lower(), *(text for m, text in entries if m == n)]
+        negatives = [k for k, (m, text) in enumerate(entries) if m != n and text not in own]
+        for side in (values["regions:image"][n], values["region_texts:image"][n]):
+            others = sum(math.exp(2 * cosine(side, same[k])) for k in negatives)
+            mine = [math.exp(2 * cosine(side, same[k])) for k, (m, _) in enumerate(entries) if m == n]
+            total += sum(-math.log(each / (each + others)) for each in mine) / len(mine) / 2
+    term = outcome.terms[-1]
+    assert (term.name, term.weight, int(term.count)) == ("paraphrases", 0.5, 3)
+    assert term.sum.item() == pytest.approx(total, abs=1e-6)
+    plain = SVLC(temperature=0.5, dim=None)(given, None)
+    for one, other in zip(outcome.terms[:2], plain.terms, strict=True):
+        torch.testing.assert_close(one.sum, other.sum)
+    nothing = objective(Signals({}, {}, sources=("x",)), None)
+    assert [int(each.count) for each in nothing.terms] == [0, 0, 0]
+    nothing.loss.backward()
+
+
+def test_rows_that_list_nothing_beside_rows_that_do() -> None:
+    """As a part of a sum sees its own rows of a batch: the features are there, without entries."""
+    given = signals({**drawn(), "region_positives:image": torch.ones(1, WIDTH, dtype=torch.float64)})
+    told = dataclasses.replace(given.regions["image"], positives=(("a cup in red",), (), (), ()), negatives=())
+    features = {**given.features, "region_negatives:image": Ragged(torch.ones(1, WIDTH), torch.tensor([0]))}
+    features["region_positives:image"] = features["region_positives:image"]._replace(row=torch.tensor([0]))
+    told = dataclasses.replace(told, negatives=(("a blue cup",), (), (), ()))
+    both = dataclasses.replace(given, features=features, regions={"image": told})
+    bare = both.select([1])
+    assert bare.features["region_negatives:image"].values.shape == (0, WIDTH)
+    objective = SVLC(paraphrase_weight=1.0, dim=None)
+    outcome = objective(bare, None)
+    assert {term.name: int(term.count) for term in outcome.terms} == {
+        "region_text": 2,
+        "own_negatives": 0,
+        "paraphrases": 0,
+    }
+    assert outcome.terms[0].sum == RegionText(dim=None)(bare, None).terms[0].sum
+    outcome.loss.backward()
 
 
 def test_a_lone_region_is_told_from_its_negatives() -> None:

@@ -118,6 +118,22 @@ def test_constant_similarities_are_worth_two_logs() -> None:
     assert Symile(negatives="n")(signals(same), None).loss.item() < math.log(7) + 1e-6
 
 
+def test_own_is_right_where_it_is_better_than_all_others_of_its_side() -> None:
+    same = [torch.ones(4, WIDTH)] * 3
+    told = Symile()(signals(same), None).metrics
+    assert [told[f"accuracy/{side}"].tolist() for side in file.SIDES] == [[0.0] * 4] * 3
+    values, size = drawn(6, seed=2), 6
+    found, sides = Symile()(signals(values), None).metrics, units(values)
+    right = 0.0
+    for place, name in enumerate(file.SIDES):
+        x, y, z = sides[place], sides[(place + 1) % 3], sides[(place + 2) % 3]
+        table = [[product(x[j], y[i], z[i]) for j in range(size)] for i in range(size)]
+        expected = [float(all(row[i] > row[j] for j in range(size) if j != i)) for i, row in enumerate(table)]
+        assert found[f"accuracy/{name}"].tolist() == expected
+        right += sum(expected)
+    assert 0 < right < 3 * size
+
+
 def test_with_a_third_side_of_ones_it_is_info_nce_and_a_log() -> None:
     images, texts, _ = (torch.nn.functional.normalize(value, dim=1) for value in drawn(6))
     ones, scale = torch.ones_like(images), torch.tensor(4.0, dtype=torch.float64)
@@ -211,7 +227,7 @@ def test_an_exclusive_or_is_learnt_by_the_product_and_by_no_pair() -> None:
     ("options", "message"),
     [
         ({"negatives": "all"}, "Symile: negatives must be 'n_squared' or 'n', got 'all'"),
-        ({"third": "chosen"}, "Symile: third must be another column than text, got 'chosen' twice"),
+        ({"third": "caption"}, "Symile: third must be another column than text, got 'caption' twice"),
         ({"third": "image"}, "Symile: text must be a column of texts, got 'image'"),
         ({"pooling": "query"}, "Symile: pooling must be 'last' or 'mean', got 'query'"),
         ({"dim": 0}, "Symile: dim must be a whole number above 0, or nothing for no heads, got 0"),

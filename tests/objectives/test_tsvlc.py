@@ -76,7 +76,7 @@ def test_with_one_paraphrase_each_it_is_a_cross_entropy_of_both_sides() -> None:
 
 
 def test_its_contrast_is_info_nces() -> None:
-    objective, values = TSVLC(paraphrase_weight=0, image_prompt="See:", text_prompt="Read:"), drawn()
+    objective, values = TSVLC(paraphrase_weight=0, text="chosen", image_prompt="See:", text_prompt="Read:"), drawn()
     plain = InfoNCE(negatives=True, image_prompt="See:", text_prompt="Read:")
     assert objective.needs == plain.needs
     outcome = objective(signals(objective, values), None)
@@ -85,7 +85,7 @@ def test_its_contrast_is_info_nces() -> None:
 
 
 def test_paraphrases_are_read_as_the_text_is() -> None:
-    text, false, same = TSVLC(text="caption").needs.features[1:]
+    text, false, same = TSVLC().needs.features[1:]
     assert same == text._replace(name="text:positives", column="positives", several=True)
     assert false == text._replace(name="text:negatives", column="negatives", several=True)
 
@@ -119,7 +119,10 @@ def test_batches_without_a_pair() -> None:
             "TSVLC: nothing is left to train, one of contrast_weight, negative_weight, paraphrase_weight must be",
         ),
         ({"negatives": True}, "TSVLC has no option 'negatives'"),
-        ({"text_prompt": None}, "InfoNCE: negatives are read before an instruction: give text_prompt"),
+        (
+            {"text": "chosen", "text_prompt": None},
+            "InfoNCE: negatives are read before an instruction: give text_prompt",
+        ),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], message: str) -> None:

@@ -17,6 +17,7 @@ from mllm_align.data.check import check_dataset
 from mllm_align.data.collator import AlignCollator
 from mllm_align.data.encode import REGION_PROMPT
 from mllm_align.data.errors import DataError
+from mllm_align.data.transport import few_storages
 from mllm_align.families import family_of
 from mllm_align.signals import EngineOptions, Replay, measure
 from mllm_align.signals.features import check_features
@@ -139,6 +140,88 @@ def test_negatives_are_entries_of_their_own(name: str, pictures: list[Any]) -> N
     torch.testing.assert_close(last.features["negatives"].values, found.values[2:])
     # Whoever asks for texts alone is not given more to read.
     assert len(collator_of(model, processor)(given)["batch"].phrases) == 5
+
+
+@pytest.mark.parametrize("name", ["llava", "paligemma", "qwen2_5_vl"])
+def test_tokens_of_regions_and_all_states_of_their_texts(name: str, pictures: list[Any]) -> None:
+    model, processor = tiny(name)
+    seen = Feature("seen", "projector", "image", pooling="region_tokens")
+    said = Feature("said", "text", "image", pooling="region_tokens")
+    same = Feature("same", "text", "image", pooling="positives")
+    needs = Needs(features=(*NEEDS.features, seen, said, same))
+    given = rows(pictures)
+    given[0]["objects"][1]["positives"] = ["a star", "three"]
+    batch = collator_of(model, processor, needs)(given)["batch"]
+    told = batch.regions["image"]
+    with torch.no_grad():
+        signals, _ = measure(model, batch, features=needs.features)
+        encoded = family_of(model).encode_images(model, batch.images)
+    assert batch.row_images is not None
+    start = 0
+    for number, weights in enumerate(batch.region_weights["image"]):
+        place = batch.row_images["image"][told.row[number]][told.image[number]]
+        expected = encoded.tokens[place][: len(weights)][weights > 0].float()
+        found = signals.features["seen"].values[start : start + len(expected)]
+        torch.testing.assert_close(found, expected)
+        assert told.num_tokens[number] == len(expected)
+        start += len(expected)
+    assert start == len(signals.features["seen"].values)
+    # The last state of each text is the one that is read where one is wanted; before it as many as there are tokens.
+    ends = torch.tensor(told.num_words).cumsum(0)
+    phrases = batch.region_phrases["image"]
+    counts = [batch.phrases[phrase].token_ids.numel() - 1 if phrase >= 0 else 0 for phrase in phrases]
+    assert list(told.num_words) == counts
+    named = [number for number, text in enumerate(told.texts) if text]
+    every = signals.features["said"].values
+    torch.testing.assert_close(every[ends[named] - 1], signals.features["texts"].values[named])
+    # Two texts begin alike, so their first states are the same ones.
+    first = [int(ends[n]) - told.num_words[n] for n in (1, 3)]
+    one, other = (signals.features["said"].values[place : place + told.num_words[1]] for place in first)
+    torch.testing.assert_close(one, other)
+    torch.testing.assert_close(signals.features["same"].values[0], signals.features["texts"].values[1])
+    assert signals.features["same"].row.tolist() == [0, 0]
+    zeros = zero_signals(batch, features=needs.features, width=3)
+    for feature in needs.features:
+        assert zeros.features[feature.name].row.tolist() == signals.features[feature.name].row.tolist()
+    last = signals.select([1])
+    assert last.regions["image"].num_tokens == told.num_tokens[3:]
+    torch.testing.assert_close(last.features["said"].values, signals.features["said"].values[int(ends[2]) :])
+
+
+def test_rows_of_a_source_that_asks_for_less(pictures: list[Any]) -> None:
+    """Alone in a batch they have no such entries, beside others they have; what is told of regions is as long."""
+    model, processor = tiny("llava")
+    seen = Feature("seen", "projector", "image", pooling="region_tokens")
+    said = Feature("said", "text", "image", pooling="region_tokens")
+    less = Needs(features=NEEDS.features[1:])
+    family = family_of(model)
+    collate = AlignCollator(
+        processor,
+        lambda source: Needs(features=(seen, said)) if source == "more" else less,
+        family.image_keys,
+        family.token_keys,
+        region_weights=RegionWeights(family, processor.image_processor, model.config),
+    )
+    features = (*less.features, seen, said)
+    one, other = rows(pictures)
+    for given, there in (([one], ()), ([one, other | {"source": "more"}], ("seen", "said"))):
+        batch = collate(given)["batch"]
+        told = batch.regions["image"]
+        with torch.no_grad():
+            signals, _ = measure(model, batch, features=features)
+        zeros = zero_signals(batch, features=features, width=3)
+        assert set(signals.features) == set(zeros.features) == {"regions", *there}
+        assert len(told.num_tokens) == len(told.num_words) == len(told)
+        assert any(told.num_words) == bool(there)
+    own = signals.select([1])
+    assert len(own.features["seen"].values) == sum(own.regions["image"].num_tokens)
+    assert len(own.features["said"].values) == sum(own.regions["image"].num_words)
+    # From a worker process each storage is an open file.
+    moved = few_storages(batch)
+    indices = [*moved.region_tokens["image"], *(phrase.token_ids for phrase in moved.phrases)]
+    assert len({index.untyped_storage().data_ptr() for index in indices}) == 1
+    for index, expected in zip(moved.region_tokens["image"], batch.region_tokens["image"], strict=True):
+        assert torch.equal(index, expected)
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:

@@ -5,15 +5,17 @@ from typing import Any
 
 import pytest
 import yaml
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 
 from mixed import mixed_tiny
+from mllm_align.objectives.discriminative import Discriminative
 from mllm_align.objectives.dpo import DPO
 from mllm_align.objectives.next_token import NextToken
 from mllm_align.objectives.weighted import Weighted
 from mllm_align.trainers.card import CardFacts, describe_objective, model_card
 from mllm_align.trainers.save import write_card
 from runs import Headed, config, make_trainer, pair_rows
+from tiny import tiny
 from tiny_encoders import save_encoder
 
 
@@ -40,6 +42,13 @@ def test_objectives_tell_their_numbers() -> None:
     assert lines[1].endswith("weight 0.5, on every source")
     assert "NextToken(matched=False), weight 2" in lines[1]
     assert lines[-1] == "Headed(), weight 1, on every source"
+
+
+def test_discriminative_tells_its_options() -> None:
+    (line,) = describe_objective(Discriminative(0.5, temperature=0.1, image_prompt="See:", negatives=True))
+    assert line.startswith("Discriminative(contrast_weight=0.5, next_token_weight=1.0, text='caption', ")
+    for told in ("image_prompt='See:'", "temperature=0.1", "negatives=True"):
+        assert told in line
 
 
 def test_the_header_is_what_the_hub_reads(tmp_path: Path) -> None:
@@ -82,6 +91,40 @@ def test_batches_by_tokens_have_no_number_of_rows(tmp_path: Path) -> None:
     assert "| max_tokens_per_batch | 4096 |" in card
     assert "rows per step" not in card
     assert "| rows per step | 8 |" in model_card(facts(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "told"),
+    [
+        ({"train_vision": True}, "the vision tower"),
+        ({"train_vision": True, "train_projector": True}, "the projector, the vision tower"),
+        ({"train_projector": True}, "the projector"),
+    ],
+)
+def test_a_part_in_many_copies_is_told_once(adapter: dict[str, Any], told: str, tmp_path: Path) -> None:
+    model, processor = tiny("qwen3_vl")
+    trainer = make_trainer(
+        tmp_path, NextToken(), pair_rows(1), model=model, processing_class=processor, adapter=adapter
+    )
+    assert len(trainer.model.active_peft_config.modules_to_save) > 1
+    write_card(trainer, str(tmp_path))
+    (line,) = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("Adapter:")]
+    assert line.endswith(f" layers, trained in full: {told}")
+
+
+def test_a_part_that_is_copied_in_part_is_told_by_its_modules(tmp_path: Path) -> None:
+    model, processor = tiny("qwen3_vl")
+    adapter = LoraConfig(r=2, target_modules=["down_proj"], modules_to_save=["model.visual.blocks.0"])
+    trainer = make_trainer(
+        tmp_path,
+        NextToken(),
+        pair_rows(1),
+        model=get_peft_model(model, adapter),
+        processing_class=processor,
+        adapter=None,
+    )
+    write_card(trainer, str(tmp_path))
+    assert "trained in full: model.visual.blocks.0\n" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("kind", "told"), [("gated", "as many image tokens"), ("interleave", "32 image tokens")])

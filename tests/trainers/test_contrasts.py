@@ -15,12 +15,12 @@ from runs import gradients, make_trainer, picture
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "amcl": lambda: AmclLike(heads=2, dim=4, temperature=0.5),
-    "cacr": lambda: CacrLike(text="caption"),
+    "cacr": lambda: CacrLike(),
     "coca": lambda: CoCa(temperature=0.5),
     "cosmo": lambda: Cosmo(dim=8, temperature=0.5, interleaved=("documents",)),
-    "symile": lambda: Symile(text="caption", third="sign", temperature=0.5),
-    "symile-n": lambda: Symile(text="caption", third="sign", negatives="n", temperature=0.5, pooling="mean", dim=4),
-    "tsvlc": lambda: TSVLC(text="caption", temperature=0.5),
+    "symile": lambda: Symile(third="sign", temperature=0.5),
+    "symile-n": lambda: Symile(third="sign", negatives="n", temperature=0.5, pooling="mean", dim=4),
+    "tsvlc": lambda: TSVLC(temperature=0.5),
 }
 
 
@@ -45,6 +45,13 @@ def rows_of(source: str) -> list[dict[str, Any]]:
         }
         for number, (caption, sign, false, same) in enumerate(told)
     ]
+
+
+@pytest.mark.parametrize("name", ["amcl", "cacr", "symile", "tsvlc"])
+def test_rows_need_no_prompt(name: str, tmp_path: Path) -> None:
+    rows = [{key: value for key, value in row.items() if key not in ("prompt", "chosen")} for row in rows_of("pairs")]
+    trainer = make_trainer(tmp_path, OBJECTIVES[name](), rows, max_steps=1, per_device_train_batch_size=3)
+    assert gradients(trainer)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mllm_align.contract import Outcome, Signals, Term, View
-from mllm_align.trainers.metrics import Averages, means, weighted_loss
+from mllm_align.contract import Batch, Outcome, Regions, Signals, Term, View
+from mllm_align.trainers.metrics import Averages, means, weighted_loss, with_lost_objects
 from runs import OWN
 
 
@@ -39,6 +39,20 @@ def test_log_probabilities_are_told_once() -> None:
     averages = Averages()
     averages.add_logps(signals, Outcome((), {f"part/logps/{OWN}": torch.zeros(1)}))
     assert means(averages.totals()) == {f"logps/{other}": -4.0}
+
+
+def test_objects_that_are_lost_are_told() -> None:
+    """As a share of the objects of all batches, however these are spread; nothing where no objects are looked at."""
+    averages = Averages()
+    for kept, lost in ((2, 2), (1, 0), (0, 3), (0, 0)):
+        regions = {"image": Regions(row=(0,) * kept)} if kept else {}
+        batch = Batch(("a",), ("0",), (), (), (), (True,), regions=regions, num_lost_regions=lost)
+        found = with_lost_objects(outcome([1.0], 2.0), batch)
+        assert ("objects/lost" in found.metrics) == bool(kept + lost)
+        averages.add_outcome(found, 1)
+    totals = averages.totals()
+    assert totals["objects/lost"] == (5.0, 8.0)
+    assert totals["row"] == (4.0, 4.0)
 
 
 def test_values_are_detached() -> None:

@@ -99,13 +99,14 @@ def test_gradients_are_the_same_cached_and_recomputed(kind: str, encoder: Path, 
 @torch.no_grad()
 def test_short_names_of_layers_do_not_reach_the_encoders(encoder: Path) -> None:
     for train in ("frozen", "lora", "full"):
-        model, _, _ = mixed_tiny("llava", "gated", {"model": str(encoder), "train": train})
+        model, processor, _ = mixed_tiny("llava", "gated", {"model": str(encoder), "train": train})
         for config in (LoraConfig(target_modules=["q_proj", "v_proj"]), LoraConfig()):
             wrapped = apply_peft(
                 model
                 if config.target_modules
                 else mixed_tiny("llava", "gated", {"model": str(encoder), "train": train})[0],
                 config,
+                processor,
             )
             names = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
             assert any(f"{MIXER}modules_to_save" in name for name in names)
@@ -120,9 +121,9 @@ def test_short_names_of_layers_do_not_reach_the_encoders(encoder: Path) -> None:
 
 
 def test_an_encoder_does_not_stay_untrained_in_silence(encoder: Path) -> None:
-    model, _, _ = mixed_tiny("llava", "gated", {"model": str(encoder), "train": "lora"})
+    model, processor, _ = mixed_tiny("llava", "gated", {"model": str(encoder), "train": "lora"})
     with pytest.raises(ValueError, match="train: lora"):
-        apply_peft(model, None)
+        apply_peft(model, None, processor)
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -136,7 +137,7 @@ def test_encoders_that_train_come_back(train: str, encoder: Path, tmp_path: Path
         tmp_path / "run",
         objective(),
         pair_rows(2),
-        model=apply_peft(model, lora_config(model, arguments)),
+        model=apply_peft(model, lora_config(model, arguments), processor),
         processing_class=processor,
         adapter=None,
     )

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from mllm_align.families import family_of
 from mllm_align.objectives.dpo import DPO
@@ -50,7 +51,8 @@ def test_flex_attention_is_refused_on_a_cpu_before_anything_is_trained(tmp_path:
 
 def test_without_targets_the_adapter_goes_on_the_language_model() -> None:
     given = LoraConfig(r=2)
-    model = apply_peft(tiny("llava")[0], given)
+    model, processor = tiny("llava")
+    model = apply_peft(model, given, processor)
     adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
     plain, _ = tiny("llava")
     assert adapted == {f"base_model.model.{name}" for name in family_of(plain).lora_targets(plain, ["language"])}
@@ -61,26 +63,39 @@ def test_without_targets_the_adapter_goes_on_the_language_model() -> None:
 def test_short_names_that_hit_the_tower_are_told(
     caplog: pytest.LogCaptureFixture, targets: list[str] | None, warned: bool
 ) -> None:
+    model, processor = tiny("llava")
     with caplog.at_level(logging.WARNING, logger="mllm_align.trainers.setup"):
-        apply_peft(tiny("llava")[0], LoraConfig(r=2, target_modules=targets))
+        apply_peft(model, LoraConfig(r=2, target_modules=targets), processor)
     assert ("also match the vision tower" in caplog.text) == warned
 
 
 def test_full_names_in_the_tower_are_meant(caplog: pytest.LogCaptureFixture) -> None:
-    model, _ = tiny("llava")
+    model, processor = tiny("llava")
     with caplog.at_level(logging.WARNING, logger="mllm_align.trainers.setup"):
-        apply_peft(model, lora(model, lora_scope=["language", "vision"]))
+        apply_peft(model, lora(model, lora_scope=["language", "vision"]), processor)
+    assert "also match the vision tower" not in caplog.text
+
+
+@pytest.mark.parametrize("targets", [DUMMY_TARGET_MODULES, ["k_proj"]])
+def test_a_copy_of_the_tower_is_no_hit_of_short_names(caplog: pytest.LogCaptureFixture, targets: Any) -> None:
+    model, processor = tiny("llava")
+    config = lora(model, lora_scope=[], train_vision=True, train_projector=True)
+    assert config.target_modules == DUMMY_TARGET_MODULES
+    config.target_modules = targets
+    with caplog.at_level(logging.WARNING, logger="mllm_align.trainers.setup"):
+        wrapped = apply_peft(model, config, processor)
+    assert any("vision_tower" in name for name, p in wrapped.named_parameters() if p.requires_grad)
     assert "also match the vision tower" not in caplog.text
 
 
 def test_adapters_where_they_cannot_be() -> None:
-    model, _ = tiny("llava", quantized=True)
+    model, processor = tiny("llava", quantized=True)
     with pytest.raises(ValueError, match="quantised model trains through adapters alone"):
-        apply_peft(model, None)
-    adapted = apply_peft(model, LoraConfig(r=2))
-    assert apply_peft(adapted, None) is adapted
+        apply_peft(model, None, processor)
+    adapted = apply_peft(model, LoraConfig(r=2), processor)
+    assert apply_peft(adapted, None, processor) is adapted
     with pytest.raises(ValueError, match="has adapters already"):
-        apply_peft(adapted, LoraConfig(r=2))
+        apply_peft(adapted, LoraConfig(r=2), processor)
 
 
 def test_references() -> None:

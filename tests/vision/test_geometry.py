@@ -163,6 +163,29 @@ def test_the_predicted_tokens_move_and_no_others(name: str, size: tuple[int, int
             hook.remove()
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_object_on_a_picture_is_lost(name: str) -> None:
+    """However small it is and wherever it lies; but for what LLaVA's centre crop does not show."""
+    model, processor = tiny(name)
+    family = family_of(model)
+    encode = ImageEncoder(processor, family.image_keys)
+    generator = torch.Generator().manual_seed(1)
+    corners = torch.cat([torch.rand(200, 2, generator=generator, dtype=torch.float64), torch.tensor([[0.0, 0.0]])])
+    corners = torch.cat([corners, torch.ones(1, 2, dtype=torch.float64)]) * (1 - 1e-4)
+    boxes = torch.cat([corners, corners + 1e-4], dim=1)
+    for size in SIZES:
+        tensors = encode(Image.new("RGB", size, "red")).tensors
+        layout = family.token_grids(tensors, size, processor.image_processor, model.config)
+        kept = box_weights(boxes, layout, max(each.stop for each in layout)).any(dim=1)
+        if name == "llava":
+            (left, top, right, bottom) = layout[0].area
+            shown = (boxes[:, 2] > left) & (boxes[:, 0] < right) & (boxes[:, 3] > top) & (boxes[:, 1] < bottom)
+            assert torch.equal(kept, shown)
+            assert not kept.all()
+        else:
+            assert kept.all(), f"{size}: {boxes[~kept][0]}"
+
+
 def test_llava_shows_the_middle_or_pads_by_its_processors_flags() -> None:
     model, processor = tiny("llava")
     family = family_of(model)

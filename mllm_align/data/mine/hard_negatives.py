@@ -48,6 +48,8 @@ class MiningOptions:
             `caption`, `captions` and `chosen`.
         images: The column of the pictures.
         same_picture: Cosine from which two pictures are taken for the same one; None for never.
+        max_words: Of a text that is mined, told apart by blanks; None for any number. What a row says itself may have
+            more.
         contrast: Whether rows also get the picture nearest to their first text that it is false of, as
             `contrast_image`.
         index: Kind of FAISS index.
@@ -57,8 +59,14 @@ class MiningOptions:
     column: str = "auto"
     images: str = "image"
     same_picture: float | None = 0.99
+    max_words: int | None = None
     contrast: bool = False
     index: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuses texts without a word."""
+        if self.max_words is not None and self.max_words < 1:
+            raise ValueError(f"max_words must be at least 1, not {self.max_words}")
 
 
 class GivenVectors(NamedTuple):
@@ -105,11 +113,12 @@ def mine_negatives(
         made_of: What the rows are called, for messages.
 
     Returns:
-        The report: rows in, kept, dropped by problem; distinct pictures and texts, new negatives, rows without
-        any negative, candidates dropped by each filter, of each direction.
+        The report: rows in, kept, dropped by problem; distinct pictures and texts, texts that are too long, new
+        negatives, rows without any negative, candidates dropped by each filter, of each direction.
 
     Raises:
-        DataError: If `strict`, for the first row that cannot be used; for columns or vectors that are not there.
+        DataError: If `strict`, for the first row that cannot be used; for columns or vectors that are not there; if
+            every text is too long.
         FileExistsError: If the output is there with another content and may not be replaced.
         ValueError: If the work folder holds a job on other rows or with other settings.
     """
@@ -125,6 +134,7 @@ def mine_negatives(
         options.choice,
         file.work_folder,
         same_picture=options.same_picture,
+        max_words=options.max_words,
         index=options.index,
         digest=input_digest(rows),
         block_size=block_size,
@@ -141,6 +151,7 @@ def mine_negatives(
         "filters": {},
         "pictures": len(sides.pictures.vectors),
         "texts": len(sides.captions.texts),
+        "long_texts": 0 if mining.among is None else len(sides.captions.texts) - len(mining.among),
         "negatives": sum(row.mined for row in kept),
         "without": sum(not row.columns["negatives"] for row in kept),
         "dropped": negatives.dropped,

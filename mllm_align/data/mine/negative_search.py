@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from mllm_align.data.blocks import BlockJob
+from mllm_align.data.errors import DataError
 from mllm_align.data.mine.captioned import Captions, Pictures
 from mllm_align.data.mine.index import VectorIndex
 from mllm_align.data.mine.negative_choice import FILTERS, NegativeChoice
@@ -86,11 +87,18 @@ class Mining:
         choice: Which candidates are negatives.
         folder: Where indices and results are kept.
         same_picture: Cosine from which two pictures are taken for the same one; None for never.
+        max_words: Of a text that is mined, told apart by blanks; None for any number.
         index: Kind of FAISS index.
         digest: Of the rows.
         block_size: Queries of a block.
         progress: Whether to show bars.
         made_of: What the rows are called, for messages.
+
+    Attributes:
+        among: The texts that may be mined; None for all.
+
+    Raises:
+        DataError: If every text is too long.
     """
 
     def __init__(
@@ -100,6 +108,7 @@ class Mining:
         folder: Path,
         *,
         same_picture: float | None,
+        max_words: int | None = None,
         index: str,
         digest: str,
         block_size: int,
@@ -114,6 +123,12 @@ class Mining:
             "embeddings": digest_of(sides.texts),
             "input": digest,
         }
+        self.among: np.ndarray | None = None
+        if max_words is not None:
+            short = [len(text.split()) <= max_words for text in sides.captions.texts]
+            if short and not any(short):
+                raise DataError(f"every text has more than {max_words} words: raise max_words (--max-words)")
+            self.among = np.flatnonzero(short)
         self.same: SamePictures | None = None
         if same_picture is not None and len(sides.pictures.vectors):
             near = self._index("pictures", sides.pictures.vectors)
@@ -128,7 +143,7 @@ class Mining:
 
         known = [own[picture] for picture in range(len(own))]
         search = (self.sides.pictures.vectors, self.sides.texts, self.sides.pictures.keys, known, further)
-        return self._mine("texts", "mining texts", search, alike, self.choice)
+        return self._mine("texts", "mining texts", search, alike, self.choice, self.among)
 
     def pictures(self) -> Found:
         """For every text one picture that it is false of. A collective."""
@@ -156,14 +171,22 @@ class Mining:
         return kept_index([vectors], folder / INDEX_FILE, self.kind)
 
     def _mine(
-        self, name: str, title: str, search: tuple[Any, ...], alike: Callable[[range], list[set[int]]], choice: Any
+        self,
+        name: str,
+        title: str,
+        search: tuple[Any, ...],
+        alike: Callable[[range], list[set[int]]],
+        choice: Any,
+        among: np.ndarray | None = None,
     ) -> Found:
         queries, candidates, keys, own, further = search
         reach = choice.reach(max(map(len, own), default=0))
         if not len(queries) or not len(candidates):
             return Found([((), ())] * len(queries), dict.fromkeys(FILTERS, 0), reach)
-        work = _Search(queries, candidates, self._index(name, candidates), keys, own, further, alike, choice, reach)
-        settings = self.settings | {"job": f"mine {name}", "choice": asdict(choice), "index": work.index.identity}
+        index = self._index(name, candidates if among is None else candidates[among])
+        work = _Search(queries, candidates, among, index, keys, own, further, alike, choice, reach)
+        settings = self.settings | {"job": f"mine {name}", "choice": asdict(choice), "index": index.identity}
+        settings |= {} if among is None else {"among": digest_of(among)}
         folder = self.folder / f"mined_{name}"
         job = BlockJob(folder, settings, len(queries), _SCHEMA, self.block_size, made_of=self.made_of)
         job.run(work, title, progress=self.progress)
@@ -178,6 +201,7 @@ class _Search(NamedTuple):
 
     queries: np.ndarray
     candidates: np.ndarray
+    among: np.ndarray | None
     index: VectorIndex
     keys: Sequence[str]
     own: Sequence[tuple[int, ...]]
@@ -196,6 +220,8 @@ class _Search(NamedTuple):
             for number, own, near in zip(numbers, known, alike, strict=True)
         ]
         found, scores = self.index.search(self.queries[numbers.start : numbers.stop], max(sizes))
+        if self.among is not None:
+            found = np.where(found < 0, -1, self.among[found])
         records = []
         for place, number in enumerate(numbers):
             chosen = self.choice.choose(

@@ -84,8 +84,8 @@ def make_negatives(
 ) -> dict[str, Any]:
     """Writes the rows of which a text got a negative, and `<output>.report.json`.
 
-    Rows keep all their columns. `objects` gain `negatives`; a text of the whole picture becomes an object that covers
-    it. Further columns, one list an object: `negatives_by`, `negatives_checked` and, where asked for, `positives`.
+    Rows keep all their columns. `objects` gain `negatives` and, where asked for, `positives`; a text of the whole
+    picture becomes an object that covers it. Further columns, one list an object: `negatives_by`, `negatives_checked`.
 
     Killed and started again, it goes on, and ends with the very same file. Proposals are kept in `<output>.work`, so
     other checks ask no model again. A collective: every process of `accelerate launch` must call it.
@@ -238,6 +238,7 @@ def _kept(
         chosen, positives = [], []
         for place, made in enumerate(json.loads(record["made"])):
             where = item.places[place]
+            given = () if where is None else (*item.objects[where].negatives, *item.objects[where].positives)
             kept = select(
                 item.texts[place],
                 [Edit(*each) for each in made["edits"]],
@@ -246,13 +247,14 @@ def _kept(
                 item.rng(options.seed, place, "order"),
                 counts.dropped,
                 checked_only=options.checked_only,
-                taken=() if where is None else item.objects[where].negatives,
+                taken=(*given, *made["positives"]),
             )
+            there = {text.casefold() for text in given}
             chosen.append(kept)
-            positives.append(made["positives"])
-            counts.add(kept, made["positives"])
+            positives.append([text for text in made["positives"] if text.casefold() not in there])
+            counts.add(kept, positives[-1])
         if any(chosen):
-            yield with_negatives(rows[record["row"]], item, chosen, positives if options.positives else None)
+            yield with_negatives(rows[record["row"]], item, chosen, positives)
         else:
             tally.filters["no negatives"] += 1
 

@@ -91,7 +91,7 @@ def select(
         rng: Of the order of the kinds.
         dropped: Counts those passed over, by reason: "true" of the picture, or "unchecked".
         checked_only: Whether those of which it is not known that they are false are passed over.
-        taken: Texts that are negatives already.
+        taken: Texts that are negatives already, or say the same.
     """
     by_kind: dict[str, list[Edit]] = {}
     for edit in edits:

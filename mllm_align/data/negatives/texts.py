@@ -87,12 +87,13 @@ def read_texts(raw: Mapping[str, Any], number: int, column: str) -> Texts:
 
 
 def with_negatives(
-    raw: Mapping[str, Any], item: Texts, kept: Sequence[Sequence[Kept]], positives: Sequence[Sequence[str]] | None
+    raw: Mapping[str, Any], item: Texts, kept: Sequence[Sequence[Kept]], positives: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
-    """The row, its objects with their negatives; a text of the whole picture as one more object, that covers it.
+    """The row, its objects with their negatives and paraphrases; a text of the whole picture as one more object, that
+    covers it.
 
-    Beside them, in columns, of each object: what made each of its negatives ("" for those it had), whether the
-    objects of the row say that it is false, and its paraphrases.
+    Beside them, in columns, of each object: what made each of its negatives ("" for those it had), and whether the
+    objects of the row say that it is false.
     """
     given = {name: value for name, value in raw.items() if value is not None and name != UNREADABLE}
     objects = [{key: value for key, value in each.items() if value is not None} for each in given.get("objects") or ()]
@@ -101,14 +102,13 @@ def with_negatives(
         objects.append({"box": list(WHOLE), "text": item.texts[0]})
     by: list[list[str]] = [[""] * len(each.get("negatives") or ()) for each in objects]
     checked: list[list[bool]] = [[False] * len(each.get("negatives") or ()) for each in objects]
-    same: list[list[str]] = [[] for _ in objects]
     for number, edits in enumerate(kept):
         where = item.places[number]
         place = len(objects) - 1 if where is None else where
-        objects[place]["negatives"] = [*(objects[place].get("negatives") or ()), *(each.text for each in edits)]
+        new = {"negatives": [each.text for each in edits], "positives": positives[number]}
+        objects[place] |= {key: [*(objects[place].get(key) or ()), *texts] for key, texts in new.items()}
         by[place] += [each.kind for each in edits]
         checked[place] += [each.checked for each in edits]
-        same[place] += positives[number] if positives is not None else ()
-    objects = [{key: value for key, value in each.items() if key != "negatives" or value} for each in objects]
-    made = {"objects": objects, "negatives_by": by, "negatives_checked": checked}
-    return {**given, **made, **({"positives": same} if positives is not None else {})}
+    listed = ("negatives", "positives")
+    objects = [{key: value for key, value in each.items() if key not in listed or value} for each in objects]
+    return {**given, "objects": objects, "negatives_by": by, "negatives_checked": checked}

@@ -10,6 +10,7 @@ Everything is deterministic from a seed and needs Pillow and numpy alone. Splits
 
 from mllm_align.data.world.captions import caption_rows, hard_negative_items, retrieval_pool
 from mllm_align.data.world.catalogue import SMALL, World
+from mllm_align.data.world.classes import class_rows
 from mllm_align.data.world.correspondence import correspondence_rows
 from mllm_align.data.world.documents import document_rows
 from mllm_align.data.world.facts import CLOSED_KINDS, KINDS, Fact, facts
@@ -45,6 +46,7 @@ __all__ = [
     "boxes",
     "caption",
     "caption_rows",
+    "class_rows",
     "correspondence_rows",
     "document_rows",
     "existence_questions",

@@ -22,6 +22,7 @@ from mllm_align.data.world.statements import (
     draw,
     made_false,
     paraphrase,
+    reworded,
     statements,
 )
 
@@ -120,10 +121,23 @@ def hard_negative_items(
     num_objects: int = 2,
     world: World = SMALL,
     salt: str = "",
+    far: bool = False,
 ) -> list[Row]:
     """So many rows of each kind: `caption_rows` with a column `kind`, one negative of that kind, one paraphrase.
 
     No scene is in two items.
+
+    Args:
+        num_items: Of each kind.
+        seed: Which.
+        kinds: Of negatives.
+        split: Of the world.
+        num_objects: How many objects a caption names.
+        world: The choice from the catalogue.
+        salt: Needed for the private test.
+        far: Whether caption and paraphrase share neither grammar nor order, so that in words the false caption is the
+            nearest: one is plain, the other `statements.reworded`, the false one as the caption is. By turns, or a
+            liking for one form would decide. By default the caption is plain, the paraphrase of any other form.
 
     Raises:
         ValueError: If there is no such kind.
@@ -136,7 +150,11 @@ def hard_negative_items(
         for number in range(num_items):
             scene, said, false = next(_items(stream, kind, num_objects, rng, allowed, world))
             row = _row(f"negative/{split}/{kind}/{seed}/{number}", scene, said, rng)
-            rows.append(row | {"kind": kind, "negatives": [false.text()]})
+            texts = said.text(), reworded(said), false.text()
+            if far and number % 2:
+                texts = reworded(said), said.text(), reworded(false)
+            row |= {"caption": texts[0], "positives": [texts[1]]} if far else {}
+            rows.append(row | {"kind": kind, "negatives": [texts[2]]})
     return rows
 
 

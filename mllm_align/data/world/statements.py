@@ -155,6 +155,11 @@ def paraphrase(statement: Statement, rng: Random) -> str:
     return rng.choice([text for text in map(statement.text, FORMS[1:]) if text != plain])
 
 
+def reworded(statement: Statement) -> str:
+    """The statement in the words farthest from its plain ones: attributes behind objects, in the opposite order."""
+    return replace(statement, objects=statement.objects[::-1]).text("predicate")
+
+
 def _is_sayable(statement: Statement, allowed: Allowed) -> bool:
     return all(each.colour is None or allowed(each.shape, each.colour) for each in statement.objects)
 

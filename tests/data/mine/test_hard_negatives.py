@@ -156,6 +156,32 @@ def test_they_are_what_a_loop_over_all_pairs_finds(
     assert json.loads((tmp_path / "out.jsonl.report.json").read_text())["options"]["choice"] == asdict(options.choice)
 
 
+def test_long_texts_are_positives_and_no_negatives(tmp_path: Path) -> None:
+    """As if they were not among the candidates: the nearest are as many as ever."""
+    rows = written(tmp_path / "pictures")
+    vectors = given(rows)
+    for number, row in enumerate(rows):
+        row["caption"] = [f"{text}, which is long" if number % 4 else text for text in row["caption"]]
+    options = MiningOptions(choice=NegativeChoice(absolute_margin=0.1, per_row=4), max_words=2, same_picture=None)
+    report = mine_negatives(rows, tmp_path / "out.jsonl", vectors, options, progress=False, block_size=7)
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    loop = Loop(rows, vectors, options)
+    assert report["long_texts"] == sum(len(text.split()) > 2 for text in loop.texts) > report["texts"] // 2
+    whole = 0
+    for number, row in enumerate(found):
+        scores = {text: float((vector * loop.image[number]).sum()) for text, vector in loop.texts.items()}
+        own = {*loop.own(number), *(row.get("positives") or ())}
+        least = min(scores[text] for text in loop.own(number))
+        fit = [t for t in scores if len(t.split()) <= 2 and t not in own and scores[t] + 0.1 <= least]
+        assert row["negatives"] == sorted(fit, key=lambda text: -scores[text])[:4], number
+        whole += len(row["negatives"]) == 4
+    assert whole > COUNT // 4
+    with pytest.raises(DataError, match=r"every text has more than 1 words: raise max_words \(--max-words\)"):
+        mine_negatives(rows, tmp_path / "none.jsonl", vectors, MiningOptions(max_words=1), progress=False)
+    with pytest.raises(ValueError, match="max_words must be at least 1, not 0"):
+        MiningOptions(max_words=0)
+
+
 def test_pictures_that_a_text_is_false_of(tmp_path: Path) -> None:
     rows = written(tmp_path / "pictures")
     rows[3]["contrast_image"] = rows[9]["image"]

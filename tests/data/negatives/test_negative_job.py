@@ -65,7 +65,8 @@ def test_a_caption_becomes_an_object_that_covers_the_picture(tmp_path: Path) -> 
         assert len(set(entry["negatives"]) - {row["chosen"]}) == len(entry["negatives"])
         assert len(row["negatives_by"][0]) == len(row["negatives_checked"][0]) == len(entry["negatives"])
         assert not any(row["negatives_checked"][0])
-        assert len(row["positives"][0]) == 1
+        assert len(entry["positives"]) == 1
+        assert "positives" not in row
     assert len({kind for row in rows for kind in row["negatives_by"][0]}) > 4
     assert sum(report["negatives"].values()) == sum(len(row["objects"][0]["negatives"]) for row in rows)
     assert json.loads((tmp_path / "out.jsonl.report.json").read_text()) == json.loads(json.dumps(report))
@@ -110,6 +111,31 @@ def test_named_objects_keep_what_they_have(tmp_path: Path) -> None:
     report = make(named_rows(tmp_path), tmp_path / "checked.jsonl", per_text=30, checked_only=True)
     assert report["negatives"] == report["checked"]
     assert report["dropped"]["unchecked"] > 0
+
+
+def test_objects_keep_their_paraphrases_and_gain_others(tmp_path: Path) -> None:
+    """What an object has stays, and is not said again; no text is both true and false of it."""
+    rows = caption_rows(tmp_path)[:1]
+    named = {"box": [0, 0, 0.4, 0.4], "text": "a large couch"}
+    rows[0]["objects"] = [
+        named,
+        named | {"positives": ["A Large Sofa"], "negatives": ["A Big Couch"]},
+        {"box": [0, 0, 0.4, 0.4]},
+    ]
+    report = make(rows, tmp_path / "out.jsonl", per_text=30, positives=9)
+    first, second, bare = read(tmp_path / "out.jsonl")[0]["objects"]
+    assert {"a large sofa", "a big couch"} <= set(first["positives"])
+    assert second["positives"][0] == "A Large Sofa"
+    assert set(second["positives"][1:]) == set(first["positives"]) - {"a large sofa", "a big couch"}
+    assert report["positives"] == 2 * len(first["positives"]) - 2
+    assert bare == {"box": [0, 0, 0.4, 0.4]}
+    assert len(read_objects(read(tmp_path / "out.jsonl")[0]["objects"], 1, "row")) == 3
+    # What a model gives as both is no negative.
+    speaker = Scripted(lambda ask: "a large couch outside")
+    make(rows, tmp_path / "chat.jsonl", kinds=("object",), positives=1, speaker=speaker)
+    for each in read(tmp_path / "chat.jsonl")[0]["objects"][:2]:
+        assert each["positives"][-1] == "a large couch outside"
+        assert "a large couch outside" not in each["negatives"]
 
 
 def test_what_is_kept_of_proposals() -> None:
@@ -223,7 +249,7 @@ def test_on_the_world_negatives_are_false_and_positives_true(tmp_path: Path, nam
         ):
             total[kind, checked] += 1
             right[kind, checked] += is_false(scene, "caption", "", text)
-        positives += [(scene, text) for text in row["positives"][-1]]
+        positives += [(scene, text) for text in whole["positives"]]
     assert {kind for kind, _ in total} == {"colour", "size", "relation", "object", "swap"}
     assert report["kept"] == NUM_SCENES
     assert right.total() / total.total() >= 0.99
@@ -254,14 +280,15 @@ def test_a_caption_that_is_wrong_of_its_scene_is_mended_by_some_edits_and_these_
 
 
 def test_svlc_trains_on_what_is_made(tmp_path: Path) -> None:
-    make(named_rows(tmp_path) + caption_rows(tmp_path)[2:4], tmp_path / "out.jsonl", per_text=2)
+    make(named_rows(tmp_path) + caption_rows(tmp_path)[2:4], tmp_path / "out.jsonl", per_text=2, positives=1)
     rows = load_rows(tmp_path / "out.jsonl")
-    objective = Weighted((SVLC(dim=8), 1.0), (NextToken(matched=False), 1.0))
+    objective = Weighted((SVLC(dim=8, paraphrase_weight=1.0), 1.0), (NextToken(matched=False), 1.0))
     trainer = make_trainer(tmp_path / "run", objective, rows, adapter=None, learning_rate=1e-3)
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss/svlc/own_negatives" in entry]
     assert len(log) == 2
     assert all(0 < entry["loss/svlc/own_negatives"] < 40 for entry in log)
+    assert all(0 < entry["loss/svlc/paraphrases"] < 40 for entry in log)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,8 @@ FILES = {
     "winoground": {"examples.jsonl": "".join(json.dumps(GROUND | {"id": n}) + "\n" for n in range(3))},
     "world_negatives": {},
     "world_retrieval": {},
+    "world_sugarcrepe_pp": {},
+    "world_zero_shot": {},
     "zero_shot": {"images.csv": "image,class\n" + "".join(f"{n}.jpg,class {n}\n" for n in range(7))},
 }
 
