@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mllm_align.data.world import correspondence_rows, document_rows
-from view_rows import VIEWS_PER_THING, steps_of_views, view_rows
+from view_rows import MOST_VIEWS, steps_of_views, view_rows
 
 Spec = dict[str, Any]
 Row = dict[str, Any]
@@ -48,7 +48,7 @@ class Task:
         columns: Image columns whose regions are compared when retrieval is measured; none where the task measures it
             in its own way.
         arms: Per arm the objective's parts beside next-token on the rows; controls are first.
-        plan: By step which rows it has: `(rows, seed, steps)`; drawn by the trainer where None.
+        plan: By step which rows it has: `(rows, seed, steps, level)`; drawn by the trainer where None.
         compared: Pairs of arms whose difference is told, too.
         tuned: The arm on which the learning rate of all is chosen; each has its own where None.
     """
@@ -58,7 +58,7 @@ class Task:
     level: str
     columns: tuple[str, ...]
     arms: Mapping[str, tuple[Spec, ...]]
-    plan: Callable[[Sequence[Row], int, int], list[list[int]]] | None = None
+    plan: Callable[[Sequence[Row], int, int, str], list[list[int]]] | None = None
     compared: tuple[tuple[str, str], ...] = ()
     tuned: str | None = None
 
@@ -98,7 +98,7 @@ TASKS: Mapping[str, Task] = {
         {
             CONTROL: (),
             VIEWS: (THINGS,),
-            PULLED: (THINGS, {**CENTROID, "outliers": VIEWS_PER_THING}),
+            PULLED: (THINGS, {**CENTROID, "outliers": MOST_VIEWS}),
             WORST: (THINGS, {**CENTROID, "outliers": OUTLIERS}),
         },
         steps_of_views,

@@ -46,7 +46,7 @@ def training_data(run: Run) -> tuple[Any, int]:
     if task.plan is None:
         each = {"pairs": rows, "replay": replay}
         return {name: datasets.Dataset.from_list(own) for name, own in each.items()}, ROWS_PER_STEP + REPLAY_PER_STEP
-    steps = task.plan(rows, run.seed, run.steps)
+    steps = task.plan(rows, run.seed, run.steps, run.level)
     behind = order(run.seed, run.steps, len(replay), REPLAY_PER_STEP, "replay")
     columns = ("id", "source", *(name for name in rows[0] if name != "id"))
     both = [{**row, "source": "pairs"} for row in rows] + [{**row, "source": "replay"} for row in replay]

@@ -1,4 +1,4 @@
-"""The rows of the study of views: one thing on two pictures, and steps that hold a few things in eight views each."""
+"""The rows of the study of views: one thing on two pictures, and steps that hold a few things in many views each."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ Row = dict[str, Any]
 # A cell is so wide that a thing covers four tokens of the shipped base.
 GRID, JITTER = 2, 3
 THINGS_PER_STEP, ROWS_PER_THING = 6, 4
-VIEWS_PER_THING = 2 * ROWS_PER_THING
-# By level, the one view among so many that is hard.
-LEVELS: Mapping[str, int] = {"quarter": 4, "half": 2}
+# By level, the one view among so many that is hard; things of a step, and rows of each.
+LEVELS: Mapping[str, int] = {"quarter": 4, "half": 2, "many": 4}
+SIZES: Mapping[str, tuple[int, int]] = {name: (THINGS_PER_STEP, ROWS_PER_THING) for name in LEVELS} | {"many": (4, 6)}
+MOST_VIEWS = 2 * max(rows for _, rows in SIZES.values())
 # Two of these make a view a hard one.
 TROUBLES = ("dark", "small", "hidden", "noisy")
 # Few, because a sprite is drawn large, averaged down and kept.
@@ -85,12 +86,14 @@ def view_rows(num_rows: int, seed: int = 0, split: str = "train", level: str = "
     `rejected`, the answer about the second picture, is `chosen` once more.
 
     Args:
-        num_rows: About how many; each thing has the same number, `ROWS_PER_THING` at the least.
+        num_rows: About how many; each thing has the same number, and as many as a step has of one at the least.
         seed: Another seed, other views.
         split: train, validation or test, whose things are different ones.
-        level: How many views are hard, a name of `LEVELS`.
+        level: How many views are hard, and how many a step has of a thing, a name of `LEVELS`.
     """
-    things = things_of(split)[: num_rows // ROWS_PER_THING]
+    if level not in LEVELS:
+        raise ValueError(f"unknown level {level!r} of views; there are {', '.join(LEVELS)}")
+    things = things_of(split)[: num_rows // SIZES[level][1]]
     rows = []
     for thing in things:
         each = num_rows // len(things)
@@ -114,23 +117,22 @@ def view_rows(num_rows: int, seed: int = 0, split: str = "train", level: str = "
     return rows
 
 
-def steps_of_views(rows: Sequence[Row], seed: int, steps: int) -> list[list[int]]:
+def steps_of_views(rows: Sequence[Row], seed: int, steps: int, level: str = "quarter") -> list[list[int]]:
     """By step the rows that it has: so many of each of a few things that are drawn, thing by thing.
 
     Raises:
         ValueError: If the rows have too few things.
     """
+    things, per_thing = SIZES[level]
     own: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
         own.setdefault(row["objects"][0]["object_id"], []).append(place)
-    if len(own) < THINGS_PER_STEP:
-        needed = THINGS_PER_STEP * ROWS_PER_THING
-        raise ValueError(
-            f"a step of views has {THINGS_PER_STEP} things, and the rows {len(own)}: take {needed} or more"
-        )
+    if len(own) < things:
+        needed = things * per_thing
+        raise ValueError(f"a step of views has {things} things, and the rows {len(own)}: take {needed} or more")
     rng = Random(f"steps of views|{seed}")
     return [
-        [place for thing in rng.sample(list(own), THINGS_PER_STEP) for place in rng.sample(own[thing], ROWS_PER_THING)]
+        [place for thing in rng.sample(list(own), things) for place in rng.sample(own[thing], per_thing)]
         for _ in range(steps)
     ]
 

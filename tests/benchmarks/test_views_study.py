@@ -28,9 +28,9 @@ from region_page import table
 from view_evaluation import colour_items, own_and_found, parts_of, retrieval_parts
 from view_rows import (
     LEVELS,
+    MOST_VIEWS,
     ROWS_PER_THING,
     THINGS_PER_STEP,
-    VIEWS_PER_THING,
     canonical_frame,
     frames_of,
     picture_of,
@@ -40,6 +40,7 @@ from view_rows import (
 )
 
 FEW = THINGS_PER_STEP * ROWS_PER_THING
+VIEWS_PER_THING = 2 * ROWS_PER_THING
 
 
 def ids_of(row: dict[str, Any]) -> set[str]:
@@ -98,7 +99,7 @@ def test_every_fourth_view_is_hard_and_seeds_and_splits_have_views_of_their_own(
         assert len({frame.seed for frame in frames}) == 24
     assert frames_of(thing, 3, 0, "quarter") == frames_of(thing, 4, 0, "quarter")[:3]
     assert frames_of(thing, 3, 0, "quarter") != frames_of(thing, 3, 1, "quarter")
-    with pytest.raises(ValueError, match="unknown level 'third' of views; there are quarter, half"):
+    with pytest.raises(ValueError, match="unknown level 'third' of views; there are quarter, half, many"):
         frames_of(thing, 1, 0, "third")
 
 
@@ -114,6 +115,11 @@ def test_every_step_has_eight_views_of_each_of_its_things() -> None:
         assert list(shown.values()) == [VIEWS_PER_THING] * THINGS_PER_STEP
     with pytest.raises(ValueError, match=f"has {THINGS_PER_STEP} things, and the rows 2: take {FEW} or more"):
         steps_of_views(view_rows(8), 0, 1)
+    rows = view_rows(2 * FEW, level="many")
+    for step in steps_of_views(rows, 0, 5, "many"):
+        shown = Counter(rows[place]["objects"][0]["object_id"] for place in step)
+        assert list(shown.values()) == [MOST_VIEWS // 2] * (len(step) // (MOST_VIEWS // 2))
+        assert len(shown) == 4
 
 
 def test_the_rows_of_a_run_are_its_steps_whatever_the_arm(monkeypatch: pytest.MonkeyPatch) -> None:
