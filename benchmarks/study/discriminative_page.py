@@ -40,7 +40,6 @@ from records import Records
 
 EMBEDDED = ("R@1 image to text", "R@1 text to image", "R@5", *WAYS)
 COMPARED = ("R@1", *WAYS, "hard negatives", "questions", "loss/captions")
-AGAINST = (BASE, DUAL, LONGER)
 ALLOWED = 2.0  # points of the world's questions that may be lost
 COSTS = ("learning rate", "parameters", "of them trained", "steps", "operations, 10^12", "seconds")
 
@@ -80,8 +79,8 @@ def pairs_of(found: Found) -> Iterator[tuple[str, str]]:
     """Which arms are compared with which."""
     for arm in found:
         if arm in ARMS and ARMS[arm].contrast and not ARMS[arm].dual:
-            control = TOWER_CONTROL if ARMS[arm].tower else CONTROL
-            yield from ((arm, other) for other in (*AGAINST, control) if other in found)
+            against = BASE, TOWER_CONTROL if ARMS[arm].tower else CONTROL, DUAL, LONGER
+            yield from ((arm, other) for other in against if other in found)
         if arm in ARMS and arm != TUNED and TUNED in found:
             yield arm, TUNED
 

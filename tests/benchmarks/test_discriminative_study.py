@@ -24,6 +24,7 @@ from discriminative_arms import (
     LEARNING_RATES,
     LONGER,
     SEEDS,
+    TOWER_CONTROL,
     TUNED,
     UNTRAINED,
     Run,
@@ -162,7 +163,7 @@ def test_arms_differ_in_the_terms_that_they_name() -> None:
         if arm.dual:
             continue
         objective, contrast = objective_of(arm)
-        assert (contrast is None) == (name == CONTROL)
+        assert (contrast is None) == (name in (CONTROL, TOWER_CONTROL))
         features = {each.name: Ragged(torch.eye(4)[:2], torch.arange(2)) for each in objective.needs.features}
         own = View("image", "chosen")
         signals = Signals(
