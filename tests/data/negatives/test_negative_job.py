@@ -280,15 +280,17 @@ def test_a_caption_that_is_wrong_of_its_scene_is_mended_by_some_edits_and_these_
 
 
 def test_svlc_trains_on_what_is_made(tmp_path: Path) -> None:
-    make(named_rows(tmp_path) + caption_rows(tmp_path)[2:4], tmp_path / "out.jsonl", per_text=2, positives=1)
+    make(named_rows(tmp_path) + caption_rows(tmp_path), tmp_path / "out.jsonl", per_text=2, positives=1)
     rows = load_rows(tmp_path / "out.jsonl")
     objective = Weighted((SVLC(dim=8, paraphrase_weight=1.0), 1.0), (NextToken(matched=False), 1.0))
-    trainer = make_trainer(tmp_path / "run", objective, rows, adapter=None, learning_rate=1e-3)
+    # All rows in a step: the term is of the paraphrases of several.
+    settings = {"learning_rate": 1e-3, "per_device_train_batch_size": len(rows)}
+    trainer = make_trainer(tmp_path / "run", objective, rows, adapter=None, **settings)
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss/svlc/own_negatives" in entry]
     assert len(log) == 2
-    assert all(0 < entry["loss/svlc/own_negatives"] < 40 for entry in log)
-    assert all(0 < entry["loss/svlc/paraphrases"] < 40 for entry in log)
+    for term in ("own_negatives", "paraphrases"):
+        assert all(0 < entry[f"loss/svlc/{term}"] < 40 for entry in log)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

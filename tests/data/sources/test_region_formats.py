@@ -89,7 +89,8 @@ RLE = {"size": [8, 10], "counts": COUNTS}
 MMVM = {
     "file_names": ["./a/1.jpg", "./a/2.jpg"],
     "pos_annotations": [[RLE], [RLE]],
-    "neg_annotations": [[], [RLE, RLE]],
+    # Other boxes, without which there would be one candidate.
+    "neg_annotations": [[], [run_lengths(np.roll(SQUARE, shift, axis=1)) for shift in (-2, 2)]],
     "is_disappear": False,
     "description": "It has the same colour.",
     "vprompt_type": "mask",

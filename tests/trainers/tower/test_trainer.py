@@ -130,8 +130,10 @@ def test_two_processes_find_negatives_in_each_other(tmp_path: Path) -> None:
     for name, value in alone["weights"].items():
         assert torch.equal(first["weights"][name], second["weights"][name]), name
         torch.testing.assert_close(first["weights"][name], value, rtol=1e-4, atol=1e-5, msg=name)
-    for name in ("loss", "accuracy", "negatives"):
+    for name in ("loss", "negatives"):
         assert first["log"][name] == pytest.approx(alone["log"][name], rel=1e-4), name
+    # Of six rows; a random tower sees them nearly alike, and which of two is nearer may be a matter of rounding.
+    assert first["log"]["accuracy"] == pytest.approx(alone["log"]["accuracy"], abs=1 / 6 + 1e-4)
 
 
 if __name__ == "__main__":
