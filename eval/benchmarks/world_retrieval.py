@@ -35,7 +35,7 @@ def pool_items(num_images: int = 256, *, seed: int = 0, num_objects: int = 2) ->
     """A query per picture and per caption of a pool; captions name `num_objects` objects."""
     rows = retrieval_pool(num_images, seed, num_objects=num_objects)
     names, captions = [row["id"] for row in rows], [[row["caption"]] for row in rows]
-    return queries(RETRIEVAL, names, [_picture(row) for row in rows], captions)
+    return queries(RETRIEVAL, names, [picture_of(row) for row in rows], captions)
 
 
 def negative_items(num_items: int = 128, *, seed: int = 0, kinds: Sequence[str] = NEGATIVE_KINDS) -> list[Item]:
@@ -45,7 +45,7 @@ def negative_items(num_items: int = 128, *, seed: int = 0, kinds: Sequence[str] 
         (false,), (other,) = row["negatives"], row["positives"]
         for wording, true in zip(WORDINGS, (row["caption"], other), strict=True):
             name, kind = f"{NEGATIVES}/{row['id']}/{wording}", row["kind"]
-            asked = caption_item(name, kind, wording, row["id"], _picture(row), (true, false), 0)
+            asked = caption_item(name, kind, wording, row["id"], picture_of(row), (true, false), 0)
             found.append(replace(asked, prompt=row["prompt"]))
     return found
 
@@ -64,7 +64,8 @@ def negatives_score(items: Sequence[Item], answers: Mapping[str, Answer], parser
     return found
 
 
-def _picture(row: Mapping[str, Any]) -> Picture:
+def picture_of(row: Mapping[str, Any]) -> Picture:
+    """The rendered picture of a row."""
     return Picture(row["id"], lambda: row["image"])
 
 

@@ -13,18 +13,18 @@ nearer to one another than either to the false one, from texts alone. Chance is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from mllm_align.data.world import hard_negative_items
 from mllm_align_eval.benchmark import Benchmark
 from mllm_align_eval.benchmarks.captions import tied_rows
 from mllm_align_eval.benchmarks.files import PictureFolder
 from mllm_align_eval.benchmarks.sugarcrepe_pp import plus_chance, plus_score, triplet_items
-from mllm_align_eval.items import Item, Picture
+from mllm_align_eval.benchmarks.world_retrieval import picture_of
+from mllm_align_eval.items import Item
 
 NAME = "world_sugarcrepe_pp"
 KINDS = ("replace_attribute", "replace_object", "replace_relation", "swap_attribute", "swap_object")
@@ -35,14 +35,10 @@ def world_plus_items(num_items: int = 128, *, seed: int = 0, kinds: Sequence[str
     seen, read = [], []
     for row in hard_negative_items(num_items, seed, kinds, far=True):
         true, head = (row["caption"], *row["positives"]), f"{NAME}/{row['kind']}/{row['id'].rpartition('/')[2]}"
-        shown, texts = triplet_items(head, row["kind"], row["id"], _picture(row), true, *row["negatives"])
+        shown, texts = triplet_items(head, row["kind"], row["id"], picture_of(row), true, *row["negatives"])
         seen += [replace(item, prompt=row["prompt"]) for item in shown]
         read += texts
     return seen + read
-
-
-def _picture(row: Mapping[str, Any]) -> Picture:
-    return Picture(row["id"], lambda: row["image"])
 
 
 def _read(folder: Path, pictures: PictureFolder) -> list[Item]:

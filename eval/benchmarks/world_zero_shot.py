@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mllm_align.data.world import SMALL, World, class_rows
 from mllm_align_eval.benchmark import Benchmark
 from mllm_align_eval.benchmarks.captions import rows_of_scores, tied_rows
 from mllm_align_eval.benchmarks.files import PictureFolder
+from mllm_align_eval.benchmarks.world_retrieval import picture_of
 from mllm_align_eval.benchmarks.zero_shot import class_accuracies, class_chance
-from mllm_align_eval.items import Answer, Item, Picture
+from mllm_align_eval.items import Answer, Item
 from mllm_align_eval.matrices import NUM_SCORES, TEMPLATES
 from mllm_align_eval.metrics import Measures, by_split, mean_of
 
@@ -58,7 +58,7 @@ def class_items(num_each: int = 5, *, seed: int = 0, world: World = SMALL) -> li
                     kind=answer,
                     cluster=row["id"],
                     prompt=row["prompt"],
-                    pictures=(_picture(row),),
+                    pictures=(picture_of(row),),
                     choices=classes[task],
                     answer=answer,
                     truth=truth,
@@ -81,10 +81,6 @@ def chance(items: Sequence[Item]) -> dict[str, float]:
     sizes = {task: len(members[0].choices) for task, members in by_split(items).items()}
     found = {key: value for task, size in sizes.items() for key, value in class_chance(f"{NAME}/{task}", size).items()}
     return found | ({MEAN: sum(1 / size for size in sizes.values()) / len(TASKS)} if len(sizes) == len(TASKS) else {})
-
-
-def _picture(row: Mapping[str, Any]) -> Picture:
-    return Picture(row["id"], lambda: row["image"])
 
 
 def _read(folder: Path, pictures: PictureFolder) -> list[Item]:

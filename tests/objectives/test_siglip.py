@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import mllm_align.objectives.siglip as file
-from live_memory import kept_for_backward
+from live_memory import Largest, kept_for_backward
 from mllm_align.contract import Ragged, Signals
 from mllm_align.objectives import SigLIP
 from mllm_align.objectives.identity import Ids
@@ -137,20 +136,6 @@ def test_the_objective_in_tiles_is_the_objective() -> None:
     assert tiled.metrics.keys() == whole.metrics.keys()
     for name, value in whole.metrics.items():
         torch.testing.assert_close(tiled.metrics[name], value)
-
-
-class Largest(TorchDispatchMode):
-    """Remembers how many numbers the largest tensor has that any operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        made = out if isinstance(out, tuple | list) else (out,)
-        self.numbers = max(self.numbers, *(each.numel() for each in made if isinstance(each, torch.Tensor)), 0)
-        return out
 
 
 def test_in_tiles_no_matrix_of_all_pairs_is_made_or_kept(monkeypatch: pytest.MonkeyPatch) -> None:

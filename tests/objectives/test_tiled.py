@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from live_memory import Largest
 from mllm_align.objectives.contrast_rules import Rule
 from mllm_align.objectives.identity import Ids, true_pairs
 from mllm_align.objectives.nearest import nearest
@@ -87,20 +87,6 @@ def test_gradients(weight: float, twice: bool) -> None:
 
     log_scale = given["scale"].detach().log().requires_grad_()
     assert torch.autograd.gradcheck(losses, (given["images"], given["texts"], log_scale, given["negatives"][0]))
-
-
-class Largest(TorchDispatchMode):
-    """Remembers how many numbers the largest tensor has that any operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        made = out if isinstance(out, tuple | list) else (out,)
-        self.numbers = max(self.numbers, *(each.numel() for each in made if isinstance(each, Tensor)), 0)
-        return out
 
 
 @pytest.mark.parametrize("twice", [False, True])
