@@ -67,6 +67,12 @@ METHODS = {
             needs_rejected=False,
             corrupt=CROP,
         ),
+        Method(
+            "anchor",
+            "mDPO's anchor alone: the chosen text over its own start",
+            ({"name": "mdpo", "beta": BETA, "text_weight": 0.0, "image_weight": 0.0},),
+            needs_rejected=False,
+        ),
         Method("mdpo", "mDPO: text, crop and anchor terms", ({"name": "mdpo", "beta": BETA},), corrupt=CROP),
         Method("rdpo", "rDPO: text term, image term with the pair's other image", ({"name": "rdpo", "beta": BETA},)),
         Method(
@@ -147,5 +153,10 @@ def main_arms(condition: str) -> list[Arm]:
 
 def further_arms() -> list[Arm]:
     """Of clean pairs: without replay, and single terms."""
+    terms = ("crop", "anchor", "attend", "reject")
     without = [Arm(method, replay=False) for method in (CONTROL, "svco")]
-    return [*(Arm(method) for method in ("image", "crop", "attend", "reject")), *without]
+    return [
+        *(Arm(method) for method in ("image", *terms)),
+        *(Arm(method, next_token=True) for method in terms),
+        *without,
+    ]

@@ -2,10 +2,12 @@
 
     python benchmarks/study/mixing.py                                # trains the towers, then runs all that is missing
     python benchmarks/study/mixing.py --arms no_mixer gated          # these arms alone
+    python benchmarks/study/mixing.py --long                         # the arms that need more steps, with more
     python benchmarks/study/mixing.py --device cuda --workers 12     # runs side by side on one GPU
 
 Towers, base model and the result of mining are kept in the cache. Every learning rate is tried with seed 0 of one
-mixer, and the best on validation is that of all arms; no choice looks at the test. Each finished run is a
+mixer, and the best on validation is that of all arms; with more steps every arm tries them itself. No choice looks at
+the test. Each finished run is a
 line of the records' file; a run that is killed is done again, a finished one never. The page is written at the end.
 """
 
@@ -21,29 +23,30 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any
 
-from mixing_arms import ARMS, BASE, LEARNING_RATES, SEEDS, STEPS, TUNED, Run
+from mixing_arms import ARMS, BASE, LONG_ARMS, LONG_STEPS, SEEDS, STEPS, Run, rates_of, tuned_on
 from mixing_page import page
 from records import Records
 
 HERE = Path(__file__).resolve().parent
 
 
-def chosen_rate(records: Records, steps: int) -> float | None:
-    """The learning rate with which `TUNED` has the best validation score, or None while one has not been tried."""
-    tried = {rate: records.get(Run(TUNED, rate, SEEDS[0], steps)) for rate in LEARNING_RATES}
+def chosen_rate(records: Records, arm: str, steps: int) -> float | None:
+    """The learning rate with the best validation score where an arm's is chosen; None while one has not been tried."""
+    tried = {rate: records.get(Run(tuned_on(arm, steps), rate, SEEDS[0], steps)) for rate in rates_of(steps)}
     if any(record is None for record in tried.values()):
         return None
-    return max(LEARNING_RATES, key=lambda rate: tried[rate]["validation"])  # type: ignore[index]
+    return max(tried, key=lambda rate: tried[rate]["validation"])  # type: ignore[index]
 
 
 def next_runs(records: Records, arms: Sequence[str], steps: int) -> Iterator[Run]:
-    """What is to be done next: the base, then all rates of `TUNED`, then all seeds of each arm at the best."""
-    rate = chosen_rate(records, steps)
-    wanted = [BASE]
-    if rate is None:
-        wanted += [Run(TUNED, tried, SEEDS[0], steps) for tried in LEARNING_RATES]
-    else:
-        wanted += [Run(arm, rate, seed, steps) for arm in arms for seed in SEEDS]
+    """What is to be done next: the base, then for each arm all rates where it is tuned, then all seeds at the best."""
+    wanted = {BASE: None}
+    for arm in arms:
+        rate = chosen_rate(records, arm, steps)
+        if rate is None:
+            wanted |= {Run(tuned_on(arm, steps), tried, SEEDS[0], steps): None for tried in rates_of(steps)}
+        else:
+            wanted |= {Run(arm, rate, seed, steps): None for seed in SEEDS}
     yield from (run for run in wanted if records.get(run) is None)
 
 
@@ -74,15 +77,17 @@ def work_off(records: Records, arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Trains and mines what is missing, runs what is missing, and writes the page of what is finished."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="all, unless --long")
+    parser.add_argument("--long", action="store_true", help=f"{LONG_STEPS} steps of {', '.join(LONG_ARMS)}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the runs")
-    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--runs", type=Path, default=HERE / "mixing_runs.jsonl")
     parser.add_argument("--page", type=Path, default=HERE / "mixing.md")
     parser.add_argument("--cache", type=Path, default=Path("runs/mixing_cache"))
     parser.add_argument("--workers", type=int, default=max(1, os.cpu_count() or 2))
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after that")
     arguments = parser.parse_args()
+    arguments.steps = LONG_STEPS if arguments.long else STEPS
+    arguments.arms = arguments.arms or list(LONG_ARMS if arguments.long else ARMS)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from mixing_folders import prepared
     from mixing_mining import mining_record
@@ -94,7 +99,7 @@ def main() -> None:
     records = Records(arguments.runs, Run)
     work_off(records, arguments)
     facts = [json.loads(path.read_text(encoding="utf-8")) for path in (found.probes, mining)]
-    arguments.page.write_text(page(records, arguments.steps, *facts), encoding="utf-8")
+    arguments.page.write_text(page(records, *facts), encoding="utf-8")
     print(arguments.page.read_text(encoding="utf-8"))
 
 

@@ -13,6 +13,10 @@ SEEDS = (0, 1, 2)
 LEARNING_RATES = (2e-3, 1e-3)
 TUNED = "gated"  # the arm whose validation chooses the learning rate of all
 STEPS, BATCH, NUM_ROWS = 300, 32, 9600
+# The arms that hardly found colour in these steps, and their control, have a second go of more, each with the learning
+# rate that its own validation chooses.
+LONG_STEPS, LONG_RATES = 1200, (4e-3, 2e-3)
+LONG_ARMS = (CONTROL, "interleave", "sva", "x_former")
 # Of the steps of a mixer that changes the model from the start: those in which only it and the projector train.
 STAGE_1 = 0.25
 
@@ -40,6 +44,16 @@ class Run(NamedTuple):
 
 
 BASE = Run("base", 0.0, 0, 0)
+
+
+def tuned_on(arm: str, steps: int) -> str:
+    """The arm whose validation chooses the learning rate of an arm."""
+    return arm if steps == LONG_STEPS else TUNED
+
+
+def rates_of(steps: int) -> tuple[float, ...]:
+    """The learning rates that are tried."""
+    return LONG_RATES if steps == LONG_STEPS else LEARNING_RATES
 
 
 class Arm(NamedTuple):

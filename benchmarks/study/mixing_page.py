@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from intervals import Columns, Interval, interval, paired_interval
-from mixing_arms import ARMS, BASE, CONTROL, SEEDS, TUNED, Run, twin
+from mixing_arms import ARMS, BASE, CONTROL, LONG_ARMS, LONG_STEPS, SEEDS, STEPS, TUNED, Run, twin
 from records import Records
 
 METRICS = ("colour", "colour_pairs", "others", "other_pairs")
@@ -62,7 +62,7 @@ def differences(records: Records, steps: int) -> str:
     return "\n".join(lines)
 
 
-def in_short(records: Records, steps: int) -> str:
+def in_short(records: Records, steps: int, arms: Iterable[str] = ARMS) -> str:
     """In words: on each metric, which arms' intervals of the difference to the control leave out zero."""
     found = finished(records, steps)
     said = []
@@ -74,7 +74,7 @@ def in_short(records: Records, steps: int) -> str:
                 (ahead if cell.low > 0 else behind).append(f"`{arm}` {100 * cell.value:+.1f}")
         clear = [f"{word} {', '.join(arms)}" for word, arms in (("ahead", ahead), ("behind", behind)) if arms]
         said.append(f"- {metric}, against `{CONTROL}`: {'; '.join(clear) or 'no arm is clearly ahead or behind'}.")
-    missing = [arm for arm in ARMS if arm not in found]
+    missing = [arm for arm in arms if arm not in found]
     if missing:
         said.append(f"- Not all seeds have run of: {', '.join(missing)}.")
     return "\n".join(said)
@@ -100,9 +100,11 @@ def mining_table(mining: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def page(records: Records, steps: int, probes: Mapping[str, Any], mining: Mapping[str, Any]) -> str:
-    """The whole page."""
-    return PAGE.format(
+def page(
+    records: Records, probes: Mapping[str, Any], mining: Mapping[str, Any], steps: int = STEPS, long: int = LONG_STEPS
+) -> str:
+    """The whole page: towers, mining, all arms at `steps`, and what has run of the longer ones."""
+    text = PAGE.format(
         towers=towers_table(probes),
         images=mining["images"],
         pairs=mining["pairs of images"],
@@ -114,6 +116,14 @@ def page(records: Records, steps: int, probes: Mapping[str, Any], mining: Mappin
         short=in_short(records, steps),
         table=table(records, steps),
         differences=differences(records, steps),
+    )
+    if set(finished(records, long)) <= {"base"}:
+        return text
+    return text + LONGER.format(
+        steps=long,
+        short=in_short(records, long, LONG_ARMS),
+        table=table(records, long),
+        differences=differences(records, long),
     )
 
 
@@ -171,6 +181,19 @@ on one CPU thread beside other work, so they tell little; tokens and parameters 
 {table}
 
 Minus the arm without a mixer, and minus the same mixer with the blind tower, in points:
+
+{differences}
+"""
+
+LONGER = """
+## Longer
+
+The arms that had hardly found colour by then, and their control, for {steps} steps on the same rows, each with the
+learning rate that its own validation chose.
+
+{short}
+
+{table}
 
 {differences}
 """

@@ -15,7 +15,23 @@ import mixing_probes
 import mixing_run
 import mixing_towers
 from mixing import chosen_rate, next_runs
-from mixing_arms import ARMS, BASE, BLIND, CONTROL, LEARNING_RATES, MIXERS, SEEDS, STAGE_1, TUNED, Run, mixer_of, twin
+from mixing_arms import (
+    ARMS,
+    BASE,
+    BLIND,
+    CONTROL,
+    LEARNING_RATES,
+    LONG_ARMS,
+    LONG_RATES,
+    LONG_STEPS,
+    MIXERS,
+    SEEDS,
+    STAGE_1,
+    TUNED,
+    Run,
+    mixer_of,
+    twin,
+)
 from mixing_arms import STEPS as FULL_STEPS
 from mixing_mining import KINDS, draw_gallery, judged, only_colours
 from mixing_page import METRICS, differences, finished, in_short, page, table
@@ -42,6 +58,10 @@ def record(arm: str, rate: float, seed: int, validation: float = 0.5, values: An
     }
 
 
+def of_steps(given: dict[str, Any], steps: int) -> dict[str, Any]:
+    return {**given, "run": {**given["run"], "steps": steps}}
+
+
 def long(given: dict[str, Any], value: int) -> dict[str, Any]:
     part = {"values": [value] * 20, "clusters": list(range(20))}
     return {**given, "test": {metric: part for metric in METRICS}}
@@ -57,11 +77,36 @@ def test_base_then_rates_then_seeds_and_nothing_twice(tmp_path: Path) -> None:
     for place, rate in enumerate(LEARNING_RATES):
         records.add(record(TUNED, rate, SEEDS[0], validation=0.3 + 0.1 * place))
     again = Records(tmp_path / "runs.jsonl", Run)
-    assert chosen_rate(again, STEPS) == LEARNING_RATES[1]
+    assert chosen_rate(again, "concat", STEPS) == LEARNING_RATES[1]
     all_seeds = [Run(arm, LEARNING_RATES[1], seed, STEPS) for arm in SOME for seed in SEEDS]
     assert list(next_runs(again, SOME, STEPS)) == [run for run in all_seeds if again.get(run) is None]
     assert len(list(next_runs(again, SOME, STEPS))) == len(all_seeds) - 1
-    assert chosen_rate(again, STEPS + 1) is None
+    assert chosen_rate(again, "concat", STEPS + 1) is None
+
+
+def test_in_longer_runs_every_arm_chooses_its_own_rate_and_the_page_has_them_apart(tmp_path: Path) -> None:
+    records = Records(tmp_path / "runs.jsonl", Run)
+    records.add(record("base", 0.0, 0))
+    first = [Run(arm, rate, SEEDS[0], LONG_STEPS) for arm in LONG_ARMS for rate in LONG_RATES]
+    assert list(next_runs(records, LONG_ARMS, LONG_STEPS)) == first
+    for place, arm in enumerate(LONG_ARMS):
+        for rate in LONG_RATES:
+            best = LONG_RATES[place % 2]
+            records.add(of_steps(record(arm, rate, SEEDS[0], validation=0.4 + 0.1 * (rate == best)), LONG_STEPS))
+    rates = [LONG_RATES[place % 2] for place in range(len(LONG_ARMS))]
+    assert [chosen_rate(records, arm, LONG_STEPS) for arm in LONG_ARMS] == rates
+    wanted = [
+        Run(arm, rate, seed, LONG_STEPS) for arm, rate in zip(LONG_ARMS, rates, strict=True) for seed in SEEDS[1:]
+    ]
+    assert list(next_runs(records, LONG_ARMS, LONG_STEPS)) == wanted
+    mining = {"images": 4, "pairs of images": 6, "planted of each kind": 1, "bounds": {"found": 2, "precision": 0.5}}
+    probes = {"blind, linear": {"colour": 0.17, "shape": 1.0}}
+    assert "## Longer" not in page(records, probes, mining, STEPS)
+    for run in wanted:
+        records.add(of_steps(record(run.arm, run.learning_rate, run.seed), LONG_STEPS))
+    text = page(records, probes, mining, STEPS)
+    assert table(records, LONG_STEPS) in text.partition("## Longer")[2]
+    assert table(records, LONG_STEPS) not in text.partition("## Longer")[0]
 
 
 def test_arms_are_mixers_that_exist_and_differ_from_their_twins_in_the_tower_alone() -> None:
@@ -108,7 +153,7 @@ def test_the_tables_have_costs_and_differences_to_both_controls(tmp_path: Path) 
     assert "+33.3 (" in rows["gated - gated_blind"]
     probes = {"blind, linear": {"colour": 0.17, "shape": 1.0}}
     mining = {"images": 4, "pairs of images": 6, "planted of each kind": 1, "bounds": {"found": 2, "precision": 0.5}}
-    text = page(records, STEPS, probes, mining)
+    text = page(records, probes, mining, STEPS)
     assert "| blind, linear | 17.0 | 100.0 |" in text
     assert "| bounds | 2 | 0.50 |" in text
     assert table(records, STEPS) in text
@@ -118,7 +163,7 @@ def test_the_tables_have_costs_and_differences_to_both_controls(tmp_path: Path) 
     for seed in SEEDS:  # as many scenes as leave no doubt
         records.add(long(record(CONTROL, LEARNING_RATES[0], seed), 0))
         records.add(long(record("gated", LEARNING_RATES[0], seed), 1))
-    assert f"- others, against `{CONTROL}`: ahead `gated` +100.0" in page(records, STEPS, probes, mining)
+    assert f"- others, against `{CONTROL}`: ahead `gated` +100.0" in page(records, probes, mining, STEPS)
 
 
 def test_colourings_differ_in_colour_alone() -> None:
