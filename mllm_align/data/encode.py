@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mllm_align.contract import Needs, View
+from mllm_align.contract import OBJECT_TOKEN, Needs, View
 from mllm_align.data.masks import ChatRenderer, laid_out, leading_ids, plain_ids, response_ids
 from mllm_align.data.messages import Message, without_images
 from mllm_align.data.readings import ANSWER, Reading, readings, replaced
@@ -186,6 +186,7 @@ class RowEncoder:
         rendered: dict[tuple[bool, str], tuple[str, str]] = {}
         prefixes: dict[tuple[str | None, str], tuple[str, tuple[int, ...], tuple[str, ...]]] = {}
         for view in self.views(row):
+            _refuse_object_tokens(row)
             images = row.images_of(view.image) or ()
             side = (bool(images), view.response)
             if side not in rendered:
@@ -234,6 +235,15 @@ class RowEncoder:
                 "images (DPO)"
             )
             raise missing_column("contrast_image", row.columns, row.name, purpose)
+
+
+def _refuse_object_tokens(row: Row) -> None:
+    texts = (part.get("text", "") for message in row.messages for part in message["content"])
+    if any(row.objects.values()) and any(OBJECT_TOKEN in text for text in texts):
+        raise DataError(
+            f"{row.name}: its prompt has {OBJECT_TOKEN}, which stands for the vector of an object "
+            "(vision.ObjectPrompts); what trains here would read the word: take it out of 'prompt'"
+        )
 
 
 def _has(row: Row, view: View) -> bool:

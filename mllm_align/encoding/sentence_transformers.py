@@ -22,7 +22,7 @@ from mllm_align.encoding.stock_modules import Stock, write_modules
 from mllm_align.families import Family, family_of
 from mllm_align.families.image_only import IMAGE_ONLY
 from mllm_align.models import load_model, load_processor, merge_and_export, model_path
-from mllm_align.models.export import EMBEDDING_FILES, clear_folder
+from mllm_align.models.export import EMBEDDING_FILES, clear_folder, refuse_file
 from mllm_align.models.mixing import find_mixer
 from mllm_align.models.soft_prompts import read_soft_prompts, tell_processor
 from mllm_align.signals.features import layer_of
@@ -65,12 +65,13 @@ def export_sentence_transformers(
         `output_dir`. Its chat template is for embeddings: it is no folder to generate from.
 
     Raises:
-        ValueError: If there is no embedding, `output_dir` has something in it, or stock modules cannot do what the
-            embedding does: learned-query pooling, tokens of the projector, responses to prompts, a mixer, the last
-            layer without its norm.
+        ValueError: If there is no embedding, `output_dir` is a file or has something in it, or stock modules cannot do
+            what the embedding does: learned-query pooling, tokens of the projector, responses to prompts, a mixer, the
+            last layer without its norm.
     """
     source, target = Path(folder), Path(output_dir)
-    occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    refuse_file(target)
+    occupied = target.exists() and any(target.iterdir())
     # An own folder has something in it, too, and wants another mend.
     if occupied and not overwrite and target.resolve() != source.resolve():
         raise ValueError(f"{str(target)!r} has something in it: name another folder or pass overwrite (--overwrite)")

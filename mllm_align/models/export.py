@@ -53,14 +53,15 @@ def merge_and_export(
         `output_dir`.
 
     Raises:
-        ValueError: If there is no adapter, its base is another one, `output_dir` has something in it, or LoRA is to be
-            merged into an encoder of 4 bits.
+        ValueError: If there is no adapter, its base is another one, `output_dir` is a file or has something in it, or
+            LoRA is to be merged into an encoder of 4 bits.
     """
     source, target = Path(adapter), Path(output_dir)
     if not (source / "adapter_config.json").is_file():
         raise ValueError(f"no adapter in {str(source)!r}: adapter_config.json is missing")
     if target.resolve() == source.resolve():
         raise ValueError(f"output_dir {str(target)!r} is the adapter's own folder: name another")
+    refuse_file(target)
     if target.exists() and any(target.iterdir()) and not overwrite:
         raise ValueError(f"{str(target)!r} has something in it: name another folder or pass overwrite (--overwrite)")
     name = base or PeftConfig.from_pretrained(str(source)).base_model_name_or_path
@@ -93,6 +94,17 @@ def merge_and_export(
         clear_folder(target)
         _copy_adapter(source, target)
     return target
+
+
+def refuse_file(target: Path) -> None:
+    """Refuses a folder that cannot be made, because it or one above it is a file.
+
+    Raises:
+        ValueError: Naming the file, which is kept.
+    """
+    found = next((path for path in (target, *target.parents) if path.exists()), target)
+    if found.exists() and not found.is_dir():
+        raise ValueError(f"{str(found)!r} is a file and is kept: name a folder to write to")
 
 
 def clear_folder(target: Path) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToT
 
 from mllm_align.families import family_of
 from mllm_align.models.arguments import ModelArguments
+from mllm_align.models.export import refuse_file
 from mllm_align.models.loading import load_processor, model_path
 from mllm_align.vision.staged import StagedDualEncoder, StagedVisionModel
 
@@ -44,10 +45,11 @@ def put_tower(
         `output_dir`, which `load_model` loads.
 
     Raises:
-        ValueError: If the two towers are not of one kind, shape and pixel normalisation, or `output_dir` has something
-            in it.
+        ValueError: If the two towers are not of one kind, shape and pixel normalisation, or `output_dir` is a file or
+            has something in it.
     """
     target = Path(output_dir)
+    refuse_file(target)
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{str(target)!r} has something in it: name another folder")
     name, given = model_path(model), os.fspath(tower)

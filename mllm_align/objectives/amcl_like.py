@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mllm_align.contract import Embedding, Needs, Outcome, Signals, Term
 from mllm_align.objectives.nearest import nearest
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.preference import check_positive
 from mllm_align.objectives.summaries import summaries
 from mllm_align.objectives.temperature import MAX_SCALE, check_temperature
@@ -31,7 +32,7 @@ def spread_penalty(log_temperature: Tensor, usual: float) -> Tensor:
     return above + (-above).exp() - 1
 
 
-class AmclLike(nn.Module):
+class AmclLike(WithOptions):
     """Adaptive multi-head contrast, after AMCL (Wang et al., 2023), https://arxiv.org/abs/2310.05615
 
     Each of several linear heads brings image and text into a space of its own, where InfoNCE is taken; the temperature

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mllm_align.contract import Embedding, Needs, Outcome, Signals, Term
 from mllm_align.objectives.nearest import tolerance
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.preference import check_positive, check_switches, check_weights
 from mllm_align.objectives.summaries import paraphrase_vectors, paraphrases_of, said_of, summaries
 
@@ -38,7 +39,7 @@ def weighted_cost(costs: Tensor, counts: Tensor, sharpness: float, detach: bool 
     return torch.where(counts, (weight.detach() if detach else weight) * costs, 0.0).sum(dim=1)
 
 
-class CacrLike(nn.Module):
+class CacrLike(WithOptions):
     """Contrastive attraction and repulsion, after CACR (Zheng et al., 2021), https://arxiv.org/abs/2105.03746
 
     The cost of an image and a text is the squared distance of their unit vectors, 2 - 2 cos. An image is drawn to its

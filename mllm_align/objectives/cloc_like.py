@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mllm_align.contract import Feature, Needs, Outcome, Ragged, Regions, Signals, Term
 from mllm_align.objectives.boxes import centres, corners, overlap_of
 from mllm_align.objectives.host import sent
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.padding import padded, places_by_row, rows_of_entries
 from mllm_align.objectives.preference import check_switches, check_weights
 from mllm_align.objectives.prompter import BoxPrompter, Prompter
@@ -22,7 +23,7 @@ TOKENS, REGIONS = "image_tokens:image", "regions:image"
 WIDTH = 256
 
 
-class ClocLike(nn.Module):
+class ClocLike(WithOptions):
     """Region-text contrast and boxes of phrases, after CLOC (Chen et al., 2024), https://arxiv.org/abs/2410.02746
 
     Beside `RegionText`, each phrase looks by the cosines of that contrast for its tokens in the image, and a small
@@ -67,8 +68,8 @@ class ClocLike(nn.Module):
         There is no public code of CLOC, and what could not be verified is chosen here: the weights (DETR's 5 and 2
         beside 1), the head (one attention by the contrast's cosines, width 256), region vectors (means of tokens by
         default; with `prompted` one attention, where CLOC's Prompter is one module for boxes and phrases), all regions
-        of a row instead of a few drawn ones, equal texts instead of near ones as no negatives. CLOC trains a CLIP from
-        scratch beside its image-text loss.
+        of a row instead of a few drawn ones, equal texts alone as no negatives (`text_similarity` leaves out near
+        ones, by vectors that train). CLOC trains a CLIP from scratch beside its image-text loss.
     """
 
     def __init__(

@@ -58,14 +58,8 @@ class Discriminative(AroundContrast):
         super().__init__()
         check_positive("Discriminative", contrast_weight=contrast_weight, next_token_weight=next_token_weight)
         self.contrast_weight, self.next_token_weight = contrast_weight, next_token_weight
-        self.options = {**usual(options), **options}
         self.contrast = info_nce_with("Discriminative", options, usual(options), kept=("sides",))
         self.long = NextToken(matched=False)
-
-    def extra_repr(self) -> str:
-        """Weights and options that were given, as a model card tells them."""
-        told = {"contrast_weight": self.contrast_weight, "next_token_weight": self.next_token_weight, **self.options}
-        return ", ".join(f"{name}={value!r}" for name, value in told.items())
 
     @property
     def needs(self) -> Needs:

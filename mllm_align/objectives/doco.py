@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mllm_align.contract import Feature, Needs, Outcome, Regions, Signals, Teacher, Term, teacher_from
 from mllm_align.objectives.columns import IMAGES
 from mllm_align.objectives.contrast_kernels import softmax_contrast
 from mllm_align.objectives.host import sent
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.preference import check_positive, check_switches, check_weights
 from mllm_align.objectives.projection import Projection
-from mllm_align.objectives.region_masks import equal, table_of
+from mllm_align.objectives.region_masks import check_similarity, equal, similar, table_of
 from mllm_align.objectives.temperature import bounded_scale, check_temperature, log_scale_of
 
 
-class DocoLike(nn.Module):
+class DocoLike(WithOptions):
     """Document object contrast, after DoCo (Li et al., 2024), https://arxiv.org/abs/2402.19014
 
     Pulls what the LVLM sees of an object on a page, the mean of the image tokens that it covers, towards what a
@@ -36,6 +37,8 @@ class DocoLike(nn.Module):
         temperature: At the start, 1/100 at the least; cosines are divided by it.
         learn_temperature: Whether it is trained (as its logarithm, kept from going below 1/100).
         min_tokens: Objects that cover less than this many tokens are left out: hundreds of them would share one token.
+        text_similarity: Objects of a page are not told apart where what the document model makes of them nearly
+            agrees: those of a cosine above this behind its head. None for equal texts alone.
 
     Needs:
         Two features, regions of image tokens and a teacher's of the same ones; no views, no reference. Rows need
@@ -83,6 +86,7 @@ class DocoLike(nn.Module):
         temperature: float = 0.07,
         learn_temperature: bool = True,
         min_tokens: float = 0.5,
+        text_similarity: float | None = None,
     ) -> None:
         """Refuses values without a meaning."""
         super().__init__()
@@ -92,11 +96,12 @@ class DocoLike(nn.Module):
             raise ValueError(f"DocoLike: min_tokens must be a number of at least 0, got {min_tokens!r}")
         check_switches("DocoLike", learn_temperature=learn_temperature)
         check_temperature("DocoLike", temperature)
+        check_similarity("DocoLike", text_similarity)
         if dim is None:
             raise ValueError("DocoLike: dim must be a whole number: model and teacher have no space in common")
         if column not in IMAGES:
             raise ValueError(f"DocoLike: column must be {' or '.join(IMAGES)}, got {column!r}")
-        self.column, self.min_tokens = column, min_tokens
+        self.column, self.min_tokens, self.text_similarity = column, min_tokens, text_similarity
         self.weights = {"intra": float(intra_weight), "inter": float(inter_weight)}
         found = teacher_from(teacher, "DocoLike")
         self.seen = Feature(f"regions:{column}", "projector", column, pooling="regions")
@@ -138,21 +143,24 @@ class DocoLike(nn.Module):
         compared = {"intra": (sides, equal(table.picture) & ~same_text), "inter": _pages(sides, told, large)}
         terms = []
         for name, weight in self.weights.items():
-            losses, anchors, nearest = self._contrast(*compared[name])
+            limit = self.text_similarity if name == "intra" else None
+            pair, other = compared[name]
+            losses, anchors, metrics[f"accuracy/{name}"] = self._contrast(pair, other, limit)
             terms.append(Term(name, weight, losses.sum() + zero, anchors.sum()))
-            metrics[f"accuracy/{name}"] = nearest[anchors]
         return Outcome(tuple(terms), metrics)
 
-    def _contrast(self, sides: Sequence[Tensor], other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N,) each: losses in both directions, who has others to be told from, whether the partner is nearest."""
+    def _contrast(self, sides: Sequence[Tensor], other: Tensor, limit: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(N,) losses in both directions; (N,) who has others to be told from; of those that have some which `similar`
+        leaves, whether the partner is nearest."""
         seen, read = (F.normalize(side, dim=1) for side in sides)
         similarities = self.log_scale.exp().to(seen.dtype) * seen @ read.T
         own = torch.eye(len(seen), dtype=torch.bool, device=seen.device)
-        negative = other & ~own
+        anchors = (other & ~own).any(dim=1)
+        negative = other & ~own & ~similar(read, read, limit)
         both = [softmax_contrast(each, own, negative) for each in (similarities, similarities.T)]
         among = similarities.detach().masked_fill(~(negative | own), torch.finfo(seen.dtype).min)
         nearest = among.argmax(dim=1) == torch.arange(len(seen), device=seen.device)
-        return (both[0] + both[1]) / 2, negative.any(dim=1), nearest.to(seen.dtype)
+        return (both[0] + both[1]) / 2, anchors, nearest[negative.any(dim=1)].to(seen.dtype)
 
 
 def _pages(sides: Sequence[Tensor], told: Regions, places: Sequence[int]) -> tuple[list[Tensor], Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mllm_align.contract import (
     Feature,
@@ -23,6 +23,7 @@ from mllm_align.contract import (
 )
 from mllm_align.objectives.columns import image_columns
 from mllm_align.objectives.contrast_kernels import softmax_contrast
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.preference import check_positive, check_switches
 from mllm_align.objectives.region_contrast import SCOPES, found_among, region_pairs
 from mllm_align.objectives.region_masks import table_of
@@ -32,7 +33,7 @@ from mllm_align.objectives.temperature import bounded_scale, check_temperature, 
 EXPERT = Teacher("facebook/dinov2-large", size=518)
 
 
-class ExpertContrast(nn.Module):
+class ExpertContrast(WithOptions):
     """Object-level contrast with a kept vision expert, after CoLVA (2025), https://arxiv.org/abs/2501.04670
 
     What an adapter makes of an expert's features of an object is pulled towards what the LVLM sees of the same thing

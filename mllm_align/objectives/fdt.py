@@ -14,6 +14,7 @@ from mllm_align.contract import Feature, Needs, Outcome, Signals, Term
 from mllm_align.objectives.columns import check_sides
 from mllm_align.objectives.host import sent
 from mllm_align.objectives.info_nce import info_nce
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.padding import places_by_row, rows_of_entries
 from mllm_align.objectives.preference import check_positive, check_switches
 from mllm_align.objectives.temperature import bounded_scale, check_temperature, log_scale_of
@@ -46,7 +47,7 @@ def relevance(tokens: Tensor, codes: Tensor) -> Tensor:
     return (tokens @ codes.T).amax(dim=0) / math.sqrt(codes.shape[1])
 
 
-class FDT(nn.Module):
+class FDT(WithOptions):
     """Contrast of codebook weights, Finite Discrete Tokens (Chen et al., 2023), https://arxiv.org/abs/2303.14865
 
     A token, brought into the codebook's space by a small head, is as near to a code as their product; a picture or a

@@ -7,13 +7,14 @@ from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mllm_align.contract import Feature, Needs, Outcome, Regions, Signals, Term
 from mllm_align.objectives.columns import check_sides
 from mllm_align.objectives.contrast_kernels import softmax_contrast
 from mllm_align.objectives.host import sent
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.padding import padded, places_by_row, rows_of_entries
 from mllm_align.objectives.preference import check_positive, check_switches
 from mllm_align.objectives.projection import Projection
@@ -62,7 +63,7 @@ def _mean(values: Tensor, there: Tensor) -> Tensor:
     return values.masked_fill(~there, 0).sum(dim=2) / there.sum(dim=2)
 
 
-class FILIP(nn.Module):
+class FILIP(WithOptions):
     """Token-wise contrast between images and texts, FILIP (Yao et al., 2022), https://arxiv.org/abs/2111.07783
 
     A picture and a text are as similar as their tokens are on average to the best match on the other side. Image

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mllm_align.contract import Embedding, Feature, Needs, Outcome, Ragged, Signals, Teacher, Term, teacher_from
 from mllm_align.objectives.contrast_kernels import continuous_weights
@@ -18,6 +18,7 @@ from mllm_align.objectives.host import sent
 from mllm_align.objectives.memory import Further, Memory, check_size, exchange, numbers_of
 from mllm_align.objectives.mochi import Mixing
 from mllm_align.objectives.nearest import Nearest
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.pairs import Compared, Pairs, nearer_than_listed
 from mllm_align.objectives.preference import check_positive, check_switches
 from mllm_align.objectives.temperature import bounded_scale, check_temperature, log_scale_of
@@ -26,7 +27,7 @@ from mllm_align.objectives.two_sided import TwoSided, info_nce
 __all__ = ["InfoNCE", "info_nce"]
 
 
-class InfoNCE(nn.Module):
+class InfoNCE(WithOptions):
     """InfoNCE between images and texts (Radford et al., 2021), https://arxiv.org/abs/2103.00020
 
     Pulls what an image is read as towards what its text is read as, and away from the other texts of the batch; and

@@ -24,7 +24,8 @@ class Mixing:
         hardest: How many of the most similar negatives are mixed.
         of_keys: Mixtures of two of them, a n + (1 - a) m with a from 0 to 1.
         of_anchor: Mixtures of one with the anchor, b q + (1 - b) n with b from 0 to 1/2.
-        seed: Of the draws.
+        seed: Of the draws. They depend on it and on the ids of the batch's rows alone, which are made of what a row
+            holds where it has none; for signals without ids they are the same in every batch.
 
     Raises:
         ValueError: For a value without a meaning.

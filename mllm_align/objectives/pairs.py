@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from mllm_align.objectives.columns import IMAGES, TEXTS
 from mllm_align.objectives.host import sent
 from mllm_align.objectives.identity import Ids, ids_by_row, ids_of_entries, true_pairs
 from mllm_align.objectives.nearest import nearer_than_false
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.padding import padded, places_by_row, rows_of_entries
 
 POOLINGS = ("last", "mean", "query")
@@ -81,7 +83,7 @@ def nearer_than_listed(own: Tensor, found: Compared) -> Tensor:
     return nearer_than_false(own, cosines.masked_fill(found.own_text, -torch.inf), found.owner, found.lists)
 
 
-class Pairs(nn.Module):
+class Pairs(WithOptions):
     """Declares the features of both sides, holds their heads, and puts what was measured in order of row.
 
     Args:
@@ -152,6 +154,11 @@ class Pairs(nn.Module):
         self.sides = {"image": seen, "text": read}
         self.false = false if negatives else None
         self.heads = nn.ModuleDict()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of the sides, without the objective's name."""
+        return {name: value for name, value in super().options.items() if name != "owner"}
 
     @property
     def features(self) -> tuple[Feature, ...]:

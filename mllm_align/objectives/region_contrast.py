@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mllm_align.contract import Feature, Needs, Outcome, Regions, Signals, Term
 from mllm_align.objectives.columns import image_columns
 from mllm_align.objectives.contrast_kernels import softmax_contrast
 from mllm_align.objectives.host import sent
 from mllm_align.objectives.memory import Memory, check_size, numbers_of
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.preference import check_positive, check_switches
 from mllm_align.objectives.region_masks import RegionTable, contained, equal, table_of
 from mllm_align.objectives.temperature import bounded_scale, check_temperature, log_scale_of
@@ -21,7 +22,7 @@ from mllm_align.objectives.temperature import bounded_scale, check_temperature, 
 SCOPES = ("pair", "row", "batch")
 
 
-class RegionContrast(nn.Module):
+class RegionContrast(WithOptions):
     """Object-level contrast on the LVLM's own image tokens, after CoLVA (2025), https://arxiv.org/abs/2501.04670
 
     Pulls a region towards the region of the same thing (`object_id`) in another image of its row, and away from other

@@ -73,6 +73,26 @@ def equal(values: Tensor) -> Tensor:
     return values[:, None] == values[None, :]
 
 
+def check_similarity(owner: str, limit: float | None) -> None:
+    """Raises ValueError unless `limit` is a cosine between 0 and 1, or None; `owner` is named in the message."""
+    is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
+    if limit is not None and not (is_number and 0 < limit < 1):
+        raise ValueError(
+            f"{owner}: text_similarity must be a cosine between 0 and 1, or None for equal texts, got {limit!r}"
+        )
+
+
+def similar(one: Tensor, other: Tensor, limit: float | None) -> Tensor:
+    """(N, M) bool, without a gradient: which of unit vectors (N, d) and (M, d) have a cosine above `limit`.
+
+    Keys of such a pair are no negatives of each other's anchors, whatever they are called. It depends on what was
+    measured, and the number of anchors must not: one that is left without a negative counts, with loss 0.
+    """
+    if limit is None:
+        return torch.zeros(len(one), len(other), dtype=torch.bool, device=one.device)
+    return one.detach() @ other.detach().T > limit
+
+
 def contained(boxes: Tensor) -> Tensor:
     """(N, N) the share of the smaller of two boxes (N, 4) that lies in the other."""
     low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])

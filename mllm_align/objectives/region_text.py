@@ -14,9 +14,10 @@ from mllm_align.contract import Feature, Needs, Outcome, Signals, Term
 from mllm_align.objectives.columns import image_columns
 from mllm_align.objectives.contrast_kernels import continuous_weights, sigmoid_contrast, softmax_contrast, takes_part
 from mllm_align.objectives.host import sent
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.preference import check_positive, check_switches
 from mllm_align.objectives.projection import Projection
-from mllm_align.objectives.region_masks import RegionTable, table_of
+from mllm_align.objectives.region_masks import RegionTable, check_similarity, similar, table_of
 from mllm_align.objectives.temperature import bounded_scale, check_temperature, log_scale_of
 
 LOSSES = ("softmax", "sigmoid")
@@ -31,20 +32,29 @@ class Compared:
         places: Which of all regions they are, one column after the other, on the host.
         regions: (N, d) unit vectors.
         texts: (N, e) features of their texts, as measured.
+        keys: (N, d) unit vectors of these.
         cosines: (N, N), rows are regions.
         table: What is known of them.
         alike: (N, N) bool, as `RegionTable.alike`.
+        similar: (N, N) bool, whose texts have keys that are near to each other (`text_similarity`).
     """
 
     places: list[int]
     regions: Tensor
     texts: Tensor
+    keys: Tensor
     cosines: Tensor
     table: RegionTable
     alike: Tensor
+    similar: Tensor
+
+    @property
+    def negative(self) -> Tensor:
+        """(N, N) bool: which region (rows) is told from the text of which."""
+        return ~(self.alike | self.similar)
 
 
-class RegionText(nn.Module):
+class RegionText(WithOptions):
     """Region-text contrast, as in CLOC (Chen et al., 2024), https://arxiv.org/abs/2410.02746
 
     And in CLIM (Wu et al., 2024), https://arxiv.org/abs/2312.11376; here on the LVLM's own image tokens.
@@ -63,6 +73,9 @@ class RegionText(nn.Module):
         overlap: Regions in one image of which one lies within the other by more than this share of its area are not
             told apart: a hat and who wears it. 1 tells all apart.
         same_class: Whether regions of one class are told apart, as for `RegionContrast`.
+        text_similarity: Regions whose texts nearly agree are not told apart: those of a cosine above this, between
+            texts as they are compared with regions. States of a language model point to one side, so it must be near
+            1; "negatives" in the log tells what it leaves. None for equal texts alone.
         decoupled: DCL: the positive is left out of the softmax's denominator.
         continuous: CWCL: a region is pulled towards every text, the more the more alike that text is to its own
             (`continuous_weights` of the texts' features). The other way round stays InfoNCE.
@@ -78,7 +91,8 @@ class RegionText(nn.Module):
         Features (N, d), computed in float32 at least; `Signals.regions` tells of each. Term "region_text": sum over
         the regions that have a text and a negative, count their number. Metrics over these: whether its own text is
         nearer than every negative, "accuracy" (N,), how far it is above the mean negative in cosine, "gap" (N,),
-        "negatives" (N,) their number; "temperature".
+        "negatives" (N,) their number; "temperature". One that `text_similarity` leaves no negative counts, its loss
+        0, and is in "negatives" alone.
 
     Example:
         >>> from mllm_align.contract import Ragged, Regions
@@ -110,6 +124,7 @@ class RegionText(nn.Module):
         learn_temperature: bool = True,
         overlap: float = 0.5,
         same_class: bool = True,
+        text_similarity: float | None = None,
         decoupled: bool = False,
         continuous: bool = False,
         bias: float = -10.0,
@@ -123,6 +138,7 @@ class RegionText(nn.Module):
         switches = {"learn_temperature": learn_temperature, "same_class": same_class}
         check_switches(name, **switches, decoupled=decoupled, continuous=continuous)
         check_temperature(name, temperature)
+        check_similarity(name, text_similarity)
         for option, value, known in (("loss", loss, LOSSES), ("sides", sides, SIDES)):
             if value not in known:
                 raise ValueError(f"{name}: {option} must be one of {', '.join(known)}, got {value!r}")
@@ -134,10 +150,12 @@ class RegionText(nn.Module):
             raise ValueError(
                 f"{name}: continuous weights are of texts that a region chooses among, each a negative too"
             )
+        if continuous and text_similarity is not None:
+            raise ValueError(f"{name}: continuous pulls towards what text_similarity leaves out: give one of both")
         named = image_columns(name, columns)
         self.columns, self.kind, self.sides = named, loss, sides
         self.overlap, self.same_class, self.negative_weight = overlap, same_class, negative_weight
-        self.decoupled, self.continuous = decoupled, continuous
+        self.decoupled, self.continuous, self.text_similarity = decoupled, continuous, text_similarity
         self.log_scale = log_scale_of(temperature, learn_temperature)
         self.bias = nn.Parameter(torch.tensor(float(bias))) if loss == "sigmoid" else None
         ends = {"regions": [f"regions:{own}" for own in named], "texts": [f"region_texts:{own}" for own in named]}
@@ -166,7 +184,7 @@ class RegionText(nn.Module):
             zero = 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
             return Outcome((Term("region_text", 1.0, zero, 0 * scale.detach()),))
         losses, anchors = self.losses(found)
-        metrics = _metrics(found.cosines.detach(), ~found.alike, anchors) | {"temperature": 1 / scale.detach()}
+        metrics = _metrics(found.cosines.detach(), found.negative, anchors) | {"temperature": 1 / scale.detach()}
         return Outcome((Term("region_text", 1.0, losses.sum(), anchors.sum()),), metrics)
 
     def compared(self, policy: Signals) -> Compared | None:
@@ -180,26 +198,31 @@ class RegionText(nn.Module):
         index = sent(torch.tensor(places, dtype=torch.long), values.device)
         values, texts, table = values[index], texts[index], table_of(told, values.device).pick(index)
         with torch.autocast(values.device.type, enabled=False):
-            regions = self.unit("regions", values)
-            cosines = regions @ self.unit("texts", texts).T
-        return Compared(places, regions, texts, cosines, table, table.alike(self.overlap, same_class=self.same_class))
+            regions, keys = self.unit("regions", values), self.unit("texts", texts)
+            cosines = regions @ keys.T
+            close = similar(keys, keys, self.text_similarity)
+        alike = table.alike(self.overlap, same_class=self.same_class)
+        return Compared(places, regions, texts, keys, cosines, table, alike, close)
 
-    def losses(self, found: Compared, extra: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def losses(self, found: Compared, extra: tuple[Tensor, Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The loss of each region, and which of them count.
 
         Args:
             found: What is compared.
-            extra: (N, K) cosines of the regions to further texts, and (N, K) bool where these are negatives; they
-                stand beside the texts that a region chooses among. Of the softmax.
+            extra: (N, K) cosines of the regions to further texts, (N, K) bool where these are negatives, and (N, K)
+                bool where they are so similar to a region's own text that they are left out; they stand beside the
+                texts that a region chooses among. Of the softmax.
 
         Returns:
-            (N,) and (N,) bool: those that have a negative.
+            (N,) and (N,) bool: those that have a negative, similar ones counted.
         """
         own = torch.eye(len(found.places), dtype=torch.bool, device=found.cosines.device)
-        cosines, negative = found.cosines, ~found.alike
+        cosines, negative, close = found.cosines, ~found.alike, found.similar
         if extra is not None:
-            cosines, negative = torch.cat([cosines, extra[0]], dim=1), torch.cat([negative, extra[1]], dim=1)
+            pairs = zip((cosines, negative, close), extra, strict=True)
+            cosines, negative, close = (torch.cat(pair, dim=1) for pair in pairs)
         anchors = takes_part(F.pad(own, (0, negative.shape[1] - own.shape[1])), negative)
+        negative = negative & ~close
         scale = self.log_scale.exp().to(cosines.dtype)
         with torch.autocast(cosines.device.type, enabled=False):
             make = self._softmax if self.kind == "softmax" else self._sigmoid
@@ -228,7 +251,7 @@ class RegionText(nn.Module):
             towards = softmax_contrast(scale * cosines, weight, negative, decoupled=self.decoupled)
         if self.sides == "region_to_text":
             return towards
-        back = softmax_contrast(scale * found.cosines.T, own, ~found.alike, decoupled=self.decoupled)
+        back = softmax_contrast(scale * found.cosines.T, own, found.negative, decoupled=self.decoupled)
         return back if self.sides == "text_to_region" else (towards + back) / 2
 
     def _sigmoid(self, found: Compared, scale: Tensor, cosines: Tensor, negative: Tensor) -> Tensor:
@@ -237,7 +260,7 @@ class RegionText(nn.Module):
         same_text = found.table.text[:, None] == found.table.text[None, :]
         first = same_text.tril(diagonal=-1).any(dim=1).logical_not()
         # Of a region and a text: whether some region of that text is alike to it.
-        close = (found.alike.to(cosines.dtype) @ same_text.to(cosines.dtype)) > 0
+        close = ((found.alike | found.similar).to(cosines.dtype) @ same_text.to(cosines.dtype)) > 0
         logits = scale * cosines + self.bias.to(cosines.dtype)
         return sigmoid_contrast(logits, same_text & first, ~close & first, self.negative_weight)
 
@@ -246,5 +269,9 @@ def _metrics(cosines: Tensor, negative: Tensor, anchors: Tensor) -> dict[str, Te
     own = cosines.diagonal()
     worst = cosines.masked_fill(~negative, -torch.inf).amax(dim=1)
     mean = (cosines * negative).sum(dim=1) / negative.sum(dim=1).clamp(min=1)
-    told = {"accuracy": (own > worst).float(), "gap": own - mean, "negatives": negative.sum(dim=1).float()}
-    return {name: value[anchors] for name, value in told.items()}
+    compared = anchors & negative.any(dim=1)
+    return {
+        "accuracy": (own > worst).float()[compared],
+        "gap": (own - mean)[compared],
+        "negatives": negative.sum(dim=1).float()[anchors],
+    }

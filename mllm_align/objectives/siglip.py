@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from mllm_align.contract import Embedding, Needs, Outcome, Signals, Term
 from mllm_align.objectives.identity import Ids
 from mllm_align.objectives.nearest import Nearest, nearest
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.pairs import Compared, Pairs, nearer_than_listed
 from mllm_align.objectives.preference import check_positive, check_switches
 from mllm_align.objectives.temperature import bounded_scale, check_temperature, log_scale_of
@@ -124,7 +125,7 @@ def _asked(cosines: Tensor, scale: Tensor, bias: Tensor, counts: Tensor, *, diag
     return -F.logsigmoid(logits).masked_fill(~counts, 0.0).sum(dim=1)
 
 
-class SigLIP(nn.Module):
+class SigLIP(WithOptions):
     """A sigmoid for every pair of image and text (Zhai et al., 2023), https://arxiv.org/abs/2303.15343
 
     No denominator joins the pairs of a batch: each is a yes or a no by itself, with a learned temperature and a

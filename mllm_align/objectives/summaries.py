@@ -8,12 +8,13 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mllm_align.contract import Embedding, Feature, Signals
 from mllm_align.objectives.host import sent
 from mllm_align.objectives.identity import ids_by_row, ids_of_entries, marked, true_pairs
 from mllm_align.objectives.info_nce import InfoNCE
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.padding import rows_of_entries
 from mllm_align.objectives.pairs import IMAGE_PROMPT, TEXT_PROMPT, Compared, Pairs
 
@@ -23,7 +24,7 @@ PARAPHRASES = "positives"
 OPTIONS = ("image", "text", "image_prompt", "text_prompt", "pooling", "layer", "dim")
 
 
-class AroundContrast(nn.Module):
+class AroundContrast(WithOptions):
     """An objective with one contrast of images and texts and other terms beside it.
 
     Attributes:

@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mllm_align.contract import Feature, Needs, Outcome, Regions, Signals, Term
 from mllm_align.objectives.contrast_kernels import softmax_contrast, takes_part
 from mllm_align.objectives.host import sent
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.preference import check_weights
+from mllm_align.objectives.region_masks import similar
 from mllm_align.objectives.region_text import Compared, RegionText
 
 
-class SVLC(nn.Module):
+class SVLC(WithOptions):
     """Structured negatives of TSVLC, for regions (Doveh et al., 2023), https://arxiv.org/abs/2211.11733
 
     Each region brings texts that are false of it though near its own: a colour, a size, a relation changed. They are
@@ -27,7 +29,8 @@ class SVLC(nn.Module):
         contrast_weight: Of the contrast over all texts.
         negative_weight: Of the softmax over a region's own.
         paraphrase_weight: Of that over paraphrases, half the region's and half its text's; 0 for rows without them.
-        **options: Of `RegionText`; the loss is the softmax, and one side of it at least is "region_to_text".
+        **options: Of `RegionText`; the loss is the softmax, and one side of it at least is "region_to_text". What a
+            region lists as false of it stays its negative, however similar to its text (`text_similarity`).
 
     Needs:
         What `RegionText` needs of its columns, the texts of their negatives, and with `paraphrase_weight` those of
@@ -115,8 +118,8 @@ class SVLC(nn.Module):
         if found is None or given is None:
             terms = plain._replace(weight=self.contrast_weight), Term("own_negatives", self.negative_weight, *nothing)
             return Outcome((*terms, *further), contrast.metrics)
-        cosines, negative, mine = given
-        losses, anchors = self.contrast.losses(found, (cosines, negative))
+        cosines, negative, mine, close = given
+        losses, anchors = self.contrast.losses(found, (cosines, negative, close))
         own = found.cosines.diagonal()[:, None]
         both = torch.cat([own, cosines], dim=1)
         first = (torch.arange(both.shape[1], device=both.device) == 0).expand_as(both)
@@ -131,19 +134,21 @@ class SVLC(nn.Module):
         )
         return Outcome((*terms, *further), {**contrast.metrics, "own_accuracy": right[has].float()})
 
-    def _negatives(self, policy: Signals, found: Compared) -> tuple[Tensor, Tensor, Tensor] | None:
-        """(N, K) thrice: cosines of regions to all negatives of the batch, which of these count, which are its own."""
+    def _negatives(self, policy: Signals, found: Compared) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """(N, K) each: cosines of regions to all negatives of the batch, which of these count, which are its own, and
+        which of the others are too similar to its text."""
         values, owner, false, names = self._listed(policy, "negatives")
         if values is None:
             return None
         device = values.device
         with torch.autocast(device.type, enabled=False):
-            cosines = found.regions @ self.contrast.unit("texts", values).T
+            keys = self.contrast.unit("texts", values)
+            cosines, close = found.regions @ keys.T, similar(found.keys, keys, self.contrast.text_similarity)
         places = sent(torch.tensor(found.places), device)
         mine = places[:, None] == sent(torch.tensor(owner), device)[None, :]
         said = sent(torch.tensor(names), device)[places]
         negative = said[:, None] != sent(torch.tensor(false), device)[None, :]
-        return cosines, negative, mine & negative
+        return cosines, negative, mine & negative, close & ~mine
 
     def _paraphrases(self, policy: Signals, found: Compared) -> tuple[Tensor, Tensor] | None:
         """Sum and count: the mean of how a region and how its text find their paraphrases, over those with some."""
@@ -162,9 +167,9 @@ class SVLC(nn.Module):
             repeated = mine.to(values.dtype) @ (numbered[:, None] == numbered[None, :]).to(values.dtype) > 0
             negative = ~(found.alike[:, own] | same_text | repeated)
             keys = self.contrast.unit("texts", values)
-            texts = self.contrast.unit("texts", found.texts)
+            left = negative & ~(found.similar[:, own] | similar(found.keys, keys, self.contrast.text_similarity))
             scale = self.contrast.log_scale.exp().to(keys.dtype)
-            sides = [softmax_contrast(scale * side @ keys.T, mine, negative) for side in (found.regions, texts)]
+            sides = [softmax_contrast(scale * side @ keys.T, mine, left) for side in (found.regions, found.keys)]
         return 0.5 * (sides[0] + sides[1]).sum(), takes_part(mine, negative).sum()
 
     def _listed(self, policy: Signals, key: str) -> tuple[Tensor | None, list[int], list[int], list[int]]:

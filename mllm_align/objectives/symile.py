@@ -15,6 +15,7 @@ from mllm_align.contract import EmbeddingHead, Needs, Outcome, Signals, Term
 from mllm_align.objectives.host import sent
 from mllm_align.objectives.identity import first_places, ids_by_row
 from mllm_align.objectives.nearest import nearest, tolerance
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.padding import rows_of_entries
 from mllm_align.objectives.preference import check_positive, check_switches
 from mllm_align.objectives.summaries import summaries
@@ -122,7 +123,7 @@ def against_shuffled(
     return among.logsumexp(dim=1) - right
 
 
-class Symile(nn.Module):
+class Symile(WithOptions):
     """Contrast of an image and two texts at once, Symile (Saporta et al., 2024), https://arxiv.org/abs/2411.01053
 
     Where a fact shows in three sides together only, as of a picture, a question and the answer, no contrast of two of
@@ -197,6 +198,12 @@ class Symile(nn.Module):
         self.negatives, self.seed, self.dim = negatives, seed, dim
         self.log_scale = log_scale_of(temperature, learn_temperature)
         self.heads = nn.ModuleDict()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its own, and those that the two texts have in common."""
+        own = super().options
+        return own | {name: value for name, value in self.pairs[0].options.items() if name not in own}
 
     @property
     def needs(self) -> Needs:

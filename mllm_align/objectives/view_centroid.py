@@ -6,10 +6,11 @@ from collections.abc import Hashable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mllm_align.contract import Feature, Needs, Outcome, Signals, Term
 from mllm_align.objectives.columns import image_columns
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.padding import padded
 from mllm_align.objectives.preference import check_switches
 
@@ -40,7 +41,7 @@ def view_centroids(views: Tensor, there: Tensor, neighbours: int) -> Tensor:
     return F.normalize((weight[:, :, None] * views).sum(dim=1), dim=1)
 
 
-class ViewCentroid(nn.Module):
+class ViewCentroid(WithOptions):
     """View consistency of Omniview-Tuning, on regions (Ruan et al., 2024), https://arxiv.org/abs/2404.12139
 
     Draws the views of a thing that lie farthest from the middle of all its views towards it, so that one thing looks

@@ -32,6 +32,8 @@ from mllm_align.trainers.shares import source_shares
 
 logger = logging.getLogger(__name__)
 
+DRAWING = ("source_weights", "source_caps", "redraw_caps", "epoch_rows")
+
 
 def run_recipe(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> AlignTrainer:
     """Trains a recipe, and saves model, processor, card and recipe in its output folder.
@@ -63,17 +65,26 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False, resume: bool = False)
 
 
 def _refuse_changed(recipe: Recipe, checkpoint: Path) -> None:
-    """Refuses to resume a run whose checkpoint another model, other data or another objective made."""
+    """Refuses to resume a run whose checkpoint another model, other data, draws or another objective made."""
     kept = checkpoint / RECIPE_FILE
     if not kept.is_file():
         return
-    before, now = (yaml.safe_load(text) or {} for text in (kept.read_text(encoding="utf-8"), recipe.text))
-    for section in ("model", "data", "objective"):
-        if before.get(section) != now.get(section):
+    before, now = (_deciding(yaml.safe_load(text) or {}) for text in (kept.read_text(encoding="utf-8"), recipe.text))
+    for key, value in now.items():
+        if before[key] != value:
             raise RecipeError(
-                f"{checkpoint} was made with another {section}: {before.get(section)!r}, now {now.get(section)!r}; "
+                f"{checkpoint} was made with another {key}: {before[key]!r}, now {value!r}; "
                 "resume with the recipe it was made with, or name another train.output_dir"
             )
+
+
+def _deciding(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a recipe a run cannot go on without: its sections, and the settings that say which rows are drawn."""
+    train = raw.get("train") or {}
+    seed = train.get("seed") if train.get("data_seed") is None else train["data_seed"]
+    drawing = {f"train.{name}": train.get(name) or None for name in DRAWING}
+    sections = {name: raw.get(name) for name in ("model", "data", "objective")}
+    return sections | drawing | {"train.data_seed, or else train.seed": seed}
 
 
 def build_trainer(recipe: Recipe, *, overwrite: bool = False) -> AlignTrainer:

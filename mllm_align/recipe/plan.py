@@ -12,7 +12,7 @@ import torch
 from mllm_align.contract import Batch, Feature, needs_for
 from mllm_align.data.corrupt.dataset import draws_by_source
 from mllm_align.data.schema import DEFAULT_SOURCE
-from mllm_align.families import Family, family_of, unwrap
+from mllm_align.families import Family, family_of, inner, unwrap
 from mllm_align.recipe.costs import MixerCost, mixer_cost
 from mllm_align.signals.limits import can_share_prefixes
 from mllm_align.trainers import AlignTrainer
@@ -21,6 +21,8 @@ from mllm_align.trainers.memory import GIB, MemoryEstimate, Switches, run_of
 from mllm_align.trainers.planner import Decision, gigabytes
 from mllm_align.trainers.shares import SourceShare, source_shares
 from mllm_align.trainers.window import count_tokens
+from mllm_align.vision.mixed_vision import MixedVision, mixed_of
+from mllm_align.vision.mixer_files import part_name
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Plan:
     Attributes:
         views: Per source, the views that are scored; the optional ones are marked.
         reference: Per source, whether the reference scores them too.
-        trainable: Trained parameters by part of the model and kind of layer ("language q_proj").
+        trainable: Trained parameters by part of the model and kind of layer ("language q_proj"); those of a mixer by
+            where they are ("mixer sva behind layers 0, 3 of the language model").
         parameters: All parameters (a 4-bit weight counts once).
         packing: How prompts are shared, or why not.
         tokens_per_step: Tokens that the policy reads in one optimiser step, estimated from the first rows.
@@ -103,7 +106,7 @@ def plan_of(trainer: AlignTrainer) -> Plan:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     by_layer: Counter[str] = Counter()
     for name, parameter in trained.items():
-        by_layer[_layer(name, family)] += parameter.numel()
+        by_layer[_layer(name, family, mixed_of(inner(hf)))] += parameter.numel()
     by_layer["objective"] = sum(p.numel() for p in trained_parameters(trainer.objective))
     shared, reason = can_share_prefixes(family, hf)
     if args.packing == "off":
@@ -139,13 +142,20 @@ def _told(feature: Feature) -> str:
     return f"{feature.source} of {feature.column}, {feature.pooling}{behind}"
 
 
-def _layer(name: str, family: Family) -> str:
+def _layer(name: str, family: Family, mixed: MixedVision | None) -> str:
     """Part and kind of the layer that a parameter belongs to, an adapter's or the layer's own: "language q_proj"."""
     path = name.removeprefix("base_model.model.")
-    layer = path.split(".lora_")[0].split(".modules_to_save.")[0]
-    if layer == path:
-        layer = path.rpartition(".")[0]
-    return f"{family.scope_of(path) or 'other'} {layer.rpartition('.')[2]}"
+    layer, _, adapter = path.partition(".lora_")
+    leaf = layer.rpartition(".")[2]
+    scope = family.scope_of(path)
+    if mixed is not None and scope in ("mixer", "encoders"):
+        return part_name(mixed, path) + (f" {leaf}" if adapter else "")
+    if ".token_adapter." in path:
+        leaf = "vectors of soft prompts"
+    elif not adapter:
+        layer = path.split(".modules_to_save.")[0]
+        leaf = (path.rpartition(".")[0] if layer == path else layer).rpartition(".")[2]
+    return f"{scope or 'other'} {leaf}"
 
 
 def _size(parameter: Any) -> int:

@@ -116,12 +116,16 @@ def plan_groups(
             groups.append(replace(own, reference=other))
     read = [feature.pooling == "region_tokens" for feature in features if feature.of_phrases]
     if read:
-        # A batch of its own, whose rows are the phrases.
-        alone = tuple(Branch(p.prefix, row, PHRASE_VIEW, p.token_ids) for row, p in enumerate(batch.phrases))
-        phrases = replace(batch, branches=alone)
+        phrases = phrases_alone(batch)
         pooled = (*([] if all(read) else [PHRASES]), *([PHRASE_TOKENS] if any(read) else []))
-        groups += [group(phrases, packs, pooled, ()) for packs in planned(phrases, range(len(alone)))]
+        groups += [group(phrases, packs, pooled, ()) for packs in planned(phrases, range(len(phrases.branches)))]
     return groups
+
+
+def phrases_alone(batch: Batch) -> Batch:
+    """What the texts of regions are read as: a batch of its own, whose rows are the phrases."""
+    alone = (Branch(p.prefix, row, PHRASE_VIEW, p.token_ids) for row, p in enumerate(batch.phrases))
+    return replace(batch, branches=tuple(alone))
 
 
 def _is_scored(batch: Batch, pack: Pack, views: Collection[View] | None) -> bool:

@@ -14,6 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mllm_align.families.base import MIXED
+from mllm_align.models.export import refuse_file
 from mllm_align.trainers.heads import as_module
 from mllm_align.trainers.mined_batches import load_mined
 from mllm_align.vision.mixer_files import has_mixer, load_mixer_weights
@@ -34,9 +35,10 @@ def claim_output_dir(folder: str, *, overwrite: bool, main_process: bool) -> Non
         main_process: Whether this process does the removing.
 
     Raises:
-        ValueError: If it has something in it and may not be overwritten.
+        ValueError: If it is a file, or has something in it and may not be overwritten.
     """
     path = Path(folder)
+    refuse_file(path)
     if not path.exists() or not any(path.iterdir()):
         return
     if not overwrite:

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from mllm_align.data.shares import Shares
+from mllm_align.trainers.term_gradients import check_settings
 from mllm_align.vision.regions import BOX_WEIGHTS
 
 OVERFLOW = ("error", "drop", "truncate")
@@ -80,6 +81,12 @@ class AlignConfig(TrainingArguments):
         memory_budget: Gigabytes of device memory that the run may take: switches that save memory are turned on
             until its estimate fits, and the log says which and why. None leaves all as they are.
         disable_dropout: Set every dropout rate to zero, so that policy and reference differ by what was learned alone.
+        log_term_gradients_every: Log how hard each term pulls at each part of what trains, once in so many optimiser
+            steps, from the first on: the L2 norm of the gradient of that term alone, over the whole batch and all
+            processes, without its weight and before clipping, as "grad_norm/PART/TERM" (vision, projector, language,
+            mixer, encoders; "head" is the objective's own). It changes nothing of the training; such a step takes a
+            further backward pass for each term, and room for one more set of gradients (with accumulation one for
+            each term). None for never.
         check_data: Read every row of a map-style dataset once before training and refuse what cannot be trained on.
         model_init_kwargs: Fields of `ModelArguments`, where the trainer is given a model's name.
     """
@@ -155,6 +162,9 @@ class AlignConfig(TrainingArguments):
     cache_dir: str | None = field(default=None, metadata={"help": "Where caches are kept."})
     memory_budget: float | None = field(default=None, metadata={"help": "Gigabytes the run may take."})
     disable_dropout: bool = field(default=True, metadata={"help": "Set all dropout rates to zero."})
+    log_term_gradients_every: int | None = field(
+        default=None, metadata={"help": "Steps between two measurings of each term's own gradient."}
+    )
     check_data: bool = field(default=True, metadata={"help": "Check every row before training."})
     model_init_kwargs: dict | None = field(default=None, metadata={"help": "Fields of ModelArguments."})
 
@@ -186,6 +196,7 @@ class AlignConfig(TrainingArguments):
             accelerator.non_blocking = True
         self._check_numbers()
         self._check_choices()
+        check_settings(self)
         self._check_shares()
         self._check_reporting()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from peft.utils.other import ModulesToSaveWrapper
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 
 from mllm_align.contract import Objective
@@ -20,6 +20,7 @@ from mllm_align.trainers.activations import FLOAT, PLAIN, Precision, Stack, line
 from mllm_align.trainers.config import AlignConfig
 from mllm_align.trainers.heads import trained_parameters
 from mllm_align.trainers.mixer_memory import MixedBytes, mixed_bytes
+from mllm_align.trainers.window import term_counts
 from mllm_align.trainers.workload import GroupShape, ImageShape, Workload, sample_workload
 
 GIB = 2**30
@@ -96,12 +97,15 @@ class Run:
         reference: Bytes of a frozen copy.
         reference_stays: Whether the copy stays even if the reference is computed before training.
         gradients: Bytes of gradients, and of the buckets in which ranks exchange them.
+        single: Bytes of the gradients of each single term, where their norms are logged.
         moments: Bytes of the optimiser's state.
         language: The decoder's layers.
         tower: The vision encoder's layers.
         mixed: Of a mixer and its encoders.
         projector: Bytes that a projector with a gradient keeps per image token.
         vocabulary: Numbers per token that the head gives out.
+        embeddings_copy: Bytes of the embedding matrix where PEFT trains rows of it: every pass writes them into a copy
+            of the whole, and the backward pass makes a gradient as large.
         cos_and_sin: Bytes of the position rotation per token.
         windows: Of each kind of layer, how many tokens back one sees; None for all.
         backend: Of the decoder's attention.
@@ -114,12 +118,14 @@ class Run:
     reference: int
     reference_stays: bool
     gradients: int
+    single: tuple[int, ...]
     moments: int
     language: Stack
     tower: Stack
     mixed: MixedBytes
     projector: float
     vocabulary: int
+    embeddings_copy: int
     cos_and_sin: int
     windows: tuple[int | None, ...]
     backend: str
@@ -140,8 +146,10 @@ class Run:
         # Their turn comes one by one in the backward pass.
         again_whole = [size for size, group in zip(kept, groups, strict=True) if self._is_let_go(group, switches)]
         activations, seen = sum(kept) - sum(again_whole), images
+        # A group is read when nothing of it is kept yet, and its embeddings are the last of it to have a gradient.
+        reading = 0 if again_whole else min(kept, default=0)
         if switches.cache_gradients:
-            activations = max(kept, default=0)
+            activations = reading = max(kept, default=0)
             seen = sorted(images, key=lambda image: -image.tower)[: EngineOptions().max_images_per_forward]
         vision = self._vision(seen, switches.activation_checkpointing)
         if switches.cache_gradients:
@@ -157,12 +165,15 @@ class Run:
             "weights": self.weights,
             "reference": self.reference if copies else 0,
             "gradients": self.gradients,
+            # Term after term; those of earlier micro-batches are there.
+            "gradients of single terms": sum(self.single if switches.gradient_accumulation_steps > 1 else ())
+            + max(self.single, default=0),
             "optimiser": self.moments,
             "activations": activations,
             "attention masks": sum(self._mask(group) for group in groups),
             "images": sum(image.pixels + image.llm * per_token for image in images),
             "vision activations": vision,
-            "signals": sum(group.scored for group in groups) * self.language.width * self.precision.compute,
+            "signals": sum(g.scored + g.pooled for g in groups) * self.language.width * self.precision.compute,
         }
         largest = max(groups, key=lambda group: group.tokens, default=GroupShape(0, 0, 0, 0))
         kept_now = activations + vision
@@ -171,6 +182,7 @@ class Run:
         passing = {
             "vocabulary head": chunk * self.vocabulary * LOGIT_BYTES,
             "sequences without an image again": 0 if switches.cache_gradients else max(again_whole, default=0),
+            "a copy of the embeddings": max(0, self.embeddings_copy - reading),
             "a layer in the backward pass": self.language.backward_work(largest.tokens)
             + (again if switches.activation_checkpointing and self.language.trains else 0),
             # These come before anything is kept.
@@ -261,13 +273,17 @@ def run_of(
     embeddings_train = any(p.requires_grad for p in hf.get_input_embeddings().parameters())
     options = EngineOptions(packing=args.packing)
     frozen = reference.model if isinstance(reference, FrozenCopy) else None
+    gradients = sum(p.numel() * p.element_size() for p in trained)
+    work = sample_workload(model, copy.copy(collator), dataset, options, reference=reference is not None)
+    terms = term_counts(objective, work.batch, text.hidden_size) if args.log_term_gradients_every else ()
     backend = text._attn_implementation or "sdpa"
     tower_backend = getattr(vision, "_attn_implementation", None) or "sdpa"
     return Run(
         weights=weight_bytes(model),
         reference=weight_bytes(frozen) if frozen is not None else 0,
         reference_stays=bool(getattr(frozen, "is_quantized", False)),
-        gradients=sum(p.numel() * p.element_size() for p in trained) * (2 if args.world_size > 1 else 1),
+        gradients=gradients * (2 if args.world_size > 1 else 1),
+        single=(gradients,) * len(terms),
         moments=moment_bytes(trained, str(getattr(args.optim, "value", args.optim))),
         language=stack_of(
             family.module(hf, family.language_model),
@@ -286,12 +302,13 @@ def run_of(
         mixed=mixed,
         projector=_projector_bytes(family, hf, precision, vision_trains, mixed),
         vocabulary=text.vocab_size,
+        embeddings_copy=_embeddings_copy(hf),
         cos_and_sin=2 * precision.stream * _head_size(text),
         windows=tuple(layer_windows(hf).values()),
         backend=backend,
         precision=precision,
         on_cuda=torch.device(args.device).type == "cuda",
-        work=sample_workload(model, copy.copy(collator), dataset, options, reference=reference is not None),
+        work=work,
     )
 
 
@@ -324,6 +341,13 @@ def _float_bytes(hf: Any, module: nn.Module) -> int:
     """Bytes per number of a module's floating-point weights; packed weights do not tell."""
     found = next((p for p in module.parameters() if p.is_floating_point()), None)
     return (found if found is not None else torch.empty(0, dtype=hf.dtype)).element_size()
+
+
+def _embeddings_copy(hf: Any) -> int:
+    embeddings = hf.get_input_embeddings()
+    if not isinstance(embeddings, TrainableTokensWrapper) or not embeddings.active_adapters:
+        return 0
+    return weight_bytes(embeddings.original_module)
 
 
 def _running(module: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ NEEDS = {
     VISION: "a vision tower that trains (train_vision, or vision in lora_scope)",
     MIXER: "a mixer that trains (mixer)",
 }
+HALF = (torch.bfloat16, torch.float16)
 WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
 
 
@@ -53,6 +54,36 @@ def warn_of_idle_rates(model: Any, args: Any) -> None:
     for part, rate in _rates(args).items():
         if rate is not None and part not in trains:
             logger.warning("%s_learning_rate is of no effect: it needs %s", part, NEEDS[part])
+
+
+def warn_of_lost_steps(model: Any, args: Any) -> None:
+    """Tells what trains in 16 bits, where small steps are rounded away.
+
+    PEFT makes LoRA layers and soft prompts float32; what else trains stays as it was loaded, under autocast too. FSDP
+    and DeepSpeed keep float32 weights beside it, and some optimisers, where told to, what was rounded away.
+    """
+    kept_whole = (args.fsdp or args.deepspeed) and (args.bf16 or args.fp16)
+    if kept_whole or any(word in (args.optim_args or "") for word in ("kahan", "stochastic")):
+        return
+    trained = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad and p.dtype in HALF}
+    if not trained:
+        return
+    family, dtype = family_of(model), next(iter(trained.values()))
+    parts: dict[str, dict[str, None]] = {}
+    for name in trained:
+        path, copied, _ = name.removeprefix("base_model.model.").partition(".modules_to_save.")
+        parts.setdefault(family.scope_of(path) or "other", {})[path if copied else "all of it"] = None
+    logger.warning(
+        "in %s a step of less than 1/%d of a weight is rounded away, and so trains: %s; load the model in float32 "
+        "(dtype: float32), which bf16 still lets compute in 16 bits, or train LoRA layers there",
+        str(dtype).removeprefix("torch."),
+        round(4 / torch.finfo(dtype).eps),
+        ", ".join(f"{scope} ({_some(list(names))})" for scope, names in parts.items()),
+    )
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _rates(args: Any) -> dict[str, float | None]:

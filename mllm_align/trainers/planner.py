@@ -63,12 +63,14 @@ class Allowed:
         checkpointing: Whether the model can recompute activations.
         precompute: Whether the reference can be computed before training.
         quantize: Whether the weights are not in few bits yet, which is advised where nothing else helps.
+        caching: Whether gradients may go back group by group.
     """
 
     smaller_batches: bool = True
     checkpointing: bool = True
     precompute: bool = True
     quantize: bool = True
+    caching: bool = True
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,9 @@ def plan_memory(
     if PartialState().is_main_process:
         try:
             run = run_of(args, model, objective, reference, collator, dataset)
-            found = plan_switches(
-                run, Switches.of(args), int(args.memory_budget * GIB), allowed_for(model, objective, dataset)
-            )
+            allowed = allowed_for(model, objective, dataset)
+            allowed = replace(allowed, caching=args.log_term_gradients_every is None)
+            found = plan_switches(run, Switches.of(args), int(args.memory_budget * GIB), allowed)
         except ValueError as error:
             found = str(error)
     found = broadcast_object_list([found])[0]
@@ -222,6 +224,8 @@ def _checkpointing(run: Run, switches: Switches, allowed: Allowed) -> Iterator[S
 
 
 def _group_by_group(run: Run, switches: Switches, allowed: Allowed) -> Iterator[Switches]:
+    if not allowed.caching:
+        return
     cached = replace(switches, cache_gradients=True)
     if not switches.cache_gradients:
         yield cached
@@ -308,21 +312,24 @@ def _too_small(estimate: MemoryEstimate, budget: int, before: Switches, after: S
     return (
         f"a memory_budget of {gigabytes(budget)} is too small: {even}the run takes about "
         f"{gigabytes(estimate.total)} per device, of which {largest}: {gigabytes(estimate.parts[largest])}. "
-        f"{mend}"
+        f"{mend}{'' if allowed.caching else WITHOUT_NORMS}"
     )
 
 
 SHORTER = "Use smaller images (max_pixels), shorter rows (max_length), or a smaller model"
 SMALLER = "Use a smaller model, or a device with more memory"
 FEWER_TRAINED = "Train adapters in place of the whole model (use_peft), or use optim='adamw_8bit'"
+WITHOUT_NORMS = "; or leave log_term_gradients_every out, which does not go with cache_gradients"
 MENDS = {
     "weights": "Load the model in 4 bits (load_in_4bit), or use a smaller one",
     "reference": "Train adapters (use_peft), whose reference is the same model with them off",
     "gradients": FEWER_TRAINED,
     "optimiser": FEWER_TRAINED,
+    "gradients of single terms": FEWER_TRAINED,
     "vision activations": "Freeze the vision tower and further encoders, or use smaller images (max_pixels)",
     "images": "Use smaller or fewer images (max_pixels), or fewer rows at a time",
     "vocabulary head": "Lower logits_chunk_size",
+    "a copy of the embeddings": "Load the model in 16 bits (dtype: bfloat16), or train without soft prompts",
     "driver and allocator": SMALLER,
 }
 

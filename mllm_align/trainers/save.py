@@ -21,7 +21,7 @@ from mllm_align.trainers.mixer_memory import view_cells
 from mllm_align.trainers.shares import source_shares
 from mllm_align.trainers.teachers import Teachers
 from mllm_align.vision.mixed_vision import mixed_of
-from mllm_align.vision.mixer_files import kind_name, save_mixer
+from mllm_align.vision.mixer_files import inserted_places, kind_name, part_name, save_mixer
 from mllm_align.vision.object_expert import ExpertFacts, write_expert
 
 if TYPE_CHECKING:
@@ -114,7 +114,11 @@ def _parts(model: Any) -> dict[str, str]:
     }
     words = {"vision": "the vision tower", "projector": "the projector"}
     scopes = {name: scope_of(name) for name in whole}
-    return {name: words[scope] for name, scope in scopes.items() if scope in words and scope not in left}
+    parts = {name: words[scope] for name, scope in scopes.items() if scope in words and scope not in left}
+    mixed = mixed_of(inner(hf))
+    if mixed is not None:
+        parts |= {name: part_name(mixed, name) for name, scope in scopes.items() if scope in ("mixer", "encoders")}
+    return parts
 
 
 def _quantization(config: object) -> str | None:
@@ -140,4 +144,5 @@ def _mixer(hf: Any) -> str | None:
     cells = view_cells(hf.config, family_of(hf))[0]
     before, after = cells[0] * cells[1], mixed.kind.num_tokens(cells)
     told = "as many image tokens as without it" if after == before else f"{after} image tokens per view, not {before}"
+    told += f", and layers of its own {inserted_places(mixed.kind)}" if mixed.kind.after else ""
     return f"{kind_name(mixed.kind)} of the model's own vision tower and {', '.join(encoders)}; {told}"

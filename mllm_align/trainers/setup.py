@@ -25,7 +25,7 @@ from mllm_align.models.soft_tokens import part_from_head, train_soft_prompts
 from mllm_align.signals import AdaptersOff, FrozenCopy, NamedAdapter, Reference
 from mllm_align.signals.limits import can_share_prefixes
 from mllm_align.trainers.config import AlignConfig
-from mllm_align.trainers.optimizer import warn_of_idle_rates
+from mllm_align.trainers.optimizer import warn_of_idle_rates, warn_of_lost_steps
 from mllm_align.trainers.unread import freeze_unread
 from mllm_align.vision import RegionWeights
 from mllm_align.vision.mixed_vision import ATTRIBUTE, mixed_of
@@ -105,6 +105,13 @@ def resolve_model(
         )
     check_attention(model, device)
     return model, processing_class
+
+
+def use_one_device(args: AlignConfig) -> None:
+    """Tells that a process trains on one GPU, and keeps `transformers` from spreading batches over all it sees."""
+    if args.n_gpu > 1:
+        logger.warning("one process uses one GPU; start with torchrun or accelerate launch to use all of them")
+        args._n_gpu = 1
 
 
 def check_attention(model: Any, device: Any) -> None:
@@ -235,6 +242,7 @@ def warn_of_settings(model: Any, args: AlignConfig) -> None:
     """Tells of settings that will have another effect than is likely meant, or none."""
     warn_of_unshared_prompts(model, args.packing)
     warn_of_idle_rates(model, args)
+    warn_of_lost_steps(model, args)
 
 
 def warn_of_unshared_prompts(model: Any, packing: str) -> None:

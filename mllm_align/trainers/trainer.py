@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -39,10 +38,9 @@ from mllm_align.trainers.precompute import ReferenceScorer
 from mllm_align.trainers.redirect import inside_forward
 from mllm_align.trainers.save import facts_of_experts, save_beside_model, write_card
 from mllm_align.trainers.teachers import Teachers
+from mllm_align.trainers.term_gradients import TermGradients
 from mllm_align.trainers.throughput import TokenRate
 from mllm_align.trainers.window import Window, plan_window
-
-logger = logging.getLogger(__name__)
 
 Data: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
@@ -104,9 +102,7 @@ class AlignTrainer(Trainer):
         """Puts the parts together and checks that they fit; see the class."""
         args = args or AlignConfig("runs/align")
         check_features(objective.needs.features)
-        if args.n_gpu > 1:
-            logger.warning("one process uses one GPU; start with torchrun or accelerate launch to use all of them")
-            args._n_gpu = 1
+        setup.use_one_device(args)
         loaded, processor = setup.resolve_model(model, processing_class, args.model_init_kwargs, args.device)
         self.base_name: str = getattr(unwrap(loaded), "name_or_path", "") or ""
         self.base_probe = base_probe(loaded)
@@ -171,6 +167,7 @@ class AlignTrainer(Trainer):
         self.together = setup.sees_all_ranks(args, objective)
         setup.warn_of_lone_rows(args, objective)
         self._averages, self._eval_averages = Averages(), Averages()
+        self._term_gradients = TermGradients(args.log_term_gradients_every)
         self._weights: dict[str, float] = {}
         self.checked_terms: set[str] = set()
         self._owns_output_dir = False
@@ -253,6 +250,8 @@ class AlignTrainer(Trainer):
             check_gradients(outcome, heads.ends_of(self.model, self.objective), self.checked_terms)
         self.count(outcome, policy, len(batch))
         loss = self.share_of(outcome)
+        for norm in self._term_gradients.measure(self, outcome, self._window.counts):
+            self._averages.add(*norm)
         # Every rank must use every trained parameter, whatever its rows hold: DDP waits for all of them.
         if zero is not None and (self.args.world_size > 1 or not loss.requires_grad):
             loss = loss + zero

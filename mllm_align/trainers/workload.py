@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,6 +13,7 @@ from mllm_align.families import Family, family_of, unwrap
 from mllm_align.signals.limits import can_share_prefixes
 from mllm_align.signals.options import EngineOptions
 from mllm_align.signals.packing import Pack, group_packs, plan_packs
+from mllm_align.signals.plan import phrases_alone
 from mllm_align.trainers.activations import PLAIN, SPLIT, WHOLE
 
 SAMPLE_ROWS = 64
@@ -27,6 +29,7 @@ class GroupShape:
         plain: Tokens from the start that need no mask.
         scored: Response tokens.
         reads_images: Whether there is an image in any of them.
+        pooled: States that are kept of texts of regions, which have no log-probabilities.
     """
 
     packs: int
@@ -34,6 +37,7 @@ class GroupShape:
     plain: int
     scored: int
     reads_images: bool = True
+    pooled: int = 0
 
     @property
     def tokens(self) -> int:
@@ -59,6 +63,8 @@ class _Row(NamedTuple):
     tokens: int
     referenced: bool
     images: frozenset[int]
+    phrases: frozenset[int]
+    longest: int  # tokens, those of its phrases included
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,11 @@ class Workload:
 
     rows: tuple[_Row, ...]
     batch: Batch
+    phrases: Batch
     plain: dict[int, int]
     images: tuple[ImageShape, ...]
     least_fill: float
+    shared: bool
 
     def longest(self, count: int, max_tokens: int | None = None) -> tuple[_Row, ...]:
         """The `count` longest rows, or as many as fit `max_tokens`; a sample that is too small is repeated."""
@@ -78,15 +86,25 @@ class Workload:
         if max_tokens is not None:
             count = max(1, max_tokens // max(1, self.rows[0].tokens))
         repeats = -(-count // len(self.rows))
-        return tuple(sorted(self.rows * repeats, key=lambda row: -row.tokens)[:count])
+        return tuple(sorted(self.rows * repeats, key=lambda row: -row.longest)[:count])
 
     def groups(self, rows: Sequence[_Row], max_tokens: int | None) -> list[GroupShape]:
-        """The forward passes that score some rows, as the engine forms them."""
+        """The forward passes that score some rows, as the engine forms them.
+
+        A text of regions counts once, however many rows have it, but anew in each repetition of the sample, whose rows
+        stand for others.
+        """
         found = []
         for referenced in (True, False):
             packs = [pack for row in rows if row.referenced == referenced for pack in row.packs]
-            found += [self._shape(members) for members in group_packs(packs, self.least_fill, max_tokens)]
-        return found
+            found += [self._shape(self.batch, own) for own in group_packs(packs, self.least_fill, max_tokens)]
+        before: Counter[int] = Counter()
+        texts: set[tuple[int, int]] = set()
+        for row in rows:
+            texts |= {(before[id(row)], phrase) for phrase in row.phrases}
+            before[id(row)] += 1
+        packs = plan_packs(self.phrases, [phrase for _, phrase in sorted(texts)], self.shared)
+        return found + [self._shape(self.phrases, own) for own in group_packs(packs, self.least_fill, max_tokens)]
 
     def images_of(self, rows: Sequence[_Row]) -> list[ImageShape]:
         """The images of some rows, each once per row."""
@@ -97,14 +115,17 @@ class Workload:
         shown = [self.batch.prefixes[pack.prefix].images for row in rows for pack in row.packs]
         return sum(self.images[index].llm for images in shown for index in images)
 
-    def _shape(self, packs: Sequence[Pack]) -> GroupShape:
+    def _shape(self, batch: Batch, packs: Sequence[Pack]) -> GroupShape:
         length = max(pack.length for pack in packs)
+        responses = [batch.branches[index].token_ids.numel() for pack in packs for index in pack.branches]
+        is_scored = batch is self.batch
         return GroupShape(
             packs=len(packs),
             length=length,
             plain=min(self._plain(pack, length) for pack in packs),
-            scored=sum(self.batch.branches[index].token_ids.numel() for pack in packs for index in pack.branches),
-            reads_images=any(self.batch.prefixes[pack.prefix].images for pack in packs),
+            scored=sum(responses) if is_scored else 0,
+            reads_images=any(batch.prefixes[pack.prefix].images for pack in packs),
+            pooled=0 if is_scored else sum(max(size - 1, 1) if batch.region_tokens else 1 for size in responses),
         )
 
     def _plain(self, pack: Pack, length: int) -> int:
@@ -127,6 +148,7 @@ def sample_workload(model: Any, collator: Any, dataset: Any, options: EngineOpti
     hf = unwrap(model)
     family = family_of(hf)
     shared = options.packing == "auto" and can_share_prefixes(family, hf)[0]
+    phrases, read = phrases_alone(batch), _phrases_of_rows(batch)
     rows = []
     for row in range(len(batch)):
         own = [index for index, branch in enumerate(batch.branches) if branch.row == row]
@@ -134,14 +156,31 @@ def sample_workload(model: Any, collator: Any, dataset: Any, options: EngineOpti
         images = {image for pack in packs for image in batch.prefixes[pack.prefix].images}
         images |= {image for column in (batch.row_images or {}).values() for image in column[row]}
         tokens = sum(pack.length for pack in packs)
-        rows.append(_Row(packs, tokens, reference and batch.reference_rows[row], frozenset(images)))
+        longest = tokens + sum(pack.length for pack in plan_packs(phrases, sorted(read[row]), shared))
+        referenced = reference and batch.reference_rows[row]
+        rows.append(_Row(packs, tokens, referenced, frozenset(images), frozenset(read[row]), longest))
     return Workload(
-        rows=tuple(sorted((row for row in rows if row.packs or row.images), key=lambda row: -row.tokens)),
+        rows=tuple(sorted((row for row in rows if row.packs or row.images), key=lambda row: -row.longest)),
         batch=batch,
+        phrases=phrases,
         plain={index: _first_block(family, prefix) for index, prefix in enumerate(batch.prefixes)},
         images=_images(hf, batch),
         least_fill=options.least_fill,
+        shared=shared,
     )
+
+
+def _phrases_of_rows(batch: Batch) -> list[set[int]]:
+    """Of each row which phrases its regions are called, or list."""
+    found: list[set[int]] = [set() for _ in range(len(batch))]
+    for column, regions in batch.regions.items():
+        for row, phrase in zip(regions.row, batch.region_phrases.get(column, ()), strict=False):
+            found[row] |= {phrase} - {-1}
+        for key in ("negatives", "positives"):
+            told = iter(getattr(batch, f"region_{key}").get(column, ()))
+            for row, own in zip(regions.row, getattr(regions, key), strict=False):
+                found[row] |= set(islice(told, len(own)))
+    return found
 
 
 def _some_rows(dataset: Any) -> list[Any]:

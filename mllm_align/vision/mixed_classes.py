@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -31,7 +31,7 @@ def encoding_class(stock: type) -> type:
         finally:
             mixed.own_pixels = before
 
-    return _like(stock, {"get_image_features": get_image_features})
+    return _like(stock, {"get_image_features": get_image_features}, encoding_class)
 
 
 @functools.cache
@@ -64,7 +64,7 @@ def reading_class(stock: type) -> type:
     methods = {"__call__": call, "reading": reading}
     if hasattr(stock, "pack_image_features"):
         methods["pack_image_features"] = functools.wraps(encodes.pack_image_features)(pack_image_features)
-    return _named(encodes, {**methods, "stock": stock})
+    return _named(encodes, {**methods, "stock": stock, "made_by": reading_class})
 
 
 @functools.cache
@@ -82,10 +82,10 @@ def outer_class(stock: type) -> type:
         finally:
             mixed.own_pixels = before
 
-    return _like(stock, {"forward": forward})
+    return _like(stock, {"forward": forward}, outer_class)
 
 
-def _like(stock: type, methods: Mapping[str, Any]) -> type:
+def _like(stock: type, methods: Mapping[str, Any], made_by: Callable[[type], type]) -> type:
     """A subclass that goes by the stock class's name, as saved configurations do, its methods by their signatures."""
     for name, method in methods.items():
         own = getattr(stock, name)
@@ -94,9 +94,19 @@ def _like(stock: type, methods: Mapping[str, Any]) -> type:
         added = inspect.Parameter(EXTRA_PIXELS, inspect.Parameter.KEYWORD_ONLY, default=None)
         rest = [each for each in parameters if each.kind is inspect.Parameter.VAR_KEYWORD]
         method.__signature__ = inspect.Signature([*(each for each in parameters if each not in rest), added, *rest])
-    return _named(stock, {**methods, "stock": stock})
+    return _named(stock, {**methods, "stock": stock, "made_by": made_by})
 
 
 def _named(stock: type, attributes: Mapping[str, Any]) -> type:
     names = {"__module__": stock.__module__, "__qualname__": stock.__qualname__, "__doc__": stock.__doc__}
-    return type(stock.__name__, (stock,), {**names, **attributes})
+    return type(stock.__name__, (stock,), {**names, "__reduce_ex__": _pickled, **attributes})
+
+
+def _pickled(self: Any, protocol: Any) -> Any:
+    """The class is made anew, as it has the name of the stock one."""
+    kind: Any = type(self)
+    return _bare, (kind.made_by, kind.stock), self.__getstate__()
+
+
+def _bare(made_by: Callable[[type], type], stock: type) -> Any:
+    return object.__new__(made_by(stock))

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mllm_align.families import family_of, inner, unwrap
+from mllm_align.families.base import MIXED
 from mllm_align.vision.attach import MixerSettings, attach, drawn_image, drawn_pixels
 from mllm_align.vision.encoder_spec import encoder_from
 from mllm_align.vision.encoders import check_encoder, encoder_facts
 from mllm_align.vision.mixed_vision import MixedVision, mixed_of
-from mllm_align.vision.mixers import MIXERS
+from mllm_align.vision.mixers import MIXERS, Mixer
 
 SETTINGS_FILE, WEIGHTS_FILE = "mixer.json", "mixer.safetensors"
 VERSION, PROBES = 1, 16
@@ -154,6 +155,26 @@ def load_mixer_weights(model: Any, folder: str | Path) -> None:
 def kind_name(mixer: nn.Module) -> str:
     """What `vision.mixers.MIXERS` calls a mixer."""
     return next(name for name, kind in MIXERS.items() if type(mixer) is kind)
+
+
+def part_name(mixed: MixedVision, name: str) -> str:
+    """What a module or parameter of mixer or encoders belongs to, in words.
+
+    Args:
+        mixed: Of the model.
+        name: Its name in the model, PEFT's copies and adapters included.
+    """
+    part, *rest = name.partition(f"{MIXED}.")[2].split(".")
+    if part == "encoders":
+        encoder = mixed.seeing[int(rest[0])]
+        return f"encoder {int(rest[0]) + 1} ({getattr(encoder, 'original_module', encoder).spec.model})"
+    inside = f" {inserted_places(mixed.kind)}" if "inserted" in rest else ""
+    return f"mixer {kind_name(mixed.kind)}{inside}"
+
+
+def inserted_places(mixer: Mixer) -> str:
+    """Where a mixer has layers in the language model, in words."""
+    return f"behind layer{'s' * (len(mixer.after) > 1)} {', '.join(map(str, mixer.after))} of the language model"
 
 
 def _weights(folder: str | Path) -> dict[str, Tensor]:

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from mllm_align.contract import Needs, View
+from mllm_align.data.encode import RowEncoder
 from mllm_align.data.errors import DataError
 from mllm_align.data.object_prompts import with_object_tokens
 from mllm_align.data.schema import parse_row
+from tiny import tiny
 
 ROW: dict[str, Any] = {
     "id": "7",
@@ -65,3 +68,13 @@ def test_placeholders_of_images_in_the_text_are_behind_no_object() -> None:
 def test_what_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         with_object_tokens({**ROW, **change}, 3)
+
+
+def test_a_prompt_whose_objects_would_be_read_as_words_is_not_trained_on(pictures: list[Any]) -> None:
+    encoder = RowEncoder(tiny("llava")[1], lambda source: Needs(views=(View("image", "chosen"),)))
+    raw = {**ROW, "images": pictures[:2]}
+    with pytest.raises(DataError, match=r"'7'.*its prompt has <object>, which stands for the vector of an object"):
+        list(encoder.encode(parse_row(with_object_tokens(raw)), lambda *_: ("key", "<image>")))
+    said = {**raw, "prompt": "What does the tag <object> of HTML do?", "objects": None}
+    (view,) = encoder.encode(parse_row(said), lambda *_: ("key", "<image>"))
+    assert "<object>" in view.prefix

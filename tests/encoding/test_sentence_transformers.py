@@ -196,8 +196,8 @@ def test_folders_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(ValueError, match="has something in it"):
             export_sentence_transformers(trained, exported)
         (tmp_path / "file").write_text("a note")
-        with pytest.raises(ValueError, match="has something in it"):
-            export_sentence_transformers(trained, tmp_path / "file")
+        with pytest.raises(ValueError, match="is a file and is kept: name a folder"):
+            export_sentence_transformers(trained, tmp_path / "file", overwrite=True)
     (exported / "note.txt").write_text("old")
     export_sentence_transformers(trained, exported, overwrite=True)
     assert not (exported / "note.txt").exists()

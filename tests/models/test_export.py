@@ -72,6 +72,10 @@ def test_what_is_refused(run: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds something else than a model"):
         merge_and_export(adapter, target, overwrite=True, merge=False)
     assert (target / "letters.txt").exists()
+    for place in (target / "letters.txt", target / "letters.txt" / "below"):
+        with pytest.raises(ValueError, match=r"letters\.txt' is a file and is kept: name a folder"):
+            merge_and_export(adapter, place, overwrite=True)
+    assert (target / "letters.txt").read_text() == "dear"
     other = save_tiny("llava", tmp_path / "other", seed=1)
     with pytest.raises(ValueError, match="another base"):
         merge_and_export(adapter, tmp_path / "y", base=str(other))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -33,6 +34,7 @@ from mllm_align.objectives import (
     Weighted,
 )
 from mllm_align.objectives.dpo_losses import VARIANTS
+from mllm_align.objectives.options import WithOptions
 from mllm_align.objectives.pairs import IMAGE_PROMPT, TEXT_PROMPT
 
 MODULES = [
@@ -169,6 +171,17 @@ def test_docstring_is_a_product_page(kind: type) -> None:
 def test_follows_the_protocol(objective: Objective) -> None:
     assert isinstance(objective, Objective)
     assert isinstance(objective.needs, Needs)
+
+
+def test_tells_every_option_that_is_something(objective: Objective) -> None:
+    """Dataclasses do by themselves, and a weighted sum lists its parts."""
+    if dataclasses.is_dataclass(objective) or isinstance(objective, Weighted):
+        return
+    assert isinstance(objective, WithOptions)
+    told = objective.extra_repr()
+    for name, item in inspect.signature(type(objective)).parameters.items():
+        given = item.kind is not item.VAR_KEYWORD and objective.options[name] not in (None, ())
+        assert (f"{name}=" in told) >= given, name
 
 
 def test_finite_and_differentiable_in_every_view(objective: Objective, make_signals: Callable[..., Signals]) -> None:

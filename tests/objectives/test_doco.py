@@ -67,6 +67,7 @@ def by_loop(made: DocoLike, policy: Signals) -> dict[str, tuple[float, int]]:
             ]
         )
     large = [n for n, entry in enumerate(TOLD) if entry[4] >= 0.5]
+    limit = made.text_similarity or 2.0
 
     def cosine(one: list[float], two: list[float]) -> float:
         return sum(a * b for a, b in zip(one, two, strict=True)) / math.sqrt(
@@ -88,7 +89,8 @@ def by_loop(made: DocoLike, policy: Signals) -> dict[str, tuple[float, int]]:
             if m != n and TOLD[m][:2] == TOLD[n][:2] and (not TOLD[n][2] or TOLD[m][2].lower() != TOLD[n][2].lower())
         ]
         if others:
-            intra.append(loss(n, others, *sides))
+            left = [m for m in others if cosine(sides[1][n], sides[1][m]) <= limit]
+            intra.append(loss(n, left, *sides))
     pages = list(dict.fromkeys(TOLD[n][:2] for n in large))
     means = [
         [
@@ -123,6 +125,23 @@ def test_both_terms_are_those_of_loops() -> None:
     assert len(outcome.metrics["too_small"]) == len(TOLD)
     assert len(outcome.metrics["accuracy/intra"]) == 9
     assert outcome.metrics["temperature"].item() == pytest.approx(0.07)
+
+
+def test_objects_that_the_document_model_takes_for_nearly_one_are_not_told_apart() -> None:
+    """Of the page of a date one object is near another one; all that remains of the last page is near each other."""
+    made = objective(text_similarity=0.9)
+    policy = signals(made, told())
+    read = policy.features[made.read.name].values
+    read[7] = read[6] + 0.1 * read[7]
+    read[8:11] = read[8] + 0.1 * read[8:11]
+    outcome = made(policy, None)
+    wanted = by_loop(made, policy)
+    plain = by_loop(objective(), policy)
+    assert wanted["intra"][0] < plain["intra"][0]
+    for term in outcome.terms:
+        assert (term.sum.item(), term.count.item()) == pytest.approx(wanted[term.name], rel=1e-10)
+    assert outcome.terms[0].count == plain["intra"][1] == 9
+    assert len(outcome.metrics["accuracy/intra"]) == 6
 
 
 def test_pages_of_what_is_too_small_alone_say_so() -> None:
@@ -221,6 +240,7 @@ def test_weights_and_the_teacher_as_told() -> None:
         ({"dim": None}, "dim must be a whole number: model and teacher"),
         ({"dim": 2.5}, "dim must be a whole number above 0"),
         ({"intra_weight": 0, "inter_weight": 0}, "nothing is left to train"),
+        ({"text_similarity": True}, "text_similarity must be a cosine between 0 and 1"),
         ({"min_tokens": -1}, "min_tokens must be a number of at least 0"),
         ({"temperature": 0.001}, "temperature must be at least 0.01"),
     ],

@@ -54,7 +54,8 @@ def inside(one: Any, other: Any) -> float:
     return sum(large[0] < x < large[2] and large[1] < y < large[3] for x, y in points) / len(points)
 
 
-def negatives(same_class: bool = True, overlap: float = 0.5) -> dict[int, list[int]]:
+def negatives(same_class: bool = True, overlap: float = 0.5, near: Any = None) -> dict[int, list[int]]:
+    """Of each named region the others whose texts are its negatives; `near` tells of two whether their texts agree."""
     found: dict[int, list[int]] = {}
     for n in NAMED:
         row, image, name, text, kind, box = TOLD[n]
@@ -65,6 +66,8 @@ def negatives(same_class: bool = True, overlap: float = 0.5) -> dict[int, list[i
             nested = (row, image) == other[:2] and inside(box, other[5]) > overlap
             alike = kind != "" and kind == other[4]
             if n == m or same_thing or nested or text.lower() == other[3].lower() or (not same_class and alike):
+                continue
+            if near is not None and near(n, m):
                 continue
             found[n].append(m)
     return found
@@ -176,7 +179,58 @@ def test_heads_are_made_when_widths_are_known() -> None:
         RegionText().set_widths({"regions:image": 4})
 
 
-@pytest.mark.parametrize("options", [{}, {"loss": "sigmoid"}, {"decoupled": True}])
+def nearly_agreeing() -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Three texts that are not equal and nearly agree, in rows of their own."""
+    regions, texts = drawn()
+    texts[1], texts[6] = texts[7] + 0.1, texts[7] - 0.1
+    return regions, texts, lambda n, m: cosine(texts[n], texts[m]) > 0.8
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_texts_that_nearly_agree_are_no_negatives(decoupled: bool) -> None:
+    regions, texts, near = nearly_agreeing()
+    outcome = RegionText(temperature=0.5, text_similarity=0.8, decoupled=decoupled, dim=None)(
+        signals(regions, texts), None
+    )
+    ways = [direction(*each, 2.0, decoupled, near=near) for each in ((regions, texts), (texts, regions))]
+    others = negatives(near=near)
+    assert sum(map(len, others.values())) < sum(map(len, negatives().values()))
+    assert outcome.terms[0].sum.item() == pytest.approx(sum(map(sum, ways)) / 2, abs=1e-6)
+    assert outcome.metrics["negatives"].tolist() == [len(own) for own in others.values()]
+
+
+def test_a_region_that_nothing_is_left_of_counts_with_loss_zero() -> None:
+    """Counts must not depend on what is measured: they are known before it is."""
+    regions, texts = drawn()
+    texts = texts[:1] + 0.01 * texts
+    plain = RegionText(temperature=0.5, dim=None)(signals(regions, texts), None)
+    outcome = RegionText(temperature=0.5, text_similarity=0.9, dim=None)(signals(regions, texts), None)
+    assert outcome.terms[0].count == plain.terms[0].count == len(NAMED)
+    assert (outcome.terms[0].sum.item(), outcome.metrics["negatives"].tolist()) == (0, [0] * len(NAMED))
+    assert len(outcome.metrics["accuracy"]) == len(outcome.metrics["gap"]) == 0
+
+
+def test_the_sigmoid_says_neither_of_texts_that_nearly_agree() -> None:
+    regions, texts, near = nearly_agreeing()
+    texts[5] = texts[0]
+    objective = RegionText(
+        loss="sigmoid", temperature=0.5, bias=-1.0, negative_weight=0.3, text_similarity=0.8, dim=None
+    )
+    expected = 0.0
+    for n, others in negatives(near=near).items():
+        for m in (m for m in NAMED if m != 5):
+            logit = 2 * cosine(regions[n], texts[m]) - 1
+            called_so = [k for k in NAMED if TOLD[k][3].lower() == TOLD[m][3].lower()]
+            if n in called_so:
+                expected += math.log(1 + math.exp(-logit))
+            elif all(k in others for k in called_so):
+                expected += 0.3 * math.log(1 + math.exp(logit))
+    assert objective(signals(regions, texts), None).terms[0].sum.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"loss": "sigmoid"}, {"decoupled": True}, {"text_similarity": 0.5, "sides": "region_to_text"}]
+)
 def test_gradients(options: dict[str, Any]) -> None:
     regions, texts = (values.requires_grad_(True) for values in drawn(3))
     objective = RegionText(dim=None, temperature=0.5, **options).double()
@@ -228,6 +282,8 @@ def test_the_temperature_stays_in_its_bounds() -> None:
         ({"bias": "low"}, "bias must be a number"),
         ({"loss": "sigmoid", "decoupled": True}, "leave them to loss='softmax'"),
         ({"continuous": True, "decoupled": True}, "continuous weights are of texts"),
+        ({"text_similarity": 1}, "text_similarity must be a cosine between 0 and 1"),
+        ({"text_similarity": 0.9, "continuous": True}, "continuous pulls towards what text_similarity leaves"),
         ({"negative_weight": 0}, "negative_weight must be a number above 0"),
     ],
 )

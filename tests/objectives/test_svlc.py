@@ -48,21 +48,27 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(one @ other) / math.sqrt(float(one @ one)) / math.sqrt(float(other @ other))
 
 
-@pytest.mark.parametrize("sides", ["both", "region_to_text"])
-def test_the_terms_are_those_of_loops(sides: str) -> None:
+@pytest.mark.parametrize(("sides", "limit"), [("both", None), ("region_to_text", None), ("both", 0.3)])
+def test_the_terms_are_those_of_loops(sides: str, limit: float | None) -> None:
+    """With a limit of similarity a region keeps its own negatives, however near; of others those that are not."""
     values = drawn()
     regions, texts, false = values.values()
-    outcome = SVLC(0.5, 2.0, sides=sides, temperature=0.5, dim=None)(signals(values), None)
+    false[0] = texts[0] + 0.1 * false[0]  # near to its own region's text
+    outcome = SVLC(0.5, 2.0, sides=sides, temperature=0.5, text_similarity=limit, dim=None)(signals(values), None)
+    near = limit or 2.0
     towards, back, own, right = [], [], [], []
     for n in NAMED:
         positive = math.exp(2 * cosine(regions[n], texts[n]))
-        others = [math.exp(2 * cosine(regions[n], texts[m])) for m in NAMED if m != n]
+        apart = [m for m in NAMED if m != n and cosine(texts[n], texts[m]) <= near]
+        others = [math.exp(2 * cosine(regions[n], texts[m])) for m in apart]
         said = TOLD[n][1].lower()
         further = {
-            k: math.exp(2 * cosine(regions[n], false[k])) for k, (_, t) in enumerate(NEGATIVES) if t.lower() != said
+            k: math.exp(2 * cosine(regions[n], false[k]))
+            for k, (owner, t) in enumerate(NEGATIVES)
+            if t.lower() != said and (owner == n or cosine(texts[n], false[k]) <= near)
         }
         towards.append(-math.log(positive / (positive + sum(others) + sum(further.values()))))
-        reverse = [math.exp(2 * cosine(regions[m], texts[n])) for m in NAMED if m != n]
+        reverse = [math.exp(2 * cosine(regions[m], texts[n])) for m in apart]
         back.append(-math.log(positive / (positive + sum(reverse))))
         mine = [value for k, value in further.items() if NEGATIVES[k][0] == n]
         if mine:
@@ -75,6 +81,7 @@ def test_the_terms_are_those_of_loops(sides: str) -> None:
     assert (among_own.name, among_own.weight, int(among_own.count)) == ("own_negatives", 2.0, 2)
     assert among_own.sum.item() == pytest.approx(sum(own), abs=1e-6)
     assert outcome.metrics["own_accuracy"].tolist() == right
+    assert (outcome.metrics["negatives"].sum() < 6) == (limit is not None)
 
 
 def test_without_negatives_it_is_region_text() -> None:
@@ -89,7 +96,8 @@ def test_without_negatives_it_is_region_text() -> None:
     nothing.loss.backward()
 
 
-def test_paraphrases_are_found_by_regions_and_by_their_texts() -> None:
+@pytest.mark.parametrize("limit", [None, 0.3])
+def test_paraphrases_are_found_by_regions_and_by_their_texts(limit: float | None) -> None:
     said = {0: ("a cup in red", "the cup"), 2: ("THE CUP", "a cup in blue"), 3: ("it grows",)}
     entries = [(n, text.lower()) for n, own in said.items() for text in own]
     generator = torch.Generator().manual_seed(9)
@@ -99,13 +107,17 @@ def test_paraphrases_are_found_by_regions_and_by_their_texts() -> None:
     told = dataclasses.replace(given.regions["image"], positives=tuple(said.get(n, ()) for n in range(len(TOLD))))
     owners = torch.tensor([TOLD[n][0] for n, _ in entries])
     features = {**given.features, "region_positives:image": Ragged(same, owners)}
-    objective = SVLC(paraphrase_weight=0.5, temperature=0.5, dim=None)
+    objective = SVLC(paraphrase_weight=0.5, temperature=0.5, text_similarity=limit, dim=None)
     assert objective.needs.features[-1].pooling == "positives"
     outcome = objective(dataclasses.replace(given, features=features, regions={"image": told}), None)
-    total = 0.0
+    total, near, texts = 0.0, limit or 2.0, values["region_texts:image"]
     for n in NAMED:
         own = [TOLD[n][1].lower(), *(text for m, text in entries if m == n)]
-        negatives = [k for k, (m, text) in enumerate(entries) if m != n and text not in own]
+        negatives = [
+            k
+            for k, (m, text) in enumerate(entries)
+            if m != n and text not in own and cosine(texts[n], texts[m]) <= near and cosine(texts[n], same[k]) <= near
+        ]
         for side in (values["regions:image"][n], values["region_texts:image"][n]):
             others = sum(math.exp(2 * cosine(side, same[k])) for k in negatives)
             mine = [math.exp(2 * cosine(side, same[k])) for k, (m, _) in enumerate(entries) if m == n]
@@ -113,7 +125,7 @@ def test_paraphrases_are_found_by_regions_and_by_their_texts() -> None:
     term = outcome.terms[-1]
     assert (term.name, term.weight, int(term.count)) == ("paraphrases", 0.5, 3)
     assert term.sum.item() == pytest.approx(total, abs=1e-6)
-    plain = SVLC(temperature=0.5, dim=None)(given, None)
+    plain = SVLC(temperature=0.5, text_similarity=limit, dim=None)(given, None)
     for one, other in zip(outcome.terms[:2], plain.terms, strict=True):
         torch.testing.assert_close(one.sum, other.sum)
     nothing = objective(Signals({}, {}, sources=("x",)), None)

@@ -85,6 +85,11 @@ def test_run_saves_adapter_and_recipe_refuses_a_used_folder_and_resumes(tmp_path
     for changes in (["objective.0.beta=0.3"], ["model.lora_r=2"]):
         with pytest.raises(RecipeError, match="checkpoint-4 was made with another"):
             run_recipe(load_recipe(path, changes), resume=True)
+    changed = {"epoch_rows=3": "epoch_rows: None, now 3", "seed=5": "data_seed, or else train.seed: None, now 5"}
+    changed["source_caps={default: 1}"] = "source_caps: None, now {'default': 1}"
+    for change, told in changed.items():
+        with pytest.raises(RecipeError, match=f"checkpoint-4 was made with another train.{told}; resume with"):
+            run_recipe(load_recipe(path, [f"train.{change}"]), resume=True)
 
     # As a run that was killed after its first checkpoint leaves it.
     (run / "adapter_model.safetensors").unlink()

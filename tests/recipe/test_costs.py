@@ -10,9 +10,9 @@ import torch
 from peft import get_peft_model
 
 from flops import count_flops
-from mixed import shake
+from mixed import mixed_tiny, shake
 from mllm_align.families import family_of, inner
-from mllm_align.models import ModelArguments, load_model, lora_config
+from mllm_align.models import ModelArguments, add_soft_prompts, load_model, lora_config, soft_prompts_of
 from mllm_align.objectives import NextToken
 from mllm_align.recipe import plan_of
 from mllm_align.recipe.costs import AT_FIRST, EARLIER, ELSEWHERE, STAGE_1, language_flops, mixer_cost
@@ -249,6 +249,21 @@ def test_nothing_without_a_mixer_or_an_image(encoder: str) -> None:
     model, processor = tiny("llava")
     assert mixer_cost(model, [drawn_pixels(processor, family_of(model))]) is None
     assert mixer_cost(mixed("llava", "gated", encoder)[0], []) is None
+
+
+def test_the_plan_names_what_trains(encoder: str, tmp_path: Path) -> None:
+    spec = {"model": encoder, "train": "lora"}
+    model, processor, attached = mixed_tiny("llava", "sva", spec, llm_layers=1)
+    add_soft_prompts(model, processor, ["What is it?"])
+    trainer = make_trainer(tmp_path, NextToken(), pair_rows(2), model=model, processing_class=processor)
+    trained = plan_of(trainer).trainable
+    inside = sum(p.numel() for name, p in attached.kind.named_parameters() if name.startswith("inserted."))
+    assert trained["mixer sva behind layer 0 of the language model"] == inside
+    assert trained["mixer sva"] == sum(p.numel() for p in attached.kind.parameters()) - inside
+    assert f"encoder 1 ({encoder}) q_proj" in trained
+    soft = soft_prompts_of(model)
+    assert soft is not None
+    assert trained["language vectors of soft prompts"] == len(soft.ids) * WIDTH
 
 
 @pytest.mark.parametrize("kind", ["gated", "interleave"])

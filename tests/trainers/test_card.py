@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,12 @@ import yaml
 from peft import LoraConfig, get_peft_model
 
 from mixed import mixed_tiny
+from mllm_align.objectives import InfoNCE, SigLIP
+from mllm_align.objectives.cacr_like import CacrLike
 from mllm_align.objectives.discriminative import Discriminative
 from mllm_align.objectives.dpo import DPO
 from mllm_align.objectives.next_token import NextToken
+from mllm_align.objectives.pairs import TEXT_PROMPT
 from mllm_align.objectives.weighted import Weighted
 from mllm_align.trainers.card import CardFacts, describe_objective, model_card
 from mllm_align.trainers.save import write_card
@@ -44,11 +48,31 @@ def test_objectives_tell_their_numbers() -> None:
     assert lines[-1] == "Headed(), weight 1, on every source"
 
 
-def test_discriminative_tells_its_options() -> None:
-    (line,) = describe_objective(Discriminative(0.5, temperature=0.1, image_prompt="See:", negatives=True))
-    assert line.startswith("Discriminative(contrast_weight=0.5, next_token_weight=1.0, text='caption', ")
-    for told in ("image_prompt='See:'", "temperature=0.1", "negatives=True"):
-        assert told in line
+@pytest.mark.parametrize(
+    ("objective", "told"),
+    [
+        (
+            Discriminative(0.5, temperature=0.1, image_prompt="See:", negatives=True),
+            "Discriminative(contrast_weight=0.5, next_token_weight=1.0, image='image', text='caption', "
+            "temperature=0.1, learn_temperature=True, memory=0, soft_targets=0.0, image_prompt='See:', "
+            f"text_prompt={TEXT_PROMPT!r}, pooling='last', negatives=True, ",
+        ),
+        (
+            InfoNCE.dcl(memory=8),
+            "InfoNCE(image='image', text='chosen', temperature=0.1, ",
+        ),
+        (
+            SigLIP("contrast_image", bias=-3.0),
+            "SigLIP(image='contrast_image', text='chosen', temperature=0.1, bias=-3",
+        ),
+        (CacrLike(t_minus=0.9), "CacrLike(t_plus=1.0, t_minus=0.9, attract_weight=1.0, repel_weight=1.0, "),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_contrasts_tell_their_options(objective: Any, told: str) -> None:
+    (line,) = describe_objective(Weighted((copy.deepcopy(objective), 2.0)))
+    assert line.startswith(told)
+    assert line.endswith("), weight 2, on every source")
 
 
 def test_the_header_is_what_the_hub_reads(tmp_path: Path) -> None:
@@ -127,15 +151,24 @@ def test_a_part_that_is_copied_in_part_is_told_by_its_modules(tmp_path: Path) ->
     assert "trained in full: model.visual.blocks.0\n" in (tmp_path / "README.md").read_text()
 
 
-@pytest.mark.parametrize(("kind", "told"), [("gated", "as many image tokens"), ("interleave", "32 image tokens")])
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("gated", "as many image tokens as without it"),
+        ("interleave", "32 image tokens per view, not 16"),
+        ("sva", "as many image tokens as without it, and layers of its own behind layer 0 of the language model"),
+    ],
+)
 def test_a_mixer_is_told_with_encoders_and_tokens(kind: str, told: str, tmp_path: Path) -> None:
     encoder = {"model": str(save_encoder("dinov2", tmp_path / "encoder")), "train": "full"}
-    model, processor, mixed = mixed_tiny("llava", kind, encoder)
+    model, processor, mixed = mixed_tiny("llava", kind, encoder, **({"llm_layers": 1} if kind == "sva" else {}))
     # As a model of the Hub has it.
     mixed.seeing[0].model.config._commit_hash = "0123abcd"
     trainer = make_trainer(tmp_path / "run", NextToken(), pair_rows(2), model=model, processing_class=processor)
     write_card(trainer, str(tmp_path))
     (line,) = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("Mixer:")]
     named = f"`{encoder['model']} train full revision 0123abcd`"
-    assert line.startswith(f"Mixer: {kind} of the model's own vision tower and {named}; {told}")
+    assert line == f"Mixer: {kind} of the model's own vision tower and {named}; {told}"
+    card = (tmp_path / "README.md").read_text()
+    assert f" layers, trained in full: mixer {kind}, encoder 1 ({encoder['model']})\n" in card
     assert "Mixer:" not in model_card(facts(tmp_path))

@@ -48,7 +48,9 @@ def test_claiming(tmp_path: Path) -> None:
     assert checkpoint.exists()
     claim_output_dir(str(tmp_path), overwrite=True, main_process=True)
     assert not checkpoint.exists()
-    assert (tmp_path / "notes.txt").exists()
+    with pytest.raises(ValueError, match="is a file and is kept: name a folder"):
+        claim_output_dir(str(tmp_path / "notes.txt"), overwrite=True, main_process=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_an_objective_comes_back(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from mllm_align.families import family_of
 from mllm_align.objectives.next_token import NextToken
 from mllm_align.trainers.optimizer import BASE, MIXER, PROJECTOR, VISION, part_of
-from runs import Headed, make_trainer, pair_rows
+from runs import Headed, make_trainer, pair_rows, trained
 from tiny import tiny
 
 PREFIX = "base_model.model.model."
@@ -103,6 +103,47 @@ def test_a_rate_of_what_does_not_train_is_told(
         make_trainer(tmp_path, NextToken(), pair_rows(1), adapter=adapter, **rates)
         make_trainer(tmp_path, NextToken(), pair_rows(1), adapter={})
     assert {message.split("_learning_rate is of no effect")[0] for message in caplog.messages} == told
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "adapter", "told"),
+    [
+        ("llava", torch.bfloat16, {"train_projector": True}, "projector (model.multi_modal_projector);"),
+        ("qwen3_vl", torch.bfloat16, {"train_vision": True}, "vision (model.visual.patch_embed and "),
+        ("llava", torch.bfloat16, None, "vision (all of it), projector (all of it), language (all of it), other ("),
+        ("llava", torch.bfloat16, {}, None),
+        ("llava", torch.float32, {"train_projector": True}, None),
+    ],
+    ids=str,
+)
+def test_steps_that_are_rounded_away_are_told(
+    family: str, dtype: torch.dtype, adapter: Any, told: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before training; and so it is: of steps of 2e-5 a float32 copy takes all, a bfloat16 one next to none."""
+    model, processor = tiny(family)
+    with caplog.at_level(logging.WARNING, logger="mllm_align.trainers.optimizer"):
+        settings: dict[str, Any] = {"bf16": True, "learning_rate": 2e-5, "max_steps": 3}
+        trainer = make_trainer(
+            tmp_path,
+            NextToken(),
+            pair_rows(1),
+            model=model.to(dtype),
+            processing_class=processor,
+            adapter=adapter,
+            **settings,
+        )
+    assert len(caplog.messages) == (told is not None)
+    if told is not None:
+        before = "in bfloat16 a step of less than 1/512 of a weight is rounded away, and so trains: "
+        assert caplog.messages[0].startswith(before + told)
+        assert "dtype: float32" in caplog.messages[0]
+    if family != "llava" or adapter != {"train_projector": True}:
+        return
+    before = trained(trainer)
+    trainer.train()
+    copies = [(before[name], after) for name, after in trained(trainer).items() if "modules_to_save" in name]
+    moved = sum(int((after != first).sum()) for first, after in copies) / sum(after.numel() for _, after in copies)
+    assert moved < 0.1 if told is not None else moved > 0.9
 
 
 def test_heads_take_the_common_rate_by_default(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from datasets import Dataset
 
 from mllm_align.contract import Feature, Needs
 from mllm_align.data.corrupt import corrupted
-from mllm_align.objectives import DPO, SVCO
+from mllm_align.objectives import DPO, SVCO, NextToken, Weighted
 from mllm_align.signals import CachedReference, FrozenCopy
 from mllm_align.trainers.memory import GIB, Switches, run_of
 from mllm_align.trainers.planner import LADDER, Allowed, allowed_for, plan_switches
@@ -100,6 +101,22 @@ def test_what_is_not_allowed_is_left_alone(tmp_path):
     assert names
     assert not names & {"per_device_train_batch_size, gradient_accumulation_steps", "activation_checkpointing"}
     assert "precompute_ref_log_probs" not in names
+
+
+def test_norms_of_single_terms_count_and_keep_the_graph(tmp_path):
+    """Two terms: a set of gradients at a time, and one for each where micro-batches are summed up."""
+    objective = Weighted((DPO(), 1.0), (NextToken(), 1.0))
+    run, switches = run_and_switches(tmp_path, objective, adapter=None, log_term_gradients_every=2)
+    parts = [run.estimate(replace(switches, gradient_accumulation_steps=steps)).parts for steps in (1, 4)]
+    assert [each["gradients of single terms"] for each in parts] == [run.gradients, 3 * run.gradients]
+    _, found = totals_by_budget(run, switches, Allowed(caching=False))
+    assert found
+    assert not any(chosen.cache_gradients for _, chosen in found.values())
+    settings = {"memory_budget": 1e-6, "log_term_gradients_every": 2, "check_data": True}
+    with pytest.raises(
+        ValueError, match=r"too small.*; or leave log_term_gradients_every out, which does not go with"
+    ):
+        make_trainer(tmp_path, objective, pair_rows(8), **settings)
 
 
 def test_a_decision_tells_what_it_did_in_a_sentence(tmp_path):

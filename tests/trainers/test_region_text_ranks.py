@@ -43,7 +43,7 @@ def measure_run(folder: Path, processes: int, **changes: Any) -> dict[str, Any]:
         (SVLC(dim=8, paraphrase_weight=1.0), 1.0),
         (FILIP(dim=8), 0.5),
         (FILIP(dim=8, regions=True), 0.5),
-        (ClocLike(dim=8), 0.5),
+        (ClocLike(dim=8, text_similarity=0.9), 0.5),
         (ClocLike(dim=8, prompted=True), 0.5),
         (NextToken(matched=False), 1.0),
     )

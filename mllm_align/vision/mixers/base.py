@@ -86,7 +86,8 @@ class Mixer(nn.Module):
     Attributes:
         replaces: Whether the tokens behind the model's own projector are read no more, so that it has no gradient.
         on_grid: Whether its tokens lie where those without it lay, `num_tokens((1, 1))` of them in each cell.
-        after: Numbers of the language model's layers behind which the mixer has one of its own, see `insert`.
+        after: Numbers of the language model's layers behind which the mixer has one of its own, see `insert`; these
+            are in its `inserted`.
         options: All options but for those left out; with the widths they build it anew (`make_mixer`). Numbers,
             strings, booleans, None, and lists of them, so that JSON holds them.
         watched: None, or a dictionary in which each forward pass writes what is worth a look, detached tensors without
