@@ -147,10 +147,11 @@ def main() -> None:
     """Runs both sides and prints a table; see the module's text."""
     parser = parser_of(__doc__, rounds=3)
     parser.set_defaults(preset="tiny")
+    parser.add_argument("--pairs", type=int, nargs="+", default=COUNTS, help="numbers of pairs (default: 256 512)")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
     shape = pair_shape(arguments.preset)
-    result = compare(shape, COUNTS, arguments.rounds, arguments.threads)
+    result = compare(shape, arguments.pairs, arguments.rounds, arguments.threads)
     lines = []
     for count, speedup in result["speedup"].items():
         seconds, peaks = result["seconds"][count], result["peak_mb"][count]

@@ -23,7 +23,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any
 
-from mixing_arms import ARMS, BASE, LONG_ARMS, LONG_STEPS, SEEDS, STEPS, Run, rates_of, tuned_on
+from mixing_arms import ARMS, BASE, LEARNING_RATES, LONG_ARMS, LONG_STEPS, SEEDS, STEPS, Run, tuned_on
 from mixing_page import page
 from records import Records
 
@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 
 def chosen_rate(records: Records, arm: str, steps: int) -> float | None:
     """The learning rate with the best validation score where an arm's is chosen; None while one has not been tried."""
-    tried = {rate: records.get(Run(tuned_on(arm, steps), rate, SEEDS[0], steps)) for rate in rates_of(steps)}
+    tried = {rate: records.get(Run(tuned_on(arm, steps), rate, SEEDS[0], steps)) for rate in LEARNING_RATES}
     if any(record is None for record in tried.values()):
         return None
     return max(tried, key=lambda rate: tried[rate]["validation"])  # type: ignore[index]
@@ -44,7 +44,7 @@ def next_runs(records: Records, arms: Sequence[str], steps: int) -> Iterator[Run
     for arm in arms:
         rate = chosen_rate(records, arm, steps)
         if rate is None:
-            wanted |= {Run(tuned_on(arm, steps), tried, SEEDS[0], steps): None for tried in rates_of(steps)}
+            wanted |= {Run(tuned_on(arm, steps), tried, SEEDS[0], steps): None for tried in LEARNING_RATES}
         else:
             wanted |= {Run(arm, rate, seed, steps): None for seed in SEEDS}
     yield from (run for run in wanted if records.get(run) is None)

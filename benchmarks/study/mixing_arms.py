@@ -12,13 +12,16 @@ SEEING, BLIND = "seeing", "blind"
 SEEDS = (0, 1, 2)
 LEARNING_RATES = (2e-3, 1e-3)
 TUNED = "gated"  # the arm whose validation chooses the learning rate of all
-STEPS, BATCH, NUM_ROWS = 300, 32, 9600
-# The arms that hardly found colour in these steps, and their control, have a second go of more, each with the learning
-# rate that its own validation chooses.
-LONG_STEPS, LONG_RATES = 1200, (4e-3, 2e-3)
+STEPS, BATCH = 300, 32
+# The arms that hardly found colour in these steps, and their control, have a second go of more, which begins with
+# captions; each with the learning rate that its own validation chooses.
+LONG_STEPS = 1200
 LONG_ARMS = (CONTROL, "interleave", "sva", "x_former")
-# Of the steps of a mixer that changes the model from the start: those in which only it and the projector train.
+# Of the steps of a mixer that changes the model from the start, and of longer runs: those in which only mixer and
+# projector train.
 STAGE_1 = 0.25
+# A third of the questions ask for colour; a caption names all that a picture has.
+QUESTIONS, CAPTIONS = ("colour", "existence", "size", "colour", "side", "relation"), ("caption",)
 
 # The options of each kind at this size: one patch of the further tower lies in each cell.
 MIXERS: Mapping[str, Spec] = {
@@ -49,11 +52,6 @@ BASE = Run("base", 0.0, 0, 0)
 def tuned_on(arm: str, steps: int) -> str:
     """The arm whose validation chooses the learning rate of an arm."""
     return arm if steps == LONG_STEPS else TUNED
-
-
-def rates_of(steps: int) -> tuple[float, ...]:
-    """The learning rates that are tried."""
-    return LONG_RATES if steps == LONG_STEPS else LEARNING_RATES
 
 
 class Arm(NamedTuple):

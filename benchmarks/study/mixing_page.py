@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from intervals import Columns, Interval, interval, paired_interval
-from mixing_arms import ARMS, BASE, CONTROL, LONG_ARMS, LONG_STEPS, SEEDS, STEPS, TUNED, Run, twin
+from mixing_arms import ARMS, BASE, BATCH, CONTROL, LONG_ARMS, LONG_STEPS, SEEDS, STAGE_1, STEPS, TUNED, Run, twin
 from records import Records
 
 METRICS = ("colour", "colour_pairs", "others", "other_pairs")
@@ -117,13 +117,21 @@ def page(
         table=table(records, steps),
         differences=differences(records, steps),
     )
-    if set(finished(records, long)) <= {"base"}:
-        return text
-    return text + LONGER.format(
-        steps=long,
-        short=in_short(records, long, LONG_ARMS),
-        table=table(records, long),
-        differences=differences(records, long),
+    return text + longer(records, long)
+
+
+def longer(records: Records, steps: int) -> str:
+    """The section of longer runs; nothing if no arm has all seeds."""
+    if set(finished(records, steps)) <= {"base"}:
+        return ""
+    first = round(STAGE_1 * steps)
+    return LONGER.format(
+        steps=steps,
+        first=first,
+        questions=f"{(steps - first) * BATCH:,}",
+        short=in_short(records, steps, LONG_ARMS),
+        table="\n".join(line for line in table(records, steps).splitlines() if not line.startswith("| base ")),
+        differences=differences(records, steps),
     )
 
 
@@ -188,8 +196,10 @@ Minus the arm without a mixer, and minus the same mixer with the blind tower, in
 LONGER = """
 ## Longer
 
-The arms that had hardly found colour by then, and their control, for {steps} steps on the same rows, each with the
-learning rate that its own validation chose.
+The arms that had hardly found colour by then, and their control, for {steps} steps: in the first {first} mixer and
+projector alone train, on captions, which name all that a picture has, as the first stage of LLaVA and Cambrian does;
+then LoRA, too, on {questions} questions of the same kinds as above. Each arm has the learning rate that its own
+validation chose. Towers and base model were trained once more for them, by the same commands.
 
 {short}
 

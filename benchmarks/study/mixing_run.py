@@ -7,14 +7,29 @@ import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import torch
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from mixing_arms import ARMS, BASE, BATCH, BLIND, CONTROL, NUM_ROWS, SEEING, STAGE_1, WITHOUT_PROJECTOR, Run, mixer_of
+from mixing_arms import (
+    ARMS,
+    BASE,
+    BATCH,
+    BLIND,
+    CAPTIONS,
+    CONTROL,
+    LONG_STEPS,
+    QUESTIONS,
+    SEEING,
+    STAGE_1,
+    STEPS,
+    WITHOUT_PROJECTOR,
+    Run,
+    mixer_of,
+)
 from mixing_evaluation import packed, test_parts, validation_score
 from mixing_folders import folders
 from mllm_align import AlignConfig, AlignTrainer
@@ -25,8 +40,13 @@ from mllm_align.models import ModelArguments, load_model, lora_config
 from mllm_align.objectives import NextToken
 from mllm_align.vision.mixed_vision import mixed_of
 
-# A third of the rows ask for colour.
-KINDS = ("colour", "existence", "size", "colour", "side", "relation")
+
+class Stage(NamedTuple):
+    """Some steps of a run, whether LoRA trains in them, and what their rows ask for."""
+
+    steps: int
+    with_lora: bool
+    kinds: tuple[str, ...] = QUESTIONS
 
 
 def arguments_of(arm: str, root: Path) -> ModelArguments:
@@ -44,18 +64,20 @@ def arguments_of(arm: str, root: Path) -> ModelArguments:
     )
 
 
-def stages(mixer: Any, steps: int) -> list[tuple[int, bool]]:
-    """Steps of each stage, and whether LoRA trains in it: mixers that leave the model as it was need but one."""
+def stages(mixer: Any, steps: int) -> list[Stage]:
+    """Mixers that leave the model as it was need but one, except that longer runs begin with captions."""
     first = round(STAGE_1 * steps)
+    if steps == LONG_STEPS:
+        return [Stage(first, False, CAPTIONS), Stage(steps - first, True)]
     if mixer is None or mixer.starts_as_identity or not first:
-        return [(steps, True)]
-    return [(first, False), (steps - first, True)]
+        return [Stage(steps, True)]
+    return [Stage(first, False), Stage(steps - first, True)]
 
 
 @cache
-def training_rows() -> datasets.Dataset:
+def training_rows(kinds: tuple[str, ...], num_rows: int) -> datasets.Dataset:
     """The rows of every arm, made once in a process."""
-    return datasets.Dataset.from_list(instruction_rows(NUM_ROWS, 0, distribution="balanced", kinds=KINDS, noise=0.0))
+    return datasets.Dataset.from_list(instruction_rows(num_rows, 0, distribution="balanced", kinds=kinds, noise=0.0))
 
 
 def train(run: Run, folder: Path, root: Path, device: str) -> tuple[Any, Any, dict[str, Any]]:
@@ -64,12 +86,11 @@ def train(run: Run, folder: Path, root: Path, device: str) -> tuple[Any, Any, di
     arguments = arguments_of(run.arm, root)
     model, processor = load_model(arguments, device=torch.device(device))
     mixed = mixed_of(model.model)
-    rows = training_rows()
     adapters, seconds, log = lora_config(model, replace(arguments, use_peft=True)), 0.0, []
-    for number, (steps, with_lora) in enumerate(stages(mixed and mixed.kind, run.steps)):
+    for number, stage in enumerate(stages(mixed and mixed.kind, run.steps)):
         settings: dict[str, Any] = {
             "output_dir": str(folder / str(number)),
-            "max_steps": steps,
+            "max_steps": stage.steps,
             "per_device_train_batch_size": BATCH,
             "learning_rate": run.learning_rate,
             "lr_scheduler_type": "cosine",
@@ -89,14 +110,14 @@ def train(run: Run, folder: Path, root: Path, device: str) -> tuple[Any, Any, di
             NextToken(),
             AlignConfig(**settings),
             processing_class=processor,
-            train_dataset=rows,
+            train_dataset=training_rows(stage.kinds, max(STEPS, stage.steps) * BATCH),
             peft_config=adapters if number == 0 else None,
         )
         trainer.remove_callback(PrinterCallback)
         model = trainer.model
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                parameter.requires_grad_(with_lora)
+                parameter.requires_grad_(stage.with_lora)
         started = time.perf_counter()
         trainer.train()
         seconds += time.perf_counter() - started

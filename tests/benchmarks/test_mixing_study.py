@@ -19,12 +19,13 @@ from mixing_arms import (
     ARMS,
     BASE,
     BLIND,
+    CAPTIONS,
     CONTROL,
     LEARNING_RATES,
     LONG_ARMS,
-    LONG_RATES,
     LONG_STEPS,
     MIXERS,
+    QUESTIONS,
     SEEDS,
     STAGE_1,
     TUNED,
@@ -34,7 +35,7 @@ from mixing_arms import (
 )
 from mixing_arms import STEPS as FULL_STEPS
 from mixing_mining import KINDS, draw_gallery, judged, only_colours
-from mixing_page import METRICS, differences, finished, in_short, page, table
+from mixing_page import METRICS, differences, finished, in_short, longer, page, table
 from mixing_probes import probe
 from mixing_towers import cells, pictures, recoloured, told_apart
 from mllm_align.data.world import SMALL, iter_scenes
@@ -87,13 +88,13 @@ def test_base_then_rates_then_seeds_and_nothing_twice(tmp_path: Path) -> None:
 def test_in_longer_runs_every_arm_chooses_its_own_rate_and_the_page_has_them_apart(tmp_path: Path) -> None:
     records = Records(tmp_path / "runs.jsonl", Run)
     records.add(record("base", 0.0, 0))
-    first = [Run(arm, rate, SEEDS[0], LONG_STEPS) for arm in LONG_ARMS for rate in LONG_RATES]
+    first = [Run(arm, rate, SEEDS[0], LONG_STEPS) for arm in LONG_ARMS for rate in LEARNING_RATES]
     assert list(next_runs(records, LONG_ARMS, LONG_STEPS)) == first
     for place, arm in enumerate(LONG_ARMS):
-        for rate in LONG_RATES:
-            best = LONG_RATES[place % 2]
+        for rate in LEARNING_RATES:
+            best = LEARNING_RATES[place % 2]
             records.add(of_steps(record(arm, rate, SEEDS[0], validation=0.4 + 0.1 * (rate == best)), LONG_STEPS))
-    rates = [LONG_RATES[place % 2] for place in range(len(LONG_ARMS))]
+    rates = [LEARNING_RATES[place % 2] for place in range(len(LONG_ARMS))]
     assert [chosen_rate(records, arm, LONG_STEPS) for arm in LONG_ARMS] == rates
     wanted = [
         Run(arm, rate, seed, LONG_STEPS) for arm, rate in zip(LONG_ARMS, rates, strict=True) for seed in SEEDS[1:]
@@ -104,9 +105,11 @@ def test_in_longer_runs_every_arm_chooses_its_own_rate_and_the_page_has_them_apa
     assert "## Longer" not in page(records, probes, mining, STEPS)
     for run in wanted:
         records.add(of_steps(record(run.arm, run.learning_rate, run.seed), LONG_STEPS))
-    text = page(records, probes, mining, STEPS)
-    assert table(records, LONG_STEPS) in text.partition("## Longer")[2]
-    assert table(records, LONG_STEPS) not in text.partition("## Longer")[0]
+    before, _, after = page(records, probes, mining, STEPS).partition("## Longer")
+    assert differences(records, LONG_STEPS) in after
+    assert differences(records, LONG_STEPS) not in before
+    assert "| base |" in before
+    assert "| base |" not in after
 
 
 def test_arms_are_mixers_that_exist_and_differ_from_their_twins_in_the_tower_alone() -> None:
@@ -129,10 +132,13 @@ def test_mixers_that_change_the_model_have_two_stages_within_the_steps() -> None
     class Kind:
         starts_as_identity = False
 
-    assert mixing_run.stages(None, 100) == [(100, True)]
-    assert mixing_run.stages(Kind(), 100) == [(100 * STAGE_1, False), (100 - 100 * STAGE_1, True)]
+    assert mixing_run.stages(None, 100) == [(100, True, QUESTIONS)]
+    two = [(100 * STAGE_1, False, QUESTIONS), (100 - 100 * STAGE_1, True, QUESTIONS)]
+    assert mixing_run.stages(Kind(), 100) == two
     Kind.starts_as_identity = True
-    assert mixing_run.stages(Kind(), 100) == [(100, True)]
+    assert mixing_run.stages(Kind(), 100) == [(100, True, QUESTIONS)]
+    first = LONG_STEPS * STAGE_1
+    assert mixing_run.stages(None, LONG_STEPS) == [(first, False, CAPTIONS), (LONG_STEPS - first, True, QUESTIONS)]
 
 
 def test_the_tables_have_costs_and_differences_to_both_controls(tmp_path: Path) -> None:
@@ -231,7 +237,7 @@ def test_from_the_towers_to_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert mixing_folders.prepared(tmp_path).probes.stat().st_mtime_ns == before
     for name in ("NUM_COLOUR", "NUM_OTHER", "NUM_PAIRS", "VALIDATION_COLOUR", "VALIDATION_OTHER"):
         monkeypatch.setattr(mixing_evaluation, name, 3)
-    monkeypatch.setattr(mixing_run, "NUM_ROWS", 64)
+    monkeypatch.setattr(mixing_run, "STEPS", 2)
     for kept in (mixing_evaluation.test_items, mixing_run.training_rows):
         kept.cache_clear()
     twice = mixing_run.carry_out(Run("interleave", 1e-3, 0, 3), tmp_path, "cpu")
@@ -250,4 +256,5 @@ def test_the_page_has_the_tables_of_the_records() -> None:
     written = (folder / "mixing.md").read_text(encoding="utf-8")
     for part in (table, differences, in_short):
         assert part(records, FULL_STEPS) in written
+    assert written.endswith(longer(records, LONG_STEPS))
     assert {"base", CONTROL, TUNED} <= set(finished(records, FULL_STEPS))
