@@ -68,8 +68,8 @@ LIMITS = f"""## What this does not show
   69.4, S-VCO's beside next-token from 68.6 to 69.4. With the former control `rdpo + next_token + replay` was ahead
   on adversarial (+6.0) and pairs (+8.6) and `image + next_token + replay` on adversarial (+5.3), too. Of a difference
   that one more set of runs can take away nothing is to be built.
-- Single terms ran alone with replay; beside next-token, on clean pairs, `image` and `dpo` alone did. mDPO's anchor
-  never ran by itself; rDPO and mDPO ran on clean pairs only.
+- Single terms but `image` and `dpo`, and rDPO and mDPO, ran on clean pairs only; without replay the control and S-VCO
+  alone did.
 - One small model in one rendered world."""
 
 

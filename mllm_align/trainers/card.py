@@ -29,6 +29,7 @@ SETTINGS = (
     "seed",
     "bf16",
     "fp16",
+    "float32_master_weights",
     "packing",
     "max_tokens_per_batch",
 )

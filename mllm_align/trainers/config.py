@@ -34,6 +34,13 @@ class AlignConfig(TrainingArguments):
         vision_learning_rate: The same of whatever trains in the model's own vision tower, whole or by LoRA.
         mixer_learning_rate: Learning rate of modules that join several vision encoders; None for `learning_rate`.
         head_learning_rate: Learning rate of the objective's own parameters; None for `learning_rate`.
+        float32_master_weights: Keep a float32 master of every weight that trains in bfloat16 (a copied projector or
+            tower, or the whole model, as it was loaded; LoRA layers are float32 anyway). The optimiser steps the
+            masters and the model has what they round to; else most steps of a small learning rate are rounded away.
+            Costs 4 bytes a weight, the optimiser's states in float32 (with AdamW 4 bytes a weight more than in
+            bfloat16), and during the step 4 bytes for its gradient; a checkpoint holds masters too. Off with fsdp and
+            deepspeed, which keep masters of their own, with LOMO, layer-wise and schedule-free optimisers, and where
+            `optim_args` asks for Kahan summation or stochastic rounding.
         packing: "auto" shares prompts between responses where the model allows it, "off" scores row by row.
         logits_chunk_size: Response positions whose logits exist at one time.
         max_tokens_per_forward: Padded tokens of one forward pass; a batch with more is run in several. A prompt with
@@ -128,6 +135,9 @@ class AlignConfig(TrainingArguments):
     vision_learning_rate: float | None = field(default=None, metadata={"help": "Of the vision tower."})
     mixer_learning_rate: float | None = field(default=None, metadata={"help": "Of mixers."})
     head_learning_rate: float | None = field(default=None, metadata={"help": "Of the objective's parameters."})
+    float32_master_weights: bool = field(
+        default=True, metadata={"help": "Float32 masters of weights that train in bfloat16."}
+    )
     packing: str = field(default="auto", metadata={"help": "auto or off."})
     logits_chunk_size: int = field(default=256, metadata={"help": "Positions of logits held at one time."})
     max_tokens_per_forward: int | None = field(

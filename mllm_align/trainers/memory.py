@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
-from torch import nn
+from torch import Tensor, nn
 
 from mllm_align.contract import Objective
 from mllm_align.families import Family, family_of, unwrap
@@ -19,6 +19,7 @@ from mllm_align.signals.limits import layer_windows
 from mllm_align.trainers.activations import FLOAT, PLAIN, Precision, Stack, linears_of, stack_of
 from mllm_align.trainers.config import AlignConfig
 from mllm_align.trainers.heads import trained_parameters
+from mllm_align.trainers.master_weights import stepped
 from mllm_align.trainers.mixer_memory import MixedBytes, mixed_bytes
 from mllm_align.trainers.window import term_counts
 from mllm_align.trainers.workload import GroupShape, ImageShape, Workload, sample_workload
@@ -98,6 +99,7 @@ class Run:
         reference_stays: Whether the copy stays even if the reference is computed before training.
         gradients: Bytes of gradients, and of the buckets in which ranks exchange them.
         single: Bytes of the gradients of each single term, where their norms are logged.
+        masters: Bytes of float32 masters of what trains in bfloat16.
         moments: Bytes of the optimiser's state.
         language: The decoder's layers.
         tower: The vision encoder's layers.
@@ -119,6 +121,7 @@ class Run:
     reference_stays: bool
     gradients: int
     single: tuple[int, ...]
+    masters: int
     moments: int
     language: Stack
     tower: Stack
@@ -168,6 +171,7 @@ class Run:
             # Term after term; those of earlier micro-batches are there.
             "gradients of single terms": sum(self.single if switches.gradient_accumulation_steps > 1 else ())
             + max(self.single, default=0),
+            "master weights": self.masters,
             "optimiser": self.moments,
             "activations": activations,
             "attention masks": sum(self._mask(group) for group in groups),
@@ -189,6 +193,8 @@ class Run:
             "a layer without a graph": max(0, self.language.forward_work(largest.tokens) - kept_now),
             "the vision tower at work": max(0, self.tower.forward_work(_tower_tokens(seen)) - kept_now),
             "further encoders at work": max(0, self.mixed.at_work(_tower_tokens(seen)) - kept_now),
+            # This comes when nothing is kept any more, and is as large as the masters.
+            "gradients of master weights": max(0, self.masters - kept_now),
         }
         if self.on_cuda:
             moving = kept_now + max(passing.values())
@@ -276,6 +282,7 @@ def run_of(
     gradients = sum(p.numel() * p.element_size() for p in trained)
     work = sample_workload(model, copy.copy(collator), dataset, options, reference=reference is not None)
     terms = term_counts(objective, work.batch, text.hidden_size) if args.log_term_gradients_every else ()
+    optimised, masters = stepped(trained, args)
     backend = text._attn_implementation or "sdpa"
     tower_backend = getattr(vision, "_attn_implementation", None) or "sdpa"
     return Run(
@@ -284,7 +291,8 @@ def run_of(
         reference_stays=bool(getattr(frozen, "is_quantized", False)),
         gradients=gradients * (2 if args.world_size > 1 else 1),
         single=(gradients,) * len(terms),
-        moments=moment_bytes(trained, str(getattr(args.optim, "value", args.optim))),
+        masters=masters,
+        moments=moment_bytes(optimised, str(getattr(args.optim, "value", args.optim))),
         language=stack_of(
             family.module(hf, family.language_model),
             precision,
@@ -324,14 +332,14 @@ def weight_bytes(model: nn.Module) -> int:
     return total
 
 
-def moment_bytes(trained: list[nn.Parameter], optimiser: str) -> int:
+def moment_bytes(trained: Sequence[Tensor], optimiser: str) -> int:
     """Bytes of the optimiser's state; 0 for paged ones, which move to the host, and for factored ones."""
     if optimiser.startswith("paged"):
         return 0
     count = next((count for name, count in MOMENTS.items() if optimiser.startswith(name)), 2)
     lean = "8bit" in optimiser or optimiser == "rmsprop_bnb"
 
-    def size(parameter: nn.Parameter) -> int:
+    def size(parameter: Tensor) -> int:
         return (1 if parameter.numel() >= SMALLEST_8BIT else 4) if lean else parameter.element_size()
 
     return sum(count * p.numel() * size(p) for p in trained)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mllm_align.families import Family, family_of
+from mllm_align.trainers.master_weights import keeps_remainders, uses_master_weights
 
 logger = logging.getLogger(__name__)
 
@@ -56,16 +57,23 @@ def warn_of_idle_rates(model: Any, args: Any) -> None:
             logger.warning("%s_learning_rate is of no effect: it needs %s", part, NEEDS[part])
 
 
-def warn_of_lost_steps(model: Any, args: Any) -> None:
-    """Tells what trains in 16 bits, where small steps are rounded away.
+def warn_of_lost_steps(model: Any, args: Any, *, own_optimizer: bool = False) -> None:
+    """Tells what trains in 16 bits without float32 masters, where small steps are rounded away.
 
     PEFT makes LoRA layers and soft prompts float32; what else trains stays as it was loaded, under autocast too. FSDP
     and DeepSpeed keep float32 weights beside it, and some optimisers, where told to, what was rounded away.
+
+    Args:
+        model: As it will be trained.
+        args: Settings of the run.
+        own_optimizer: Whether the user made the optimiser, which then steps what it was given.
     """
     kept_whole = (args.fsdp or args.deepspeed) and (args.bf16 or args.fp16)
-    if kept_whole or any(word in (args.optim_args or "") for word in ("kahan", "stochastic")):
+    if kept_whole or keeps_remainders(args):
         return
-    trained = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad and p.dtype in HALF}
+    masters = uses_master_weights(args) and not own_optimizer
+    lossy = (torch.float16,) if masters else HALF
+    trained = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad and p.dtype in lossy}
     if not trained:
         return
     family, dtype = family_of(model), next(iter(trained.values()))
@@ -74,11 +82,12 @@ def warn_of_lost_steps(model: Any, args: Any) -> None:
         path, copied, _ = name.removeprefix("base_model.model.").partition(".modules_to_save.")
         parts.setdefault(family.scope_of(path) or "other", {})[path if copied else "all of it"] = None
     logger.warning(
-        "in %s a step of less than 1/%d of a weight is rounded away, and so trains: %s; load the model in float32 "
+        "in %s a step of less than 1/%d of a weight is rounded away, and so trains: %s; %sload the model in float32 "
         "(dtype: float32), which bf16 still lets compute in 16 bits, or train LoRA layers there",
         str(dtype).removeprefix("torch."),
         round(4 / torch.finfo(dtype).eps),
         ", ".join(f"{scope} ({_some(list(names))})" for scope, names in parts.items()),
+        "" if args.float32_master_weights or dtype != torch.bfloat16 else "set float32_master_weights, ",
     )
 
 

@@ -319,12 +319,17 @@ def _too_small(estimate: MemoryEstimate, budget: int, before: Switches, after: S
 SHORTER = "Use smaller images (max_pixels), shorter rows (max_length), or a smaller model"
 SMALLER = "Use a smaller model, or a device with more memory"
 FEWER_TRAINED = "Train adapters in place of the whole model (use_peft), or use optim='adamw_8bit'"
+WITHOUT_MASTERS = (
+    "Train adapters in place of the whole model (use_peft), or set float32_master_weights=False and have steps rounded"
+)
 WITHOUT_NORMS = "; or leave log_term_gradients_every out, which does not go with cache_gradients"
 MENDS = {
     "weights": "Load the model in 4 bits (load_in_4bit), or use a smaller one",
     "reference": "Train adapters (use_peft), whose reference is the same model with them off",
     "gradients": FEWER_TRAINED,
     "optimiser": FEWER_TRAINED,
+    "master weights": WITHOUT_MASTERS,
+    "gradients of master weights": WITHOUT_MASTERS,
     "gradients of single terms": FEWER_TRAINED,
     "vision activations": "Freeze the vision tower and further encoders, or use smaller images (max_pixels)",
     "images": "Use smaller or fewer images (max_pixels), or fewer rows at a time",

@@ -238,11 +238,11 @@ def _warn_of_vision(model: PeftModel, targets: Any) -> None:
         )
 
 
-def warn_of_settings(model: Any, args: AlignConfig) -> None:
+def warn_of_settings(model: Any, args: AlignConfig, *, own_optimizer: bool = False) -> None:
     """Tells of settings that will have another effect than is likely meant, or none."""
     warn_of_unshared_prompts(model, args.packing)
     warn_of_idle_rates(model, args)
-    warn_of_lost_steps(model, args)
+    warn_of_lost_steps(model, args, own_optimizer=own_optimizer)
 
 
 def warn_of_unshared_prompts(model: Any, packing: str) -> None:

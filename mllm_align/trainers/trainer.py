@@ -30,6 +30,7 @@ from mllm_align.trainers.data import join_sources, label_sources, named_datasets
 from mllm_align.trainers.draws import settle_draws
 from mllm_align.trainers.gradient_cache import cached_step
 from mllm_align.trainers.guard import check_gradients, check_trainable
+from mllm_align.trainers.master_weights import with_master_weights
 from mllm_align.trainers.metrics import Averages, means, weighted_loss
 from mllm_align.trainers.optimizer import learning_rates_by_part, learning_rates_of
 from mllm_align.trainers.plain_step import measured
@@ -108,7 +109,7 @@ class AlignTrainer(Trainer):
         self.base_probe = base_probe(loaded)
         policy = setup.apply_peft(loaded, peft_config, processor)
         check_trainable(policy)
-        setup.warn_of_settings(policy, args)
+        setup.warn_of_settings(policy, args, own_optimizer=optimizers[0] is not None)
         if args.disable_dropout:
             disable_dropout(policy)
         self.objective = objective
@@ -275,7 +276,7 @@ class AlignTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         named = (model or self.model).named_parameters()
         learning_rates_by_part(optimizer, named, family_of(self.model), heads.as_module(self.objective), self.args)
-        return optimizer
+        return with_master_weights(self, optimizer)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         own = heads.trained_parameters(self.objective)

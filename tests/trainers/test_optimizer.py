@@ -119,10 +119,11 @@ def test_a_rate_of_what_does_not_train_is_told(
 def test_steps_that_are_rounded_away_are_told(
     family: str, dtype: torch.dtype, adapter: Any, told: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Before training; and so it is: of steps of 2e-5 a float32 copy takes all, a bfloat16 one next to none."""
+    """Without masters; and so it is: of steps of 2e-5 a float32 copy takes all, a bfloat16 one next to none."""
     model, processor = tiny(family)
     with caplog.at_level(logging.WARNING, logger="mllm_align.trainers.optimizer"):
         settings: dict[str, Any] = {"bf16": True, "learning_rate": 2e-5, "max_steps": 3}
+        settings["float32_master_weights"] = False
         trainer = make_trainer(
             tmp_path,
             NextToken(),
@@ -136,7 +137,7 @@ def test_steps_that_are_rounded_away_are_told(
     if told is not None:
         before = "in bfloat16 a step of less than 1/512 of a weight is rounded away, and so trains: "
         assert caplog.messages[0].startswith(before + told)
-        assert "dtype: float32" in caplog.messages[0]
+        assert "; set float32_master_weights, load the model in float32 (dtype: float32)" in caplog.messages[0]
     if family != "llava" or adapter != {"train_projector": True}:
         return
     before = trained(trainer)
@@ -144,6 +145,27 @@ def test_steps_that_are_rounded_away_are_told(
     copies = [(before[name], after) for name, after in trained(trainer).items() if "modules_to_save" in name]
     moved = sum(int((after != first).sum()) for first, after in copies) / sum(after.numel() for _, after in copies)
     assert moved < 0.1 if told is not None else moved > 0.9
+
+
+@pytest.mark.parametrize(
+    ("dtype", "changes", "told"),
+    [
+        (torch.bfloat16, {}, False),
+        (torch.bfloat16, {"optim": "schedule_free_adamw"}, True),
+        (torch.bfloat16, {"optimizers": (torch.optim.SGD([torch.zeros(1)]), None)}, True),
+        (torch.float16, {}, True),
+    ],
+    ids=str,
+)
+def test_with_masters_only_what_has_none_is_told(
+    dtype: torch.dtype, changes: Any, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, processor = tiny("llava")
+    given: dict[str, Any] = {"model": model.to(dtype), "processing_class": processor} | changes
+    with caplog.at_level(logging.WARNING, logger="mllm_align.trainers.optimizer"):
+        make_trainer(tmp_path, NextToken(), pair_rows(1), adapter={"train_projector": True}, **given)
+    assert len(caplog.messages) == told
+    assert "set float32_master_weights" not in caplog.text
 
 
 def test_heads_take_the_common_rate_by_default(tmp_path: Path) -> None:
