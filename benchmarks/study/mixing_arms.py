@@ -13,15 +13,15 @@ SEEDS = (0, 1, 2)
 LEARNING_RATES = (2e-3, 1e-3)
 TUNED = "gated"  # the arm whose validation chooses the learning rate of all
 STEPS, BATCH = 300, 32
-# The arms that hardly found colour in these steps, and their control, have a second go of more, which begins with
-# captions; each with the learning rate that its own validation chooses.
+# The arms that hardly found colour in these steps, and their control, have a second go: more steps, half of the rows
+# captions, each with the learning rate that its own validation chooses.
 LONG_STEPS = 1200
 LONG_ARMS = (CONTROL, "interleave", "sva", "x_former")
-# Of the steps of a mixer that changes the model from the start, and of longer runs: those in which only mixer and
-# projector train.
+# Of the steps of a mixer that changes the model from the start: those in which only it and the projector train.
 STAGE_1 = 0.25
 # A third of the questions ask for colour; a caption names all that a picture has.
-QUESTIONS, CAPTIONS = ("colour", "existence", "size", "colour", "side", "relation"), ("caption",)
+QUESTIONS = ("colour", "existence", "size", "colour", "side", "relation")
+WITH_CAPTIONS = tuple(each for kind in QUESTIONS for each in (kind, "caption"))
 
 # The options of each kind at this size: one patch of the further tower lies in each cell.
 MIXERS: Mapping[str, Spec] = {
@@ -33,6 +33,8 @@ MIXERS: Mapping[str, Spec] = {
     "sva": {"width": 128, "heads": 4, "depth": 1},
     "x_former": {"num_queries": 16, "width": 96, "depth": 2, "heads": 4},
 }
+# In longer runs SVA has as many layers as Cambrian-1's: with one it did not come to look at the further tower.
+LONG_OPTIONS: Mapping[str, Spec] = {"sva": {"depth": 3}}
 # They make the tokens themselves: nothing reads the projector any more, so it does not train.
 WITHOUT_PROJECTOR = ("sva", "x_former")
 
@@ -81,14 +83,16 @@ def twin(arm: str) -> str | None:
     return next((name for name, each in ARMS.items() if each == Arm(ARMS[arm].kind, BLIND) and name != arm), None)
 
 
-def mixer_of(arm: str, towers: Mapping[str, str]) -> Spec | None:
+def mixer_of(arm: str, towers: Mapping[str, str], steps: int = STEPS) -> Spec | None:
     """The `mixer` of an arm as a recipe says it; None for the control.
 
     Args:
         arm: One of `ARMS`.
         towers: The folder of each tower.
+        steps: Of the run.
     """
     kind, tower = ARMS[arm]
     if kind is None:
         return None
-    return {"kind": kind, "encoders": [{"model": towers[tower], "train": "frozen"}], **MIXERS[kind]}
+    options = MIXERS[kind] | (LONG_OPTIONS.get(kind, {}) if steps == LONG_STEPS else {})
+    return {"kind": kind, "encoders": [{"model": towers[tower], "train": "frozen"}], **options}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from intervals import Columns, Interval, interval, paired_interval
-from mixing_arms import ARMS, BASE, BATCH, CONTROL, LONG_ARMS, LONG_STEPS, SEEDS, STAGE_1, STEPS, TUNED, Run, twin
+from mixing_arms import ARMS, BASE, BATCH, CONTROL, LONG_ARMS, LONG_OPTIONS, LONG_STEPS, SEEDS, STEPS, TUNED, Run, twin
 from records import Records
 
 METRICS = ("colour", "colour_pairs", "others", "other_pairs")
@@ -124,11 +124,10 @@ def longer(records: Records, steps: int) -> str:
     """The section of longer runs; nothing if no arm has all seeds."""
     if set(finished(records, steps)) <= {"base"}:
         return ""
-    first = round(STAGE_1 * steps)
     return LONGER.format(
-        steps=steps,
-        first=first,
-        questions=f"{(steps - first) * BATCH:,}",
+        steps=f"{steps:,}",
+        rows=f"{steps * BATCH:,}",
+        depth=LONG_OPTIONS["sva"]["depth"],
         short=in_short(records, steps, LONG_ARMS),
         table="\n".join(line for line in table(records, steps).splitlines() if not line.startswith("| base ")),
         differences=differences(records, steps),
@@ -196,10 +195,11 @@ Minus the arm without a mixer, and minus the same mixer with the blind tower, in
 LONGER = """
 ## Longer
 
-The arms that had hardly found colour by then, and their control, for {steps} steps: in the first {first} mixer and
-projector alone train, on captions, which name all that a picture has, as the first stage of LLaVA and Cambrian does;
-then LoRA, too, on {questions} questions of the same kinds as above. Each arm has the learning rate that its own
-validation chose. Towers and base model were trained once more for them, by the same commands.
+The arms that had hardly found colour by then, and their control, for {steps} steps on {rows} rows. Half of these ask
+for a caption, which names all that a picture has: questions alone tell a mixer that starts anew too little. Each arm
+has the learning rate that its own validation chose. `sva` has {depth} layers here, as Cambrian-1's, where it had one
+above: with one it did not come to look at the further tower, whatever the rows. Towers and base model were trained
+once more, by the same commands.
 
 {short}
 

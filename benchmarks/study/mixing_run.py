@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import torch
@@ -19,13 +19,13 @@ from mixing_arms import (
     BASE,
     BATCH,
     BLIND,
-    CAPTIONS,
     CONTROL,
     LONG_STEPS,
     QUESTIONS,
     SEEING,
     STAGE_1,
     STEPS,
+    WITH_CAPTIONS,
     WITHOUT_PROJECTOR,
     Run,
     mixer_of,
@@ -41,15 +41,7 @@ from mllm_align.objectives import NextToken
 from mllm_align.vision.mixed_vision import mixed_of
 
 
-class Stage(NamedTuple):
-    """Some steps of a run, whether LoRA trains in them, and what their rows ask for."""
-
-    steps: int
-    with_lora: bool
-    kinds: tuple[str, ...] = QUESTIONS
-
-
-def arguments_of(arm: str, root: Path) -> ModelArguments:
+def arguments_of(arm: str, root: Path, steps: int = STEPS) -> ModelArguments:
     """What is loaded and trained; the same for all arms but for the mixer."""
     found = folders(root)
     return ModelArguments(
@@ -60,37 +52,37 @@ def arguments_of(arm: str, root: Path) -> ModelArguments:
         lora_alpha=16,
         lora_dropout=0.0,
         train_projector=ARMS[arm].kind not in WITHOUT_PROJECTOR,
-        mixer=mixer_of(arm, {SEEING: str(found.seeing), BLIND: str(found.blind)}),
+        mixer=mixer_of(arm, {SEEING: str(found.seeing), BLIND: str(found.blind)}, steps),
     )
 
 
-def stages(mixer: Any, steps: int) -> list[Stage]:
-    """Mixers that leave the model as it was need but one, except that longer runs begin with captions."""
+def stages(mixer: Any, steps: int) -> list[tuple[int, bool]]:
+    """Steps of each stage, and whether LoRA trains in it: mixers that leave the model as it was need but one."""
     first = round(STAGE_1 * steps)
-    if steps == LONG_STEPS:
-        return [Stage(first, False, CAPTIONS), Stage(steps - first, True)]
     if mixer is None or mixer.starts_as_identity or not first:
-        return [Stage(steps, True)]
-    return [Stage(first, False), Stage(steps - first, True)]
+        return [(steps, True)]
+    return [(first, False), (steps - first, True)]
 
 
 @cache
-def training_rows(kinds: tuple[str, ...], num_rows: int) -> datasets.Dataset:
-    """The rows of every arm, made once in a process."""
+def training_rows(steps: int) -> datasets.Dataset:
+    """The rows of every arm, as many as all steps read, made once in a process."""
+    num_rows, kinds = steps * BATCH, WITH_CAPTIONS if steps == LONG_STEPS else QUESTIONS
     return datasets.Dataset.from_list(instruction_rows(num_rows, 0, distribution="balanced", kinds=kinds, noise=0.0))
 
 
 def train(run: Run, folder: Path, root: Path, device: str) -> tuple[Any, Any, dict[str, Any]]:
     """The trained model, its processor, and what it cost. The rows are the same for every seed, which orders them."""
     set_seed(run.seed)
-    arguments = arguments_of(run.arm, root)
+    arguments = arguments_of(run.arm, root, run.steps)
     model, processor = load_model(arguments, device=torch.device(device))
     mixed = mixed_of(model.model)
+    rows = training_rows(run.steps)
     adapters, seconds, log = lora_config(model, replace(arguments, use_peft=True)), 0.0, []
-    for number, stage in enumerate(stages(mixed and mixed.kind, run.steps)):
+    for number, (steps, with_lora) in enumerate(stages(mixed and mixed.kind, run.steps)):
         settings: dict[str, Any] = {
             "output_dir": str(folder / str(number)),
-            "max_steps": stage.steps,
+            "max_steps": steps,
             "per_device_train_batch_size": BATCH,
             "learning_rate": run.learning_rate,
             "lr_scheduler_type": "cosine",
@@ -110,14 +102,14 @@ def train(run: Run, folder: Path, root: Path, device: str) -> tuple[Any, Any, di
             NextToken(),
             AlignConfig(**settings),
             processing_class=processor,
-            train_dataset=training_rows(stage.kinds, max(STEPS, stage.steps) * BATCH),
+            train_dataset=rows,
             peft_config=adapters if number == 0 else None,
         )
         trainer.remove_callback(PrinterCallback)
         model = trainer.model
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                parameter.requires_grad_(stage.with_lora)
+                parameter.requires_grad_(with_lora)
         started = time.perf_counter()
         trainer.train()
         seconds += time.perf_counter() - started

@@ -19,13 +19,11 @@ from mixing_arms import (
     ARMS,
     BASE,
     BLIND,
-    CAPTIONS,
     CONTROL,
     LEARNING_RATES,
     LONG_ARMS,
     LONG_STEPS,
     MIXERS,
-    QUESTIONS,
     SEEDS,
     STAGE_1,
     TUNED,
@@ -124,6 +122,8 @@ def test_arms_are_mixers_that_exist_and_differ_from_their_twins_in_the_tower_alo
         other = twin(name)
         if other is not None:
             assert {**mixer_of(other, towers), "encoders": []} == {**mixer, "encoders": []}  # type: ignore[dict-item]
+    assert mixer_of("sva", towers, LONG_STEPS) == mixer_of("sva", towers) | {"depth": 3}  # type: ignore[operator]
+    assert mixer_of("interleave", towers, LONG_STEPS) == mixer_of("interleave", towers)
     assert twin("gated") == "gated_blind"
     assert twin("gated_blind") is twin(CONTROL) is None
 
@@ -132,13 +132,10 @@ def test_mixers_that_change_the_model_have_two_stages_within_the_steps() -> None
     class Kind:
         starts_as_identity = False
 
-    assert mixing_run.stages(None, 100) == [(100, True, QUESTIONS)]
-    two = [(100 * STAGE_1, False, QUESTIONS), (100 - 100 * STAGE_1, True, QUESTIONS)]
-    assert mixing_run.stages(Kind(), 100) == two
+    assert mixing_run.stages(None, 100) == [(100, True)]
+    assert mixing_run.stages(Kind(), 100) == [(100 * STAGE_1, False), (100 - 100 * STAGE_1, True)]
     Kind.starts_as_identity = True
-    assert mixing_run.stages(Kind(), 100) == [(100, True, QUESTIONS)]
-    first = LONG_STEPS * STAGE_1
-    assert mixing_run.stages(None, LONG_STEPS) == [(first, False, CAPTIONS), (LONG_STEPS - first, True, QUESTIONS)]
+    assert mixing_run.stages(Kind(), 100) == [(100, True)]
 
 
 def test_the_tables_have_costs_and_differences_to_both_controls(tmp_path: Path) -> None:
@@ -237,7 +234,6 @@ def test_from_the_towers_to_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert mixing_folders.prepared(tmp_path).probes.stat().st_mtime_ns == before
     for name in ("NUM_COLOUR", "NUM_OTHER", "NUM_PAIRS", "VALIDATION_COLOUR", "VALIDATION_OTHER"):
         monkeypatch.setattr(mixing_evaluation, name, 3)
-    monkeypatch.setattr(mixing_run, "STEPS", 2)
     for kept in (mixing_evaluation.test_items, mixing_run.training_rows):
         kept.cache_clear()
     twice = mixing_run.carry_out(Run("interleave", 1e-3, 0, 3), tmp_path, "cpu")
