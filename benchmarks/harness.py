@@ -121,6 +121,7 @@ def _work(build: Build, shape: Shape, threads: int, for_memory: bool, pipe: Conn
     warnings.simplefilter("ignore", FutureWarning)
     runner = build(shape)
     gc.collect()
+    gc.freeze()  # to look for garbage among all that is loaded, before each step, takes longer than small steps
     loaded = _resident(shape.device)
     pipe.send("ready")
     while (request := pipe.recv()) is not None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from launch import Script
 from mllm_align.contract import Needs, Outcome, Signals, Term, View
 from mllm_align.models import ModelArguments, lora_config
 from mllm_align.trainers import AlignConfig, AlignTrainer
@@ -23,18 +21,7 @@ from tiny import tiny
 
 ANSWERS = ("red", "The small blue star.", "green, not yellow", "No.", "Two large white circles are left of it.")
 OWN = View("image", "chosen")
-# Runs a script as Python does, and leaves once it has ended well: where the interpreter is taken down, threads of gloo
-# now and then end the process with an abort (1 of 100), after all that is tested is done.
-RUN_AND_LEAVE = """
-import os, runpy, sys
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
-runpy.run_path(sys.argv[0], run_name="__main__")
-sys.stdout.flush()
-sys.stderr.flush()
-os._exit(0)
-"""
-PATIENCE = 420  # seconds for two processes: 6 on two idle cores; a hang never ends, a busy machine is slow
+PATIENCE = 420  # seconds for two processes: 2 on two idle cores; a hang never ends, a busy machine is slow
 
 
 def picture(seed: int) -> Image.Image:
@@ -137,7 +124,7 @@ class Headed(torch.nn.Module):
         return Outcome((Term("headed", 1.0, loss.sum(), policy.has(OWN).sum()),), {"value": loss.detach()})
 
 
-def start_ranks(script: str, folder: Path, *, count: int = 2) -> list[subprocess.Popen[bytes]]:
+def start_ranks(script: str, folder: Path, *, count: int = 2) -> list[Script]:
     """Processes of one gloo group, each running `script FOLDER RANK`; `wait_for_ranks` ends them."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -151,34 +138,29 @@ def start_ranks(script: str, folder: Path, *, count: int = 2) -> list[subprocess
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }
-        environment = _environment() | {name: str(value) for name, value in place.items()}
-        command = [sys.executable, "-c", RUN_AND_LEAVE, script, str(folder), str(rank)]
-        ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        environment = {name: str(value) for name, value in place.items()}
+        ranks.append(Script([script, str(folder), str(rank)], environment))
     return ranks
 
 
-def wait_for_ranks(ranks: list[subprocess.Popen[bytes]]) -> None:
+def wait_for_ranks(ranks: Sequence[Script]) -> None:
     """Fails with what a process said, where one did not end well or did not end."""
     for rank in ranks:
-        try:
-            output, _ = rank.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
+        code = rank.wait(PATIENCE)
+        if code is None:
             for other in ranks:
                 other.kill()
             pytest.fail(f"a process was not done after {PATIENCE} s: they may wait for each other")
-        assert rank.returncode == 0, output.decode()[-3000:]
+        assert code == 0, rank.said[-3000:]
 
 
 def kill_amid(argv: Sequence[str], begun: Callable[[], object], seconds: float) -> None:
-    """Starts Python with some arguments, and kills it so many seconds after it has begun (or ended)."""
-    process = subprocess.Popen(
-        [sys.executable, *argv], env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and not begun():
+    """Starts `python ARGV...`, and kills it so many seconds after it has begun (or ended)."""
+    script = Script(argv)
+    while script.running and not begun():
         time.sleep(0.01)
     time.sleep(seconds)
-    process.kill()
-    process.wait()
+    script.kill()
 
 
 def assert_survives_a_kill(script: str, job: Callable[[Path], object], work: str, folder: Path) -> None:
@@ -206,8 +188,3 @@ def assert_same_results(one: Path, other: Path) -> None:
     """Two folders hold the same rows and the same report, byte for byte."""
     for file in ("out.jsonl", "out.jsonl.report.json"):
         assert (one / file).read_bytes() == (other / file).read_bytes()
-
-
-def _environment() -> dict[str, str]:
-    """Of a process that imports what this one can."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,16 +57,17 @@ def _ratio(top: Array, bottom: Array) -> Array:
 
 
 def _interval(statistic: Callable[[Array], Array], arms: Sequence[Columns], seed: int) -> Interval:
-    rng = np.random.default_rng(seed)
     names, index = np.unique(np.asarray(arms[0].clusters), return_inverse=True)
-    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=NUM_RESAMPLES)
+    weights, state = _weights(len(names), seed)
+    rng = np.random.default_rng()
+    rng.bit_generator.state = state
     drawn, whole = [], []
     for arm in arms:
         totals = _by_cluster(arm, index, len(names))  # (S, C, 2)
         runs = len(totals)
         picks = rng.multinomial(runs, np.full(runs, 1 / runs), size=NUM_RESAMPLES) / runs
         # The mean over the seeds that were drawn, of the resampled scenes.
-        per_seed = np.einsum("bc,sck->bsk", weights, totals)
+        per_seed = np.einsum("bc,sck->bsk", weights, totals, optimize=True)
         drawn.append(np.einsum("bs,bsk->bk", picks, per_seed))
         whole.append(totals.sum(axis=1).mean(axis=0))
     draws = statistic(np.concatenate(drawn, axis=-1))
@@ -75,6 +77,14 @@ def _interval(statistic: Callable[[Array], Array], arms: Sequence[Columns], seed
     below, above = np.mean(draws <= 0), np.mean(draws >= 0)
     p = float(min(1.0, 2 * min(below, above) + 1 / NUM_RESAMPLES))
     return Interval(value, float(low), float(high), p)
+
+
+@functools.lru_cache(maxsize=8)
+def _weights(num_clusters: int, seed: int) -> tuple[Array, Any]:
+    """(B, C) how often each resample has each cluster, and where the generator then stands: tables ask many times."""
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), size=NUM_RESAMPLES)
+    return weights.astype(np.float64), rng.bit_generator.state
 
 
 def _by_cluster(arm: Columns, index: Array, num_clusters: int) -> Array:

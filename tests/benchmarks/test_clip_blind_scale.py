@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmark_command import ROOT, run
 from clip_blind_scale import ABOVE, ARMS, BELOW, SIZES, planted_pairs, vectors_of, written
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_all_arms_find_what_a_loop_finds(tmp_path: Path) -> None:
@@ -36,20 +32,13 @@ def test_all_arms_find_what_a_loop_finds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_and_writes_a_point_per_size_and_arm(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/clip_blind_scale.py", "--preset", "tiny", "--rounds", "1", "--threads", "1"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    file = tmp_path / "result.json"
-    done = subprocess.run(
-        [*command, "--json", str(file)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(file.read_text())
+def test_it_runs_and_writes_a_point_per_size_and_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, printed = run("clip_blind_scale", tmp_path, capsys)
     found = [(point["images"], point["arm"]) for point in result["points"]]
     assert found == [(300, "ours"), *((600, arm) for arm in ARMS)]
     assert all(point["planted"] == 1 and point["differs_from_ours"] == 0 for point in result["points"])
     assert set(result["at_1m"]) == set(ARMS)
-    assert "One million images" in done.stdout
+    assert "One million images" in printed
 
 
 def test_the_result_that_is_kept_clears_the_bars() -> None:

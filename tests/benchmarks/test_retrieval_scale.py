@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmark_command import ROOT, run
 from mllm_align.data.mine.scan import nearest
 from retrieval_scale import KINDS, LAWS, Blocks, brute_force, clustered, extrapolate, fit
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_truth_is_that_of_exact_search(tmp_path: Path) -> None:
@@ -60,22 +56,15 @@ def test_ten_million_follow_from_the_law(kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_and_writes_a_point_per_size_and_kind(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/retrieval_scale.py", "--preset", "tiny", "--rounds", "1", "--threads", "1"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    file = tmp_path / "result.json"
-    done = subprocess.run(
-        [*command, "--json", str(file)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(file.read_text())
+def test_it_runs_and_writes_a_point_per_size_and_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, printed = run("retrieval_scale", tmp_path, capsys)
     assert [(point["vectors"], point["kind"]) for point in result["points"]] == [
         (size, kind) for size in (300, 600, 1200) for kind in KINDS
     ]
     for point in result["points"]:
         assert point["recall_at_10"] == 1 if point["kind"] == "exact" else point["recall_at_10"] > 0.95
     assert set(result["at_10m"]) == set(KINDS)
-    assert "core hours, 10M" in done.stdout
+    assert "core hours, 10M" in printed
 
 
 def test_the_result_that_is_kept_says_what_the_index_is_chosen_by() -> None:

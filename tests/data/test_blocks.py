@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from mllm_align.data.blocks import BlockJob
-from runs import start_ranks, wait_for_ranks
+from runs import kill_amid, start_ranks, wait_for_ranks
 
 SCHEMA = pa.schema([("row", pa.int64()), ("square", pa.int64()), ("name", pa.string())])
 
@@ -112,12 +109,7 @@ def test_killed_at_any_moment_it_ends_the_same(tmp_path: Path) -> None:
     job(tmp_path / "whole").run(square, "squares", progress=False)
     killed = tmp_path / "killed"
     for wait in (0.0, 0.1, 0.2):
-        process = subprocess.Popen([sys.executable, str(script), str(killed)], stderr=subprocess.DEVNULL)
-        while process.poll() is None and not list(killed.glob("block*")):
-            time.sleep(0.01)
-        time.sleep(wait)
-        process.kill()
-        process.wait()
+        kill_amid([str(script), str(killed)], lambda: any(killed.glob("block*")), wait)
     job(killed).run(square, "squares", progress=False)
     left = {name: digest for name, digest in digests(killed).items() if not name.startswith(".")}
     assert left == digests(tmp_path / "whole")

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from eval_items import StubEngine, item
+from launch import Script
 from mllm_align_eval.cache import AnswerCache
 from mllm_align_eval.runner import answer
 from runs import start_ranks, wait_for_ranks
@@ -73,25 +70,23 @@ evaluate(ModelArguments("demo-base"), {}, world_items(24, 24, 24, regimes=["adve
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_ends_with_the_same_numbers_and_asks_nothing_twice(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
 
-    def start(name: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", RUN, str(tmp_path / name)]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    def start(name: str) -> Script:
+        return Script([str(script), str(tmp_path / name)])
 
     undisturbed, killed = start("whole"), start("killed")
     answers = tmp_path / "killed" / "answers.jsonl"
     for _ in range(3):
         before = answers.stat().st_size if answers.exists() else 0
-        while killed.poll() is None and (not answers.exists() or answers.stat().st_size < before + 20_000):
-            time.sleep(0.05)
-        assert killed.poll() is None, killed.communicate()[1].decode()[-2000:]
-        killed.send_signal(signal.SIGKILL)
-        killed.communicate()
+        while killed.running and (not answers.exists() or answers.stat().st_size < before + 20_000):
+            time.sleep(0.01)
+        assert killed.running, killed.said[-2000:]
+        killed.kill()
         killed = start("killed")
     for process in (undisturbed, killed):
-        errors = process.communicate(timeout=600)[1]
-        assert process.returncode == 0, errors.decode()[-2000:]
+        assert process.wait(600) == 0, process.said[-2000:]
     whole, again = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed"))
     assert again["arms"] == whole["arms"]
     keys = Counter(json.loads(line)["key"] for line in answers.read_text().splitlines())

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from launch import serve
 from mllm_align.contract import Batch
 from mllm_align.data.schema import DataError
 from mllm_align.data.transport import few_storages
@@ -121,8 +122,9 @@ def test_dropped_rows_make_no_batches(tmp_path: Path) -> None:
     assert sorted(seen) == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("start", ["fork", "forkserver"])  # the second pickles all that a worker is given
 def test_workers_make_the_same_batches(tmp_path: Path, start: str) -> None:
+    serve()
     settings = {"max_tokens_per_batch": 600}
     alone = make_trainer(tmp_path, mixture(), SOURCES, **settings).get_train_dataloader()
     settings |= {"dataloader_num_workers": 2, "dataloader_multiprocessing_context": start}

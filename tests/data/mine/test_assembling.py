@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from mllm_align.data.loading import load_rows
 from mllm_align.data.mine.assembling import CounterfactualOptions, make_counterfactual
 from mllm_align.data.schema import parse_row
 from mllm_align.data.world import pair_rows
-from runs import start_ranks, wait_for_ranks
+from runs import kill_amid, start_ranks, wait_for_ranks
 
 
 class Shouter:
@@ -195,12 +192,9 @@ def test_killed_at_a_random_moment_it_ends_with_the_same_bytes(tmp_path: Path) -
     report = made(load_rows(source), tmp_path / "whole" / "out.jsonl", **options)
     assert report["problems"]["damaged image"]["rows"] == 1
     target = tmp_path / "killed" / "out.jsonl"
-    process = subprocess.Popen([sys.executable, str(script), str(source), str(target)], stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(target.with_name("out.jsonl.work").glob("*/block*")):
-        time.sleep(0.01)
-    time.sleep(random.Random().uniform(0, 1.2))
-    process.kill()
-    process.wait()
+    blocks = target.with_name("out.jsonl.work")
+    argv = [str(script), str(source), str(target)]
+    kill_amid(argv, lambda: any(blocks.glob("*/block*")), random.Random().uniform(0, 1.2))
     made(load_rows(source), target, **options)
     left = {name: data for name, data in files(tmp_path / "killed").items() if not name.startswith(".")}
     assert left == files(tmp_path / "whole")
