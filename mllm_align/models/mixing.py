@@ -23,6 +23,7 @@ from mllm_align.vision.mixer_files import (
     WEIGHTS_FILE,
     attach_saved,
     carried_by,
+    check_fingerprint,
     has_mixer,
     kind_name,
     load_mixer_weights,
@@ -109,7 +110,8 @@ def base_of_stage(base: Any, processor: Any, arguments: ModelArguments, encoders
     """Makes what an earlier stage trained part of the base.
 
     Raises:
-        ValueError: If there is no such run, it trained LoRA layers too, or its mixer is another than the one wanted.
+        ValueError: If there is no such run, it trained LoRA layers too, its mixer is another than the one wanted, or
+            the outputs are not those that were saved with it.
     """
     from mllm_align.models.adapters import load_adapter
 
@@ -144,6 +146,7 @@ def base_of_stage(base: Any, processor: Any, arguments: ModelArguments, encoders
     earlier = carried_by(found)
     names = [name for name in base.state_dict() if any(name.startswith(f"{each}.") for each in trained)]
     base.carried_weights = sorted({*earlier, *(name for name in names if not name.startswith("model.vision_mixer."))})
+    check_fingerprint(base, processor, found)
 
 
 def _check_same(mixed: Any, settings: Any, folder: str, *, moved: bool) -> None:

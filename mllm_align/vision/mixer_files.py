@@ -126,8 +126,7 @@ def attach_saved(
             f"the mixer in {str(folder)!r} was made for a {found['family']} with other widths: {found['widths']}, "
             f"here they are {widths}"
         )
-    for encoder, facts in zip(mixed.seeing, found["facts"], strict=True):
-        check_encoder(_own(encoder), facts, f"the mixer in {str(folder)!r}")
+    _check_encoders(mixed, found, folder)
     _load(unwrap(model), mixed, _weights(folder), str(folder))
     return mixed
 
@@ -141,14 +140,15 @@ def load_mixer_weights(model: Any, folder: str | Path) -> None:
     """Loads the weights that lie in a folder into the mixer that is attached.
 
     Raises:
-        ValueError: If there is none, or it is another mixer.
+        ValueError: If there is none, or it is another mixer, or one of other encoders.
     """
     mixed = mixed_of(inner(unwrap(model)))
     if mixed is None:
         raise ValueError("the model has no mixer")
-    kind = read_settings(folder)["kind"]
-    if kind != kind_name(mixed.kind):
-        raise ValueError(f"the mixer in {str(folder)!r} is {kind!r}, the model's {kind_name(mixed.kind)!r}")
+    found = read_settings(folder)
+    if found["kind"] != kind_name(mixed.kind):
+        raise ValueError(f"the mixer in {str(folder)!r} is {found['kind']!r}, the model's {kind_name(mixed.kind)!r}")
+    _check_encoders(mixed, found, folder)
     _load(unwrap(model), mixed, _weights(folder), str(folder))
 
 
@@ -177,6 +177,17 @@ def inserted_places(mixer: Mixer) -> str:
     return f"behind layer{'s' * (len(mixer.after) > 1)} {', '.join(map(str, mixer.after))} of the language model"
 
 
+def _check_encoders(mixed: MixedVision, found: Mapping[str, Any], folder: str | Path) -> None:
+    """Refuses other encoders than those that the mixer in a folder was trained with."""
+    facts = found["facts"]
+    if len(facts) != len(mixed.seeing):
+        raise ValueError(
+            f"the mixer in {str(folder)!r} has {len(facts)} further encoders, the model's {len(mixed.seeing)}"
+        )
+    for encoder, own in zip(mixed.seeing, facts, strict=True):
+        check_encoder(_own(encoder), own, f"the mixer in {str(folder)!r}")
+
+
 def _weights(folder: str | Path) -> dict[str, Tensor]:
     try:
         return load_file(Path(folder) / WEIGHTS_FILE)
@@ -188,6 +199,10 @@ def _load(hf: Any, mixed: MixedVision, tensors: Mapping[str, Tensor], folder: st
     """Every tensor into its place, and nothing left over."""
     parts: list[tuple[str, nn.Module]] = [(MIXER, _own(mixed.mixer))]
     parts += [(f"{ENCODERS}{number}.", _own(each)) for number, each in enumerate(mixed.encoders)]
+    known = (BASE, *(prefix for prefix, _ in parts))
+    unknown = next((name for name in tensors if not name.startswith(known)), None)
+    if unknown is not None:
+        raise ValueError(f"the mixer in {folder!r} does not fit: nothing here takes its weight {unknown!r}")
     for prefix, module in parts:
         own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         if not own and prefix != MIXER:

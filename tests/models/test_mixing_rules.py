@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from batches import make_batch
 from mixed import mixed_tiny, shake
@@ -120,6 +121,15 @@ def test_an_encoder_that_the_first_stage_trained_is_kept(encoder: Path, tmp_path
     trainer.save_model()
     loaded, own = load_model(base, tmp_path / "two", device="cpu")
     assert fingerprint(loaded, own) == fingerprint(trainer.model, fresh)
+
+
+def test_a_stage_that_gives_other_outputs_than_it_did_is_refused(encoder: Path, tmp_path: Path) -> None:
+    base, one, _ = stage(tmp_path, encoder)
+    weights = load_file(one / "adapter_model.safetensors")
+    (gates,) = [name for name in weights if name.endswith("gates")]
+    save_file({**weights, gates: torch.zeros_like(weights[gates])}, one / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="other image tokens of one and the same image"):
+        load_model(ModelArguments(str(base), start_from=str(one)), device="cpu")
 
 
 def test_a_stage_without_a_mixer_is_to_be_merged(tmp_path: Path) -> None:

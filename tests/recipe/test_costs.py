@@ -27,12 +27,16 @@ from tiny_encoders import save_encoder
 OPTIONS: dict[str, dict[str, Any]] = {
     "gated": {},
     "concat": {},
+    "window": {"width": 32},
+    "additive": {},
     "interleave": {},
+    "x_former": {"num_queries": 6, "width": 32, "depth": 2, "heads": 4},
     "sva": {"width": 32, "heads": 4, "depth": 1},
 }
 WIDTH, INNER, LAYERS, ENCODER, ENCODER_INNER = 64, 128, 2, 32, 128
 CELLS = {"llava": (4, 4), "qwen2_5_vl": (2, 3)}
-CASES = [(family, kind) for family in CELLS for kind in OPTIONS if (family, kind) != ("qwen2_5_vl", "interleave")]
+IDENTITIES = ("gated", "concat", "window")
+CASES = [*(("llava", kind) for kind in OPTIONS), *(("qwen2_5_vl", kind) for kind in ("gated", "concat", "sva"))]
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +60,9 @@ def transformer(tokens: int, width: int, inner: int, layers: int, *, gated: bool
 
 def by_hand(family: str, kind: str) -> dict[str, int]:
     cells = CELLS[family][0] * CELLS[family][1]
-    # DINOv2: an embedding of 3 x 14 x 14 pixels, and a class token.
-    found = {"encoder": transformer(cells + 1, ENCODER, ENCODER_INNER, LAYERS) + 2 * 3 * 14**2 * ENCODER * cells}
+    # DINOv2: an embedding of 3 x 14 x 14 pixels, and a class token; in windows of 2 x 2 four patches in a cell.
+    seen = 4 * cells if kind == "window" else cells
+    found = {"encoder": transformer(seen + 1, ENCODER, ENCODER_INNER, LAYERS) + 2 * 3 * 14**2 * ENCODER * seen}
     to_language = 2 * cells * (ENCODER * WIDTH + WIDTH * WIDTH)
     found["mixer"] = {
         "gated": to_language,
@@ -65,6 +70,10 @@ def by_hand(family: str, kind: str) -> dict[str, int]:
         # The projector's first layer is as wide as its input in LLaVA; Qwen's merger reads four patches at a time.
         "concat": 2 * cells * ENCODER * (WIDTH if family == "llava" else 4 * WIDTH),
         "sva": aggregator(cells),
+        "additive": 2 * cells * ENCODER * WIDTH,
+        # Queries and what comes out, keys and values of four positions, attention of one query to them.
+        "window": 2 * cells * (2 * WIDTH * 32 + 2 * 4 * ENCODER * 32 + 2 * 4 * 32),
+        "x_former": queries(cells, 6),
     }[kind]
     if family == "llava":
         found["vision"] = transformer(cells + 1, WIDTH, INNER, LAYERS) + 2 * 3 * 14**2 * WIDTH * cells
@@ -92,6 +101,50 @@ def aggregator(cells: int) -> int:
     return 2 * cells * (sum(sight) + layer + keys + attention + WIDTH * (width + WIDTH))
 
 
+def queries(cells: int, count: int) -> int:
+    """An X-Former of width 32 and two layers, of which the first reads the image; both encoders are read by cells."""
+    width = 32
+
+    def attention(asking: int, read: int, source: int) -> int:
+        return 4 * asking * width**2 + 4 * read * source * width + 4 * asking * read * width
+
+    def feedforward(tokens: int) -> int:
+        return 2 * tokens * 2 * width * 4 * width
+
+    layers = 2 * (attention(count, count, width) + feedforward(count)) + attention(count, cells, WIDTH)
+    dual = attention(cells, count, width) + feedforward(cells) + attention(count, cells, width) + feedforward(count)
+    return layers + dual + 2 * count * width * WIDTH
+
+
+def linear(inputs: int, outputs: int) -> int:
+    """Weights and biases."""
+    return inputs * outputs + outputs
+
+
+def parameters(family: str, kind: str) -> int:
+    """What a mixer of one further encoder has, counted by its description."""
+    width, norm = 32, 2
+    to_language = linear(ENCODER, WIDTH) + linear(WIDTH, WIDTH)
+    # Of an attention in windows: norms and matrices of queries, keys and values.
+    window = norm * (WIDTH + 2 * ENCODER) + linear(WIDTH, width) + 2 * linear(ENCODER, width) + width * WIDTH
+    sights = sum(linear(each, width) + linear(width, width) + norm * width for each in (WIDTH, ENCODER))
+    # Context, the join of two, query, keys and values of two, what comes out, the MLP; six norms.
+    layer = (1 + 2 + 1 + 2 * 2 + 1 + 2) * width**2 + (1 + 2 * 2 + 1) * norm * width
+    square, feedforward = 4 * linear(width, width), linear(width, 4 * width) + linear(4 * width, width)
+    cross = 2 * linear(width, width) + 2 * linear(WIDTH, width) + norm * width
+    q_former = 6 * width + norm * (width + WIDTH) + 2 * (square + feedforward + 2 * norm * width) + cross
+    dual = 2 * (square + feedforward + 3 * norm * width)
+    return {
+        "gated": to_language + 1,
+        "interleave": to_language,
+        "concat": ENCODER * (WIDTH if family == "llava" else 4 * WIDTH),
+        "additive": linear(ENCODER, WIDTH),
+        "window": window,
+        "sva": width + sights + layer + linear(width, WIDTH) + linear(WIDTH, WIDTH),
+        "x_former": q_former + dual + linear(width, WIDTH),
+    }[kind]
+
+
 def decoder(tokens: int) -> int:
     """Two key heads of four, and a query sees what is before it and itself."""
     linear = 2 * WIDTH**2 + 2 * WIDTH * (WIDTH // 2) + 3 * WIDTH * INNER
@@ -104,10 +157,10 @@ def test_tokens_parameters_and_operations_by_hand(family: str, kind: str, encode
     cost = mixer_cost(model, images)
     assert cost is not None
     hand, cells = by_hand(family, kind), CELLS[family][0] * CELLS[family][1]
-    tokens = 2 * cells if kind == "interleave" else cells
+    tokens = {"interleave": 2 * cells, "x_former": 6}.get(kind, cells)
     assert (cost.base_tokens, cost.tokens, cost.images) == (cells, tokens, 1)
     attached: Any = mixed_of(inner(model))
-    assert cost.mixer.parameters == sum(p.numel() for p in attached.mixer.parameters())
+    assert cost.mixer.parameters == parameters(family, kind)
     ((name, of_encoder),) = cost.encoders
     assert name == f"encoder {encoder}"
     assert of_encoder.parameters == sum(p.numel() for p in attached.seeing[0].parameters())
@@ -138,7 +191,7 @@ def test_a_real_forward_pass_has_as_many(family: str, kind: str, encoder: str) -
     assert cost.added == pytest.approx(added, rel=0.03)
     assert cost.base_language == pytest.approx(without, rel=0.03)
     attached: Any = mixed_of(inner(model))
-    own = encoder_cost(attached.seeing[0], CELLS[family])
+    own = encoder_cost(attached.seeing[0], attached.kind.wants(CELLS[family])[0])
     assert cost.encoders[0][1].flops == pytest.approx(own.flops, rel=0.01)
 
 
@@ -212,12 +265,12 @@ def test_where_training_starts(encoder: str, tmp_path: Path) -> None:
         model, processor, images = mixed("llava", kind, encoder)
         cost = mixer_cost(model, images)
         assert cost is not None
-        assert cost.start == (AT_FIRST if kind in ("gated", "concat") else ELSEWHERE)
-        assert ("train stage 1 first" in cost.start) == (kind in ("interleave", "sva"))
+        assert cost.start == (AT_FIRST if kind in IDENTITIES else ELSEWHERE)
+        assert ("train stage 1 first" in cost.start) == (kind not in IDENTITIES)
         model.model.language_model.requires_grad_(False)
         cost = mixer_cost(model, images)
         assert cost is not None
-        assert cost.start == (AT_FIRST if kind in ("gated", "concat") else STAGE_1)
+        assert cost.start == (AT_FIRST if kind in IDENTITIES else STAGE_1)
     # As a run of stage 1 leaves it.
     attached: Any = mixed_of(inner(model))
     shake(attached)

@@ -120,6 +120,25 @@ def test_tokens_lie_where_the_encoder_saw_them(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
+def test_encoders_are_shown_the_colours_of_the_picture(family: str) -> None:
+    """In 0..1, however the family normalises, cuts and packs its own pixels."""
+    model, processor = tiny(family)
+    local, colour = _with_means(model, processor), (200, 40, 120)
+    sees, maps = local.sees, list[Any]()
+
+    def record(*given: Any) -> Any:
+        maps.append(sees(*given))
+        return maps[-1]
+
+    local.sees = record  # type: ignore[method-assign]
+    tokens_of(model, processor, Image.new("RGB", (112, 112), colour))
+    found = torch.cat([seen.values.flatten(0, 1) for (seen,) in maps])
+    off = (found - torch.tensor(colour) / 255).abs().amax(dim=1)
+    assert (off < 1 / 255).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
 def test_concatenated_channels_reach_the_same_tokens_as_what_is_added_behind(family: str) -> None:
     """The projector's first linear layer may read in an order of its own, as Qwen2.5-VL's does."""
     found: dict[str, Any] = {}

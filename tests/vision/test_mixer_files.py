@@ -100,7 +100,7 @@ def test_an_encoder_that_was_moved(saved: Path, encoder: Path, tmp_path: Path) -
     check_fingerprint(model, processor, saved)
 
 
-@pytest.mark.parametrize("change", ["missing", "more", "shape", "file"])
+@pytest.mark.parametrize("change", ["missing", "more", "another encoder", "shape", "file"])
 def test_weights_are_never_loaded_in_part(saved: Path, change: str) -> None:
     weights = load_file(saved / WEIGHTS_FILE)
     name = next(iter(weights))
@@ -108,6 +108,8 @@ def test_weights_are_never_loaded_in_part(saved: Path, change: str) -> None:
         del weights[name]
     elif change == "more":
         weights["mixer.another"] = torch.zeros(2)
+    elif change == "another encoder":
+        weights["encoders.1.model.weight"] = torch.zeros(2)
     elif change == "shape":
         weights[name] = torch.zeros(3, 5)
     save_file(weights, saved / WEIGHTS_FILE)
@@ -152,3 +154,20 @@ def test_settings_that_cannot_be_read(saved: Path, encoder: Path) -> None:
     attach(model, {"kind": "concat"}, [str(encoder)], processor)
     with pytest.raises(ValueError, match="is 'gated', the model's 'concat'"):
         load_mixer_weights(model, saved)
+
+
+def test_weights_to_begin_with_are_those_of_the_same_encoders(saved: Path, encoder: Path, tmp_path: Path) -> None:
+    other = str(save_encoder("dinov2", tmp_path / "other", seed=1))
+    for encoders, says in (
+        ([other], "other features"),
+        ([{"model": str(encoder), "size": 28}], "has side 28 now, it had"),
+        ([str(encoder), other], "has 1 further encoders, the model's 2"),
+    ):
+        model, processor = tiny("llava")
+        attach(model, {"kind": "gated"}, encoders, processor)
+        with pytest.raises(ValueError, match=says):
+            load_mixer_weights(model, saved)
+    model, processor = tiny("llava")
+    attach(model, {"kind": "gated"}, [str(encoder)], processor)
+    load_mixer_weights(model, saved)
+    check_fingerprint(model, processor, saved)

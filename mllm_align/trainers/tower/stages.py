@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mllm_align.data.processes import processes
 from mllm_align.models.fingerprint import weights_digest
 from mllm_align.trainers.tower.clusters import refined
 from mllm_align.trainers.tower.config import TowerConfig
-from mllm_align.trainers.tower.dual import Dual, ImageSide, linear_layers, load_dual
+from mllm_align.trainers.tower.dual import TEXT_SIDE, Dual, ImageSide, linear_layers, load_dual
 from mllm_align.trainers.tower.passes import picture_vectors, save_array, text_vectors
 from mllm_align.trainers.tower.rows import CaptionedImages
 from mllm_align.trainers.tower.trainer import Collator, PairLoss, TowerTrainer
@@ -135,12 +136,24 @@ def _stage(
         shutil.rmtree(draft, ignore_errors=True)
         whole = load_dual(start)
         if learned is not None:
-            whole.model.load_state_dict(learned, strict=False)
+            put_in(whole.model, learned)
         whole.model.to(whole.dtype).save_pretrained(draft)
         whole.processor.save_pretrained(draft)
         (draft / LOG_FILE).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
         os.replace(draft, target)
     processes().wait_for_everyone()
+
+
+def put_in(model: torch.nn.Module, learned: Mapping[str, torch.Tensor]) -> None:
+    """Loads the weights of an image side into a dual encoder, all of them.
+
+    Raises:
+        RuntimeError: If one has no place, or the image side lacks one.
+    """
+    found = model.load_state_dict(learned, strict=False)
+    lacking = [name for name in found.missing_keys if name.split(".")[0] not in TEXT_SIDE]
+    if lacking or found.unexpected_keys:
+        raise RuntimeError(f"what was learned does not fit the image side: {[*lacking, *found.unexpected_keys][0]}")
 
 
 def _clusters(stage: Path, data: CaptionedImages, parents: np.ndarray, args: TowerConfig, number: int) -> np.ndarray:

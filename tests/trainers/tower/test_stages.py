@@ -62,6 +62,19 @@ def test_the_image_side_trains_and_the_text_tower_stays(
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"stage-0", "stage-1", "staged", "tower.json"}
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_was_learned_goes_in_whole_or_not_at_all(name: str, models: dict[str, Path]) -> None:
+    side = dict(module.load_dual(models[name]).drop_texts().state_dict())
+    whole = module.load_dual(models[name]).model
+    module.put_in(whole, {key: value + 1 for key, value in side.items()})
+    assert all(torch.equal(whole.state_dict()[key], value + 1) for key, value in side.items())
+    key = next(key for key in side if key.startswith("vision_model."))
+    with pytest.raises(RuntimeError, match=key):
+        module.put_in(whole, {other: value for other, value in side.items() if other != key})
+    with pytest.raises(RuntimeError, match=f"base_model.{key}"):
+        module.put_in(whole, {**side, f"base_model.{key}": side[key]})
+
+
 def test_a_stage_sees_the_joined_clusters_of_all_before(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
