@@ -13,6 +13,7 @@ Spec = dict[str, Any]
 Row = dict[str, Any]
 CONTROL, HEAVY, CONTRAST, DOCO = "next_token", "next_token_3x", "region_contrast", "doco"
 VIEWS, PULLED, WORST = "contrast", "contrast_all", "contrast_worst"
+NAMED, NAMED_PULLED, NAMED_WORST = "text", "text_all", "text_worst"
 LIGHT = 0.1  # weight of the same terms in arms whose names end so
 SEEDS = (0, 1, 2)
 LEARNING_RATES = (4e-3, 1e-3)
@@ -69,6 +70,8 @@ REGIONS: Spec = {"name": "region_contrast", "columns": ["image"], "negatives": "
 COLUMNS = ["image", "contrast_image"]
 THINGS: Spec = {"name": "region_contrast", "columns": COLUMNS, "negatives": "batch"}
 CENTROID: Spec = {"name": "view_centroid", "columns": COLUMNS, "across_rows": True}
+# As the paper has it: what keeps all from becoming the same is a contrast with words alone.
+WORDS: Spec = {"name": "region_text", "columns": COLUMNS}
 OUTLIERS = 5
 TASKS: Mapping[str, Task] = {
     "correspondence": Task(
@@ -100,9 +103,15 @@ TASKS: Mapping[str, Task] = {
             VIEWS: (THINGS,),
             PULLED: (THINGS, {**CENTROID, "outliers": MOST_VIEWS}),
             WORST: (THINGS, {**CENTROID, "outliers": OUTLIERS}),
+            NAMED: (WORDS,),
+            NAMED_PULLED: (WORDS, {**CENTROID, "outliers": MOST_VIEWS}),
+            NAMED_WORST: (WORDS, {**CENTROID, "outliers": OUTLIERS}),
         },
         steps_of_views,
-        ((WORST, PULLED), (PULLED, VIEWS), (WORST, VIEWS)),
+        (
+            *((WORST, PULLED), (PULLED, VIEWS), (WORST, VIEWS)),
+            *((NAMED_WORST, NAMED_PULLED), (NAMED_PULLED, NAMED), (NAMED_WORST, NAMED)),
+        ),
         VIEWS,
     ),
 }

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mllm_align.cli.commands import add_command
+from mllm_align.cli.commands import add_command, device
 from mllm_align.cli.making import add_source, load_named
 
 
@@ -64,7 +64,9 @@ def _add_encoders(command: argparse.ArgumentParser) -> None:
         "--still-above", type=float, help="their bound on the cosine (default: that of the pairs that were found)"
     )
     command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of encoders")
-    command.add_argument("--device", help="default: a GPU where there is one")
+    command.add_argument(
+        "--device", type=device, help="of encoders and of the exact search; default: a GPU where there is one"
+    )
     command.add_argument("--batch-size", type=int, default=32, help="images of a pass (default: %(default)s)")
 
 
@@ -158,6 +160,7 @@ def _clip_blind(arguments: argparse.Namespace) -> None:
         speaker=_speaker(arguments),
         sheet=arguments.sheet,
         overwrite=arguments.overwrite,
+        device=arguments.device,
         made_of=arguments.images,
     )
     if processes().is_main_process:

@@ -30,3 +30,19 @@ def add_command(commands: Any, name: str, run: Callable[[Any], None], text: str)
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=DEBUG_HELP)
     parser.set_defaults(command=run)
     return parser
+
+
+def device(text: str) -> str:
+    """A device that is there: the `type` of an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: If there is none of that name, or it cannot be used here.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used ({reason}): give cpu, or cuda:0") from None
+    return text

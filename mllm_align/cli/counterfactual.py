@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mllm_align.cli.commands import add_command
+from mllm_align.cli.commands import add_command, device
 from mllm_align.cli.making import add_rows, load_rows_of, refuse_other_output
 
 
@@ -25,7 +25,7 @@ def add(data: Any) -> None:
     _add_rewriting(command)
     command.add_argument("--batch-size", type=int, default=16, help="pairs in memory (default: %(default)s)")
     command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of encoders")
-    command.add_argument("--device", help="default: a GPU where there is one")
+    command.add_argument("--device", type=device, help="default: a GPU where there is one")
     command.add_argument(
         "--block-size", type=int, default=256, help="rows that a kill can cost (default: %(default)s)"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mllm_align.cli.commands import add_command
+from mllm_align.cli.commands import add_command, device
 from mllm_align.cli.making import add_band, add_source, load_named
 
 
@@ -27,7 +27,7 @@ def _add_embed(data: Any) -> None:
     add_source(embed)
     embed.add_argument("--pooling", default="auto", choices=("auto", "cls", "mean"), help="default: the model's own")
     embed.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    embed.add_argument("--device", help="default: a GPU where there is one")
+    embed.add_argument("--device", type=device, help="default: a GPU where there is one")
     embed.add_argument("--batch-size", type=int, default=32)
     embed.add_argument("--block-size", type=int, default=1024, help="rows of one file (default: %(default)s)")
     embed.add_argument("--workers", type=int, default=4, help="threads that read images (default: %(default)s)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mllm_align.cli.commands import add_command
+from mllm_align.cli.commands import add_command, device
 
 
 def add(commands: Any) -> None:
@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     encode.add_argument("--batch-size", type=int, default=32)
     encode.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float16", "float32"))
     encode.add_argument("--load-in-4bit", action="store_true", help="NF4 with double quantisation")
-    encode.add_argument("--device", help="default: a GPU where there is one")
+    encode.add_argument("--device", type=device, help="default: a GPU where there is one")
 
 
 def _encode(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mllm_align.cli.commands import add_command
+from mllm_align.cli.commands import add_command, device
 from mllm_align.cli.making import add_rows, load_rows_of, refuse_other_output
 
 
@@ -50,7 +50,7 @@ def _add_encoder(mine: argparse.ArgumentParser) -> None:
         "--text-vectors", metavar="FILE", help="and one per text, in the order of the rows, or what `encode` wrote"
     )
     mine.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    mine.add_argument("--device", help="default: a GPU where there is one")
+    mine.add_argument("--device", type=device, help="default: a GPU where there is one")
     mine.add_argument("--batch-size", type=int, default=32, help="of the encoder (default: %(default)s)")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mllm_align.cli.commands import add_command
+from mllm_align.cli.commands import add_command, device
 from mllm_align.cli.making import add_rows, load_rows_of, print_summary, refuse_other_output
 
 # As `mllm_align.data.negatives.KINDS`, which --help must not load.
@@ -53,7 +53,7 @@ def add(data: Any) -> None:
     negatives.add_argument(
         "--checked-only", action="store_true", help="leave out what the objects of a row do not show to be false"
     )
-    negatives.add_argument("--device", help="of models; default: a GPU where there is one")
+    negatives.add_argument("--device", type=device, help="of models; default: a GPU where there is one")
     negatives.add_argument(
         "--block-size", type=int, default=256, help="rows that a kill can cost (default: %(default)s)"
     )

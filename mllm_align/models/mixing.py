@@ -84,7 +84,7 @@ def attach_mixer(
             settings = settings._replace(options={**read_settings(settings.weights)["options"], **settings.options})
         attach(base, settings, None, processor)
         if settings.weights is not None:
-            load_mixer_weights(base, settings.weights)
+            load_mixer_weights(base, settings.weights, processor)
         return None
     if beside is not None:
         attach_saved(base, beside, processor, encoders=encoders)

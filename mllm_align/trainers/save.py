@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,8 @@ from mllm_align.vision.object_expert import ExpertFacts, write_expert
 
 if TYPE_CHECKING:
     from mllm_align.trainers.trainer import AlignTrainer
+
+logger = logging.getLogger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
 CARD_FILE = "README.md"
@@ -61,6 +65,8 @@ def save_beside_model(trainer: AlignTrainer, folder: str) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     if mixed_of(inner(unwrap(model))) is not None:
         whole = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+        if not whole:
+            _say_unchecked()
         carried = getattr(unwrap(model), "carried_weights", ())
         save_mixer(model, folder, trainer.processing_class if whole else None, carried=carried)
     soft = soft_prompts_of(model)
@@ -76,6 +82,15 @@ def save_beside_model(trainer: AlignTrainer, folder: str) -> None:
     if trainer.recipe:
         (Path(folder) / RECIPE_FILE).write_text(trainer.recipe, encoding="utf-8")
     write_card(trainer, folder)
+
+
+@cache
+def _say_unchecked() -> None:
+    """Once a process, not at every checkpoint."""
+    logger.warning(
+        "the mixer is saved without a fingerprint of the model's outputs, since fsdp and deepspeed hold the model in "
+        "parts: load_model will not compare its outputs with those of this run; compare an evaluation of both"
+    )
 
 
 def write_card(trainer: AlignTrainer, folder: str) -> None:

@@ -126,7 +126,8 @@ def attach(
             "with load_model(..., load_in_4bit=True), which leaves tower and projector alone"
         )
     device = weight.device if device is None else device
-    loaded = [load_encoder(each, device, weight.dtype) for each in settings.encoders]
+    statistics = statistics_of(processor)
+    loaded = [load_encoder(each, device, weight.dtype, statistics) for each in settings.encoders]
     seam = measure(hf, processor, family, MIXERS[settings.kind].place)
     options = dict(settings.options)
     if "base_window" in inspect.signature(MIXERS[settings.kind]).parameters:
@@ -135,7 +136,7 @@ def attach(
     made = make_mixer(settings.kind, widths, options)
     _check_layers(hf, family, made)
     own = [encoder.spec for encoder in loaded if encoder.spec.pixels == "own"]
-    mixed = MixedVision(made.to(device, weight.dtype), loaded, statistics_of(processor))
+    mixed = MixedVision(made.to(device, weight.dtype), loaded, statistics)
     _tell_processor(processor, family, made, seam)
     if own:
         wrap_processor(processor, family, hf.config, _side_of_own(loaded, made, seam.cells))

@@ -8,6 +8,7 @@ from mllm_align.contract.teacher import attributes_of
 
 Training = Literal["frozen", "lora", "full"]
 Pixels = Literal["shared", "own"]
+Normalise = Literal["own", "base"]
 
 
 class Encoder(NamedTuple):
@@ -21,8 +22,10 @@ class Encoder(NamedTuple):
         size: Side in pixels of the square that a view is shown as; its features are then resized to the wanted grid.
             None: as large as the wanted grid has patches, so that no feature is resized.
         train: "frozen", "lora", or "full".
-        pixels: "shared": it reads the base model's pixels, in its own normalisation. "own": the processor makes larger
-            ones for it of the same part of the image.
+        pixels: "shared": it reads the base model's pixels. "own": the processor makes larger ones for it of the same
+            part of the image.
+        normalise: "own": it is shown pixels as its checkpoint normalises them. "base": shared pixels as the base
+            model's processor normalised them, which is what MMVP's code shows DINOv2; for weights trained that way.
         load_in_4bit: Whether its weights are NF4.
         revision: Of the Hub: branch, tag or commit.
     """
@@ -32,6 +35,7 @@ class Encoder(NamedTuple):
     size: int | None = None
     train: Training = "frozen"
     pixels: Pixels = "shared"
+    normalise: Normalise = "own"
     load_in_4bit: bool = False
     revision: str | None = None
 
@@ -80,9 +84,11 @@ def _wrong(made: Encoder) -> str:
         return f"layer must be a whole number or several, got {made.layer!r}"
     if made.size is not None and (type(made.size) is not int or made.size < 1):
         return f"size must be a number of pixels above 0, got {made.size!r}"
-    for name, choices in (("train", get_args(Training)), ("pixels", get_args(Pixels))):
-        if getattr(made, name) not in choices:
-            return f"{name} must be one of {', '.join(choices)}, got {getattr(made, name)!r}"
+    for name, kinds in (("train", Training), ("pixels", Pixels), ("normalise", Normalise)):
+        if getattr(made, name) not in get_args(kinds):
+            return f"{name} must be one of {', '.join(get_args(kinds))}, got {getattr(made, name)!r}"
+    if made.normalise == "base" and made.pixels == "own":
+        return "pixels of its own are not those that the base normalised: set normalise to own, or pixels to shared"
     if type(made.load_in_4bit) is not bool:
         return f"load_in_4bit must be true or false, got {made.load_in_4bit!r}"
     if made.load_in_4bit and made.train == "full":

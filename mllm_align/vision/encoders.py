@@ -14,6 +14,7 @@ from mllm_align.contract import Teacher
 from mllm_align.vision.encoder_gradients import keep_read_parameters
 from mllm_align.vision.encoder_spec import Encoder, encoder_from
 from mllm_align.vision.four_bit import settle_4bit_on_cpu
+from mllm_align.vision.mixed_vision import Statistics
 from mllm_align.vision.teacher_parts import Pixels, first_line, quiet
 from mllm_align.vision.vision_encoder import VisionEncoder
 
@@ -26,13 +27,16 @@ TOLERANCE, TOLERANCE_4BIT = 5e-2, 0.4
 NOT_QUANTIZED = ["lm_head", "head", "pooler", "vision_model.head"]
 
 
-def load_encoder(spec: Encoder, device: Any = None, dtype: torch.dtype = torch.float32) -> VisionEncoder:
+def load_encoder(
+    spec: Encoder, device: Any = None, dtype: torch.dtype = torch.float32, base: Statistics | None = None
+) -> VisionEncoder:
     """Loads an encoder.
 
     Args:
         spec: Which one.
         device: Where it runs; the CPU by default.
         dtype: Of its weights; of what 4-bit ones are computed in.
+        base: How the base model's pixels are normalised, for one with `normalise` "base".
 
     Returns:
         In evaluation mode; only a "full" one has parameters that train, and of those the ones that what is read
@@ -49,12 +53,15 @@ def load_encoder(spec: Encoder, device: Any = None, dtype: torch.dtype = torch.f
         raise ValueError(
             f"{where} is neither a model's folder nor a model on the Hub in reach: {first_line(error)}"
         ) from None
+    if spec.normalise == "base" and base is None:
+        raise ValueError(f"{where} reads pixels as a base normalises them, and there is no base: leave normalise out")
     pixels = Pixels.of(Teacher(spec.model, size=_square(spec, config), revision=spec.revision), config, where)
     body = _body(spec, where, place, dtype)
     if spec.train != "full":
         body.requires_grad_(False)
+    mean, std = base if base is not None and spec.normalise == "base" else (pixels.mean, pixels.std)
     try:
-        made = VisionEncoder(spec, body, pixels.mean, pixels.std, pixels.size)
+        made = VisionEncoder(spec, body, mean, std, pixels.size)
     except (LookupError, RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise ValueError(f"{where} cannot be used: {first_line(error)}") from error
     if spec.train == "full":
@@ -90,11 +97,19 @@ def check_encoder(encoder: VisionEncoder, facts: Mapping[str, Any], where: str) 
         ValueError: If it is another.
     """
     now = encoder_facts(encoder)
+    normalise = encoder_from(facts["encoder"], where).normalise
+    if encoder.spec.normalise != normalise:
+        raise ValueError(
+            f"{where}: encoder {encoder.spec.model!r} has normalise {encoder.spec.normalise} now, it had {normalise} "
+            f"when it was attached: set normalise to {normalise}"
+        )
     for name in ("mean", "std", "side", "follows", "width"):
         if now[name] != facts[name]:
+            of_base = normalise == "base" and name in ("mean", "std")
+            mend = "load it into the base model of then" if of_base else "load that version of it (`revision`)"
             raise ValueError(
                 f"{where}: encoder {encoder.spec.model!r} has {name} {now[name]} now, it had {facts[name]} when it "
-                "was attached: load that version of it (`revision`)"
+                f"was attached: {mend}"
             )
     known, seen = torch.tensor(facts["probe"]), torch.tensor(encoder.probe)
     tolerance = TOLERANCE_4BIT if encoder.spec.load_in_4bit != facts["encoder"]["load_in_4bit"] else TOLERANCE

@@ -17,7 +17,7 @@ from mllm_align.families import family_of, inner, unwrap
 from mllm_align.families.base import MIXED
 from mllm_align.vision.attach import MixerSettings, attach, drawn_image, drawn_pixels
 from mllm_align.vision.encoder_spec import encoder_from
-from mllm_align.vision.encoders import check_encoder, encoder_facts
+from mllm_align.vision.encoders import TOLERANCE, check_encoder, encoder_facts
 from mllm_align.vision.mixed_vision import MixedVision, mixed_of
 from mllm_align.vision.mixers import MIXERS, Mixer
 
@@ -26,7 +26,14 @@ VERSION, PROBES = 1, 16
 MIXER, ENCODERS, BASE = "mixer.", "encoders.", "base."
 
 
-def save_mixer(model: Any, folder: str | Path, processor: Any = None, *, carried: Sequence[str] = ()) -> None:
+def save_mixer(
+    model: Any,
+    folder: str | Path,
+    processor: Any = None,
+    *,
+    carried: Sequence[str] = (),
+    probe: Sequence[float] | None = None,
+) -> None:
     """Writes `mixer.json` and `mixer.safetensors`; what an adapter has trained of the mixer is in the adapter.
 
     Args:
@@ -34,6 +41,7 @@ def save_mixer(model: Any, folder: str | Path, processor: Any = None, *, carried
         folder: Where to.
         processor: The model's; with it a fingerprint of the outputs is written, which `load_model` checks.
         carried: Names of base weights that are not the stock model's, which go along (those of an earlier stage).
+        probe: What `own_probe` gave of the model, where it is no longer whole; checked before weights are put in.
 
     Raises:
         ValueError: If the model has no mixer.
@@ -69,6 +77,7 @@ def save_mixer(model: Any, folder: str | Path, processor: Any = None, *, carried
         "encoders": [_own(encoder).spec._asdict() for encoder in mixed.seeing],
         "facts": [encoder_facts(_own(encoder)) for encoder in mixed.seeing],
         "statistics": mixed.statistics._asdict(),
+        "own_probe": None if probe is None else list(probe),
         "fingerprint": None if processor is None else fingerprint(model, processor),
     }
     (place / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
@@ -108,7 +117,8 @@ def attach_saved(
         train: Whether the mixer trains.
 
     Raises:
-        ValueError: If it cannot be read, was made for another model or encoder, or weights are missing.
+        ValueError: If it cannot be read, was made for another model or encoder, or weights are missing. Of a model
+            that was not whole when it was saved (stage 1 of X-Former) its own vision encoder is compared.
     """
     found = read_settings(folder)
     specs = [encoder_from(each, str(folder)) for each in found["encoders"]]
@@ -127,6 +137,7 @@ def attach_saved(
             f"here they are {widths}"
         )
     _check_encoders(mixed, found, folder)
+    _check_own_probe(model, processor, found, folder)
     _load(unwrap(model), mixed, _weights(folder), str(folder))
     return mixed
 
@@ -136,8 +147,13 @@ def carried_by(folder: str | Path) -> list[str]:
     return [name.removeprefix(BASE) for name in _weights(folder) if name.startswith(BASE)]
 
 
-def load_mixer_weights(model: Any, folder: str | Path) -> None:
+def load_mixer_weights(model: Any, folder: str | Path, processor: Any = None) -> None:
     """Loads the weights that lie in a folder into the mixer that is attached.
+
+    Args:
+        model: With a mixer, without adapters.
+        folder: As for `attach_saved`.
+        processor: The model's; with it the model's own encoder is compared, as `attach_saved` does.
 
     Raises:
         ValueError: If there is none, or it is another mixer, or one of other encoders.
@@ -149,6 +165,8 @@ def load_mixer_weights(model: Any, folder: str | Path) -> None:
     if found["kind"] != kind_name(mixed.kind):
         raise ValueError(f"the mixer in {str(folder)!r} is {found['kind']!r}, the model's {kind_name(mixed.kind)!r}")
     _check_encoders(mixed, found, folder)
+    if processor is not None:
+        _check_own_probe(model, processor, found, folder)
     _load(unwrap(model), mixed, _weights(folder), str(folder))
 
 
@@ -279,6 +297,43 @@ def check_fingerprint(model: Any, processor: Any, folder: str | Path) -> None:
                 f"the model with what is in {str(folder)!r} gives other {what} of one and the same image than when it "
                 "was saved: a part was not loaded, or the base is another one"
             )
+
+
+@torch.no_grad()
+def own_probe(model: Any, processor: Any) -> list[float]:
+    """Some of what the projector reads of one drawn image: it tells a model's own vision encoder from others.
+
+    Args:
+        model: With its tower and projector; the language model may be gone.
+        processor: The model's.
+    """
+    hf = unwrap(model)
+    family, mixed, found = family_of(hf), mixed_of(inner(hf)), list[Tensor]()
+    handle = family.module(hf, family.projector).register_forward_pre_hook(lambda _, args: found.append(args[0]))
+    enabled = mixed is not None and mixed.enabled
+    try:
+        if mixed is not None:
+            mixed.enabled = False
+        with _evaluating(hf):
+            family.encode_images(hf, [drawn_pixels(processor, family)])
+    finally:
+        handle.remove()
+        if mixed is not None:
+            mixed.enabled = enabled
+    return _sample(found[0].flatten(0, -2).float().mean(dim=0))
+
+
+def _check_own_probe(model: Any, processor: Any, settings: Mapping[str, Any], folder: str | Path) -> None:
+    """Refuses a model whose own vision encoder is not the one that a mixer in a folder was trained with."""
+    saved = settings.get("own_probe")
+    if saved is None:
+        return
+    known, now = torch.tensor(saved), torch.tensor(own_probe(model, processor))
+    if known.shape != now.shape or (known - now).abs().max() > TOLERANCE * known.abs().max().clamp(min=1e-6):
+        raise ValueError(
+            f"the mixer in {str(folder)!r} was trained with another vision encoder of the model's own: one and the "
+            "same image has other features now; take the model that it was trained with"
+        )
 
 
 def _sample(values: Tensor) -> list[float]:

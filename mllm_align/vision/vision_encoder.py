@@ -24,17 +24,17 @@ PROBES = 16
 class VisionEncoder(nn.Module):
     """DINOv2, DINOv3, SigLIP, CLIP, MAE, ViT, ConvNeXt, RADIO, ... read as a map of patches in the cells wanted.
 
-    It normalises by its own statistics, whatever the base model's are (MMVP's code shows DINOv2 pixels normalised for
-    CLIP). A model that takes images of any size is shown one with as many patches as there are cells, so that its
-    features need no resizing; another one, or one with `spec.size`, sees its own square, and its features are
-    resized (Cambrian-1: bilinear, float32).
+    It normalises by its own statistics, whatever the base model's are; with `spec.normalise` "base" by the base
+    model's (MMVP's code shows DINOv2 pixels normalised for CLIP). A model that takes images of any size is shown one
+    with as many patches as there are cells, so that its features need no resizing; another one, or one with
+    `spec.size`, sees its own square, and its features are resized (Cambrian-1: bilinear, float32).
 
     A frozen one stays in evaluation mode, runs without a graph, and in its own dtype under autocast, too.
 
     Args:
         spec: Which one, and what is read of it.
         model: Takes `pixel_values`; where it is meant to stay.
-        mean: Of its own normalisation.
+        mean: Of the normalisation of what it is shown.
         std: Likewise.
         size: Side of the square that its processor makes; multiples of its stride, nearest to it, are used.
 

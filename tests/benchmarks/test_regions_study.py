@@ -181,3 +181,5 @@ def test_the_page_has_the_tables_of_the_records() -> None:
     for task, level in (("correspondence", "medium"), ("documents", "small")):
         assert table(records, task, level, STEPS, NUM_ROWS) in page
         assert set(finished(records, task, level, STEPS, NUM_ROWS)) == {"base", *TASKS[task].arms}
+    for level in ("quarter", "many"):
+        assert table(records, "views", level, 150, NUM_ROWS) in page

@@ -23,7 +23,20 @@ from mllm_align.objectives import RegionContrast, ViewCentroid
 from mllm_align.objectives.load import objective_from
 from mllm_align.vision import box_weights
 from records import Records
-from region_arms import CONTROL, LEARNING_RATES, OUTLIERS, PULLED, SEEDS, TASKS, VIEWS, WORST, Run, objective_of
+from region_arms import (
+    CONTROL,
+    LEARNING_RATES,
+    NAMED_PULLED,
+    NAMED_WORST,
+    OUTLIERS,
+    PULLED,
+    SEEDS,
+    TASKS,
+    VIEWS,
+    WORST,
+    Run,
+    objective_of,
+)
 from region_page import table
 from view_evaluation import colour_items, own_and_found, parts_of, retrieval_parts
 from view_rows import (
@@ -162,7 +175,7 @@ def test_arms_contrast_the_views_of_a_row_and_pull_those_of_all_rows() -> None:
     features = torch.randn(2 * len(step), 6, generator=torch.Generator().manual_seed(0))
     signals = signals_of(step, features)
     parts = {arm: [part.objective for part in built(arm)] for arm in TASKS["views"].arms}
-    assert [len(found) for found in parts.values()] == [2, 3, 4, 4]
+    assert [len(found) for found in parts.values()] == [2, 3, 4, 4, 3, 4, 4]
 
     contrast = next(each for each in parts[VIEWS] if isinstance(each, RegionContrast))
     positive, negative = contrast.pairs(signals.regions, "cpu")
@@ -175,7 +188,8 @@ def test_arms_contrast_the_views_of_a_row_and_pull_those_of_all_rows() -> None:
             assert bool(positive[one, other]) == (same_row and one != other)
             assert bool(negative[one, other]) == (not same_thing)
 
-    for arm, most in ((PULLED, VIEWS_PER_THING), (WORST, OUTLIERS)):
+    pulled = dict.fromkeys((PULLED, NAMED_PULLED), VIEWS_PER_THING) | dict.fromkeys((WORST, NAMED_WORST), OUTLIERS)
+    for arm, most in pulled.items():
         pull = next(each for each in parts[arm] if isinstance(each, ViewCentroid))
         (term,) = pull(signals, None).terms
         assert int(term.count) == most * THINGS_PER_STEP
@@ -262,7 +276,7 @@ def test_from_training_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for seed in SEEDS:
             records.add({**found, "run": run._replace(arm=arm, seed=seed)._asdict()})
     names = [line.split("|")[1].strip() for line in table(records, "views", "quarter", 2, FEW).splitlines()[2:]]
-    to_control = [f"{arm} - {CONTROL}" for arm in (VIEWS, PULLED, WORST)]
-    others = [f"{WORST} - {PULLED}", f"{PULLED} - {VIEWS}", f"{WORST} - {VIEWS}"]
-    assert names == [CONTROL, VIEWS, PULLED, WORST, *to_control, *others]
+    task = TASKS["views"]
+    to_control = [f"{arm} - {CONTROL}" for arm in task.arms if arm != CONTROL]
+    assert names == [*task.arms, *to_control, *(f"{one} - {other}" for one, other in task.compared)]
     assert region_evaluation.KEPT[0] in "".join(found["test"])

@@ -13,9 +13,10 @@ from mixed import OPTIONS, mixed_tiny, shake
 from mllm_align.models import load_model, lora_config
 from mllm_align.models.arguments import ModelArguments
 from mllm_align.objectives import SVCO, NextToken, Weighted
+from mllm_align.trainers.save import save_beside_model
 from mllm_align.trainers.setup import apply_peft
 from mllm_align.vision.attach import attach
-from mllm_align.vision.mixer_files import fingerprint
+from mllm_align.vision.mixer_files import fingerprint, read_settings
 from runs import gradients, make_trainer, pair_rows, start_ranks, trained, wait_for_ranks
 from tiny import save_tiny
 from tiny_encoders import save_encoder
@@ -175,6 +176,21 @@ def test_a_run_without_adapters_is_resumed(encoder: Path, tmp_path: Path) -> Non
     assert any("vision_mixer.mixer." in name for name in whole)
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_a_model_in_parts_is_said_to_be_saved_unchecked_once(
+    encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, processor, _ = mixed_tiny("llava", "gated", encoder)
+    trainer = make_trainer(tmp_path, NextToken(), pair_rows(2), model=model, processing_class=processor)
+    trainer.save_model()
+    assert read_settings(tmp_path)["fingerprint"] is not None
+    trainer.is_fsdp_enabled = True
+    for _ in range(2):
+        save_beside_model(trainer, str(tmp_path))
+    assert read_settings(tmp_path)["fingerprint"] is None
+    (said,) = [message for message in caplog.messages if "fingerprint" in message]
+    assert "load_model will not compare" in said
 
 
 def first_gradients(folder: Path, encoder: Path, processes: int) -> dict[str, torch.Tensor]:

@@ -234,12 +234,23 @@ def shared_run(folder: Path, processes: int) -> dict[str, Any]:
     return {"gradients": gradients(trainer), "rows": found}
 
 
+def streamed(folder: Path, processes: int) -> list[list[tuple[str, str]]]:
+    """Rows of this process, batch by batch, of two streams in batches of four (of all processes)."""
+    parts = {name: datasets.Dataset.from_list(pair_rows(4, images=False)).to_iterable_dataset() for name in "ab"}
+    shares = {"source_weights": {"a": 1, "b": 3}, "epoch_rows": 8}
+    trainer = make_trainer(folder, NextToken(), parts, per_device_train_batch_size=4 // processes, **shares)
+    return [_rows(entry) for entry in trainer.get_train_dataloader()]
+
+
 @pytest.mark.ddp
 def test_two_processes_see_the_global_batches_of_one(tmp_path: Path) -> None:
     workers = start_ranks(__file__, tmp_path)
     alone = shared_run(tmp_path / "alone", 1)
     wait_for_ranks(workers)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    streams = streamed(tmp_path / "alone", 1)
+    assert Counter(name for batch in streams for name, _ in batch) == {"a": 2, "b": 6}
+    assert [a + b for a, b in zip(*(rank["streams"] for rank in ranks), strict=True)] == streams
     assert [len(batch) for batch in alone["rows"]] == [2, 1]
     assert [a + b for a, b in zip(*(rank["rows"] for rank in ranks), strict=True)] == alone["rows"]
     assert sorted(len(rank["rows"][1]) for rank in ranks) == [0, 1]
@@ -250,5 +261,6 @@ def test_two_processes_see_the_global_batches_of_one(tmp_path: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     root, rank_here = Path(sys.argv[1]), int(sys.argv[2])
-    torch.save(shared_run(root / "together", 2), root / f"{rank_here}.pt")
+    shared = shared_run(root / "together", 2)
+    torch.save(shared | {"streams": streamed(root / "together", 2)}, root / f"{rank_here}.pt")
     torch.distributed.destroy_process_group()

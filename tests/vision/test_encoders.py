@@ -309,6 +309,8 @@ def test_what_is_wrong_is_said(folders: dict[str, str], tmp_path: Path) -> None:
         ({"model": "x", "size": 0}, "size must be"),
         ({"model": "x", "train": "all"}, "train must be one of frozen, lora, full"),
         ({"model": "x", "pixels": "mine"}, "pixels must be one of shared, own"),
+        ({"model": "x", "normalise": False}, "normalise must be one of own, base, got False"),
+        ({"model": "x", "normalise": "base", "pixels": "own"}, "set normalise to own, or pixels to shared"),
         ({"model": "x", "train": "full", "load_in_4bit": True}, "4-bit weights cannot be trained"),
         ({"model": "x", "revision": 3}, "revision must be text"),
     ],

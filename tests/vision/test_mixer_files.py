@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from mixed import OPTIONS, mixed_tiny, prompts, shake
-from mllm_align.vision.attach import attach, detach
+from mllm_align.families import family_of
+from mllm_align.vision.attach import attach, detach, drawn_pixels
 from mllm_align.vision.mixer_files import (
     SETTINGS_FILE,
     WEIGHTS_FILE,
@@ -22,6 +24,7 @@ from mllm_align.vision.mixer_files import (
 )
 from tiny import tiny
 from tiny_encoders import save_encoder
+from tiny_further import save_further
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +153,10 @@ def test_settings_that_cannot_be_read(saved: Path, encoder: Path) -> None:
         attach_saved(model, saved, processor)
     (saved / SETTINGS_FILE).write_text(text)
     with pytest.raises(ValueError, match="has no mixer"):
-        load_mixer_weights(model, saved)
+        load_mixer_weights(model, saved, processor)
     attach(model, {"kind": "concat"}, [str(encoder)], processor)
     with pytest.raises(ValueError, match="is 'gated', the model's 'concat'"):
-        load_mixer_weights(model, saved)
+        load_mixer_weights(model, saved, processor)
 
 
 def test_weights_to_begin_with_are_those_of_the_same_encoders(saved: Path, encoder: Path, tmp_path: Path) -> None:
@@ -166,8 +169,31 @@ def test_weights_to_begin_with_are_those_of_the_same_encoders(saved: Path, encod
         model, processor = tiny("llava")
         attach(model, {"kind": "gated"}, encoders, processor)
         with pytest.raises(ValueError, match=says):
-            load_mixer_weights(model, saved)
+            load_mixer_weights(model, saved, processor)
     model, processor = tiny("llava")
     attach(model, {"kind": "gated"}, [str(encoder)], processor)
-    load_mixer_weights(model, saved)
+    load_mixer_weights(model, saved, processor)
     check_fingerprint(model, processor, saved)
+
+
+@torch.no_grad()
+def test_an_encoder_that_reads_what_the_base_normalised(tmp_path: Path) -> None:
+    """MMVP's code hands DINOv2 the very pixels that CLIP reads; here its own statistics are others than the base's."""
+    folder, spec = tmp_path / "encoder", {"normalise": "base"}
+    spec["model"] = str(save_further("registers", folder))
+    model, processor, mixed = mixed_tiny("llava", "gated", spec)
+    pixels = drawn_pixels(processor, family_of(model))["pixel_values"]
+    (seen,) = mixed.sees(pixels, None, (4, 4))
+    assert seen is not None
+    expected = AutoModel.from_pretrained(folder).eval()(pixels).last_hidden_state[:, 5:]
+    torch.testing.assert_close(seen.values, expected, atol=2e-5, rtol=2e-4)
+
+    save_mixer(model, tmp_path / "run", processor)
+    other, fresh = tiny("llava")
+    (again,) = attach_saved(other, tmp_path / "run", fresh).sees(pixels, None, (4, 4))
+    assert again is not None
+    assert torch.equal(again.values, seen.values)
+    detach(other, fresh)
+    attach(other, {"kind": "gated"}, [str(folder)], fresh)
+    with pytest.raises(ValueError, match=r"has normalise own now, it had base .* set normalise to base"):
+        load_mixer_weights(other, tmp_path / "run", fresh)

@@ -104,6 +104,7 @@ def mine_blind_pairs(
     max_new_tokens: int = 64,
     sheet: int = 200,
     overwrite: bool = False,
+    device: Any = None,
     progress: bool = True,
     made_of: str = "",
 ) -> dict[str, Any]:
@@ -129,6 +130,7 @@ def mine_blind_pairs(
         max_new_tokens: Of its answers.
         sheet: Pairs on the contact sheet; 0 for none.
         overwrite: Whether output files with another content may be replaced.
+        device: Where the exact search takes its products; by default the process's own of `accelerate`.
         progress: Whether to show bars.
         made_of: What the images are called, for messages.
 
@@ -158,7 +160,7 @@ def mine_blind_pairs(
     # Which images take part, by encoders, files and folders that are left out.
     identity = {"images": [look_alike.identity, meaning.identity], "of": [len(rows), int(rows.sum())]}
     identity |= {"repeated_above": options.repeated_above, "tile": options.tile}
-    device = str(processes().device)
+    device = str(processes().device if device is None else device)
     if options.repeated_above < 1 and len(rows):
         tiles = Tiles(meaning, rows, options.tile)
         folder = file.work_folder / "repeated"

@@ -23,8 +23,8 @@ from mllm_align.trainers.x_former.model import StageOne
 from mllm_align.trainers.x_former.trainer import Collator, XFormerTrainer
 from mllm_align.trainers.x_former.words import Words
 from mllm_align.vision.attach import attach
-from mllm_align.vision.encoder_spec import encoder_from
-from mllm_align.vision.mixer_files import SETTINGS_FILE, save_mixer
+from mllm_align.vision.encoder_spec import Encoder, encoder_from
+from mllm_align.vision.mixer_files import SETTINGS_FILE, own_probe, save_mixer
 from mllm_align.vision.teacher_parts import first_line
 
 STAGE_FILE, WORDS_FILE, LOG_FILE = "stage-one.json", "words.safetensors", "log.json"
@@ -75,8 +75,10 @@ def train_x_former(
         DataError: Naming the first row that cannot be used.
     """
     spec = encoder_from(autoencoder, "x_former")
-    if spec.train != "frozen" or spec.layer is not None or spec.size is not None or spec.pixels != "shared":
-        raise ValueError("the autoencoder of x_former is frozen and read at its end: leave train, layer, size, pixels")
+    if spec != Encoder(spec.model, load_in_4bit=spec.load_in_4bit, revision=spec.revision):
+        raise ValueError(
+            "the autoencoder of x_former is frozen and read at its end: leave train, layer, size, pixels, normalise"
+        )
     cells = autoencoder_cells(spec.model, spec.revision)
     data = CaptionedImages(rows, args.text_column)
     needed = args.per_device_train_batch_size * args.world_size
@@ -96,6 +98,7 @@ def train_x_former(
     words = Words(len(tokenizer), args.width, args.depth, args.max_text_length)
     if bert is not None:
         start_from_bert(mixer.q_former, words, bert)
+    probe = own_probe(loaded, processor)
     own = OwnEncoder(loaded, mixed)  # before what trains: it freezes all of the model
     seen = Autoencoder(mixed.encoders[0], args.mask_ratio)  # type: ignore[arg-type]
     stage = StageOne(
@@ -112,7 +115,7 @@ def train_x_former(
     trainer = XFormerTrainer(stage, args, data, Collator(encode, tokenizer, words, data), own, seen)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
-        save_mixer(loaded, folder)
+        save_mixer(loaded, folder, probe=probe)
         tensors = {name: value.detach().cpu().contiguous() for name, value in words.state_dict().items()}
         save_file(tensors, folder / WORDS_FILE)
         text = json.dumps(trainer.state.log_history, indent=1) + "\n"

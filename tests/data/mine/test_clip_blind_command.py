@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mllm_align.cli import main
+from mllm_align.data.mine.alike_pairs import Found, TilePairs
 from mllm_align.data.mine.blind_answers import with_answers
 from mllm_align.data.mine.contact_sheet import write_contact_sheet
 from mllm_align.data.mine.encoder import ImageEmbedder
@@ -47,7 +49,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_folder_of_pictures(
-    encoders: dict[str, Path], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    encoders: dict[str, Path],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (folder / "broken.png").write_bytes(b"no")
     output = tmp_path / "out.jsonl"
@@ -86,9 +92,19 @@ def test_a_folder_of_pictures(
     before = output.read_bytes()
     assert command(encoders, folder, output, *options) == 0  # nothing is left to do
     assert output.read_bytes() == before
-    # The same of vectors that were made before.
+    # The same of vectors that were made before, searched where it is told.
+    devices = []
+
+    class Watched(TilePairs):
+        def __call__(self, unit: int) -> Iterator[Found]:
+            devices.append(self.device)
+            return super().__call__(unit)
+
+    monkeypatch.setattr("mllm_align.data.mine.clip_blind.TilePairs", Watched)
     made = [tmp_path / "out.jsonl.work" / f"vectors-{side}" for side in ("look_alike", "meaning")]
-    assert command(encoders, folder, tmp_path / "again.jsonl", *options[:6], "--vectors", *made) == 0
+    given = [*options[:6], "--device", "cpu:0", "--vectors", *made]
+    assert command(encoders, folder, tmp_path / "again.jsonl", *given) == 0
+    assert set(devices) == {"cpu:0"}
     assert (tmp_path / "again.jsonl").read_bytes() == before
 
 
@@ -106,6 +122,9 @@ def test_what_is_refused(
     assert "has no column 'caption'" in refused("--texts", "caption")
     assert "holds no embeddings" in refused("--vectors", folder, folder)
     assert "neither a model's folder nor" in refused("--meaning", tmp_path / "none")
+    with pytest.raises(SystemExit):
+        command(encoders, folder, out, "--device", "gpu")
+    assert "argument --device: 'gpu' cannot be used" in capsys.readouterr().err
     assert not out.exists()
     assert command(encoders, folder, out, "--above", -1, "--below", 1) == 0
     (tmp_path / "out.html").write_text("mine")

@@ -22,7 +22,7 @@ from mllm_align.trainers.x_former.frozen import Autoencoder, OwnEncoder
 from mllm_align.trainers.x_former.model import LOSSES, detail_share
 from mllm_align.vision.attach import attach
 from mllm_align.vision.mixed_vision import MixedVision
-from mllm_align.vision.mixer_files import attach_saved
+from mllm_align.vision.mixer_files import attach_saved, load_mixer_weights
 from tiny import tiny
 from tiny_autoencoder import save_autoencoder
 
@@ -99,6 +99,14 @@ def test_what_was_trained_loads_for_the_second_stage(parts: tuple[Path, Path], t
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == loaded.config.image_token_id, -100)
     loaded(**inputs, labels=labels).loss.backward()
     assert all(value.grad is not None for value in mixed.kind.parameters())
+    # A tower of the same widths with other weights is told by its features.
+    other, fresh = load_model(model, device="cpu")
+    with torch.no_grad():
+        other.model.vision_tower.get_input_embeddings().weight.mul_(1.5)
+    with pytest.raises(ValueError, match="another vision encoder of the model's own"):
+        attach_saved(other, tmp_path / "run", fresh)
+    with pytest.raises(ValueError, match="another vision encoder of the model's own"):
+        load_mixer_weights(other, tmp_path / "run", fresh)
 
 
 def test_gradients_reach_all_that_trains_and_nothing_frozen(parts: tuple[Path, Path], tmp_path: Path) -> None:
