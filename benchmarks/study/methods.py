@@ -154,7 +154,7 @@ def main_arms(condition: str) -> list[Arm]:
 def further_arms() -> list[Arm]:
     """Of clean pairs: without replay, and single terms."""
     terms = ("crop", "anchor", "attend", "reject")
-    without = [Arm(method, replay=False) for method in (CONTROL, "svco")]
+    without = [Arm(method, replay=False) for method in (CONTROL, "svco", "dpo", "mdpo", "rdpo", "image", *terms)]
     return [
         *(Arm(method) for method in ("image", *terms)),
         *(Arm(method, next_token=True) for method in terms),
