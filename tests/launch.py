@@ -32,7 +32,6 @@ PRELOADED = (
     "mllm_align.trainers",
     "mllm_align.encoding",
     "mllm_align_eval.run",
-    "runs",
 )
 
 
