@@ -198,8 +198,8 @@ LONGER = """
 The arms that had hardly found colour by then, and their control, for {steps} steps on {rows} rows. Half of these ask
 for a caption, which names all that a picture has: questions alone tell a mixer that starts anew too little. Each arm
 has the learning rate that its own validation chose. `sva` has {depth} layers here, as Cambrian-1's, where it had one
-above: with one it did not come to look at the further tower, whatever the rows. Towers and base model were trained
-once more, by the same commands.
+above: with one, single trial runs on captions and on questions learned no colour. That and the captions were chosen on
+validation, for `sva` more than for others. Towers and base model were trained once more, by the same commands.
 
 {short}
 
