@@ -44,5 +44,6 @@ def device(text: str) -> str:
         torch.empty(0, device=text)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used ({reason}): give cpu, or cuda:0") from None
+        usable = "cpu, or cuda:0" if torch.cuda.is_available() else "cpu"
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used ({reason}): give {usable}") from None
     return text
