@@ -35,6 +35,7 @@ MIXERS: Mapping[str, Spec] = {
 }
 # In longer runs SVA has as many layers as Cambrian-1's: with one it did not come to look at the further tower.
 LONG_OPTIONS: Mapping[str, Spec] = {"sva": {"depth": 3}}
+QUERIES_OPTIONS: Spec = {"depth": 4}
 # They make the tokens themselves: nothing reads the projector any more, so it does not train.
 WITHOUT_PROJECTOR = ("sva", "x_former")
 

@@ -105,13 +105,13 @@ def train_blind(
         vision_config={**VISION, "intermediate_size": 3 * WIDTH, "projection_dim": WIDTH},
         projection_dim=WIDTH,
     )
-    model: Any = _seeded(lambda: CLIPModel(config), seed)
+    model: Any = seeded(lambda: CLIPModel(config), seed)
     rng = Random(f"blind {seed}")
-    for optimizer, schedule in _optimised(model.train(), steps, CLIP_RATE):
+    for optimizer, schedule in optimised(model.train(), steps, CLIP_RATE):
         chosen = rng.sample(range(len(shown.scenes)), BATCH)
         views = torch.stack([shown.pixels[i, rng.sample(range(shown.pixels.shape[1]), 2)] for i in chosen])
         loss = _blind_loss(model, processor, [shown.scenes[i] for i in chosen], normalised(views, processor))
-        _step(model, loss, optimizer, schedule)
+        step(model, loss, optimizer, schedule)
         yield model, loss.item()
 
 
@@ -161,15 +161,15 @@ def told_apart(first: Tensor, second: Tensor) -> Tensor:
 def train_seeing(processor: LlavaProcessor, shown: Pictures, steps: int, seed: int) -> Iterator[tuple[Any, float]]:
     """A DINOv2 that draws again what was hidden from it, with the loss of each step; its head is thrown away."""
     config = Dinov2Config(**VISION, mlp_ratio=3, use_mask_token=False)
-    model: Any = _seeded(lambda: Dinov2Model(config), seed)
-    head: Any = _seeded(lambda: nn.ModuleList([nn.Linear(WIDTH, 3 * PATCH**2), nn.Linear(WIDTH, WIDTH)]), seed)
+    model: Any = seeded(lambda: Dinov2Model(config), seed)
+    head: Any = seeded(lambda: nn.ModuleList([nn.Linear(WIDTH, 3 * PATCH**2), nn.Linear(WIDTH, WIDTH)]), seed)
     both = nn.ModuleList([model, head]).train()
     rng, generator = Random(f"seeing {seed}"), torch.Generator().manual_seed(seed)
-    for optimizer, schedule in _optimised(both, steps, SSL_RATE):
+    for optimizer, schedule in optimised(both, steps, SSL_RATE):
         chosen = rng.sample(range(len(shown.scenes)), BATCH)
         pixels = normalised(shown.pixels[chosen, rng.randrange(shown.pixels.shape[1])], processor)
         loss = _drawing_loss(model, head, pixels, generator)
-        _step(both, loss, optimizer, schedule)
+        step(both, loss, optimizer, schedule)
         yield model, loss.item()
 
 
@@ -187,20 +187,23 @@ def _drawing_loss(model: Any, head: Any, pixels: Tensor, generator: torch.Genera
     return drawn + 0.1 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
-def _seeded(make: Any, seed: int) -> Any:
+def seeded(make: Any, seed: int) -> Any:
+    """What `make` makes with random numbers of a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
 
 
-def _optimised(model: nn.Module, steps: int, rate: float) -> Iterator[tuple[Any, Any]]:
+def optimised(model: nn.Module, steps: int, rate: float) -> Iterator[tuple[Any, Any]]:
+    """For each step an optimiser and its schedule."""
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
     for _ in range(steps):
         yield optimizer, schedule
 
 
-def _step(model: nn.Module, loss: Tensor, optimizer: Any, schedule: Any) -> None:
+def step(model: nn.Module, loss: Tensor, optimizer: Any, schedule: Any) -> None:
+    """One of them."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -75,6 +75,8 @@ def write_tasks(items: Iterable[Item], folder: str | os.PathLike[str], *, max_ne
         ValueError: If no question has choices, or the folder has something in it.
     """
     place = Path(folder).resolve()
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"{str(place)!r} is a file and is kept: name a folder to write to")
     if place.exists() and any(place.iterdir()):
         raise ValueError(f"{str(place)!r} has something in it: name another folder")
     splits: dict[str, list[Item]] = defaultdict(list)

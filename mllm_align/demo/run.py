@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mllm_align.demo.arms import ALIGNED, BASE, CONTROL, Log, Progressed, control_recipe, train_arms
 from mllm_align.demo.quiet import quiet
 from mllm_align.models import load_adapter, load_model
+from mllm_align.models.export import refuse_file
 from mllm_align.recipe import Recipe, load_recipe
 from mllm_align_eval.arms import Arm
 from mllm_align_eval.benchmarks.world import world_items
@@ -119,7 +120,9 @@ def claim(folder: Path, overwrite: bool) -> Path:
 
     Raises:
         FileExistsError: If something is in it and `overwrite` is False, or it holds no demo that could be replaced.
+        ValueError: If it is a file.
     """
+    refuse_file(folder)
     if folder.exists() and any(folder.iterdir()):
         if not overwrite:
             raise FileExistsError(f"{folder} has something in it: name another folder (--output), or --overwrite")

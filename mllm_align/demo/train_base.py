@@ -23,6 +23,7 @@ from mllm_align.demo.base_model import build_model, build_processor
 from mllm_align.demo.base_scores import score_base
 from mllm_align.demo.stage_language import train_language
 from mllm_align.demo.stage_vision import train_vision
+from mllm_align.models.export import refuse_file
 
 VISION_STEPS = 150
 LANGUAGE_STEPS = 1000
@@ -56,10 +57,11 @@ def train_base(
         tower's last `patch_accuracy`, and `seconds` of training.
 
     Raises:
-        ValueError: If `output_dir` has something in it and `overwrite` is not set, or if a number of steps is not
-            positive.
+        ValueError: If `output_dir` is a file, or has something in it and `overwrite` is not set, or if a number of
+            steps is not positive.
     """
     folder = Path(output_dir)
+    refuse_file(folder)
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} is not empty: choose another folder, or set overwrite")
     if min(vision_steps, language_steps) < 1:

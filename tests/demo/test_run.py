@@ -60,4 +60,6 @@ def test_a_folder_that_is_no_demo_is_kept_even_with_overwrite(tmp_path: Path) ->
     (tmp_path / "thesis.tex").write_text("five years")
     with pytest.raises(FileExistsError, match="kept"):
         claim(tmp_path, overwrite=True)
+    with pytest.raises(ValueError, match="is a file and is kept"):
+        claim(tmp_path / "thesis.tex", overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "five years"

@@ -64,6 +64,8 @@ def test_nothing_is_overwritten_and_open_questions_are_left_out(tmp_path: Path) 
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="has something in it"):
         write_tasks(items, tmp_path)
+    with pytest.raises(ValueError, match="is a file and is kept"):
+        write_tasks(items, tmp_path / "mine.txt")
     picture = items[0].pictures[0]
     open_question = Item("a", "world", "s", "k", "c", "What?", (Picture("a", picture.load),))
     with pytest.raises(ValueError, match="none of the questions has choices"):

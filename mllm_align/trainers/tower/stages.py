@@ -22,6 +22,7 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from mllm_align.data.processes import processes
+from mllm_align.models.export import refuse_file
 from mllm_align.models.fingerprint import weights_digest
 from mllm_align.trainers.tower.clusters import refined
 from mllm_align.trainers.tower.config import TowerConfig
@@ -222,8 +223,9 @@ def _claim(folder: Path, settings: dict[str, Any], args: TowerConfig) -> Path:
     """The folder, empty or of the same settings.
 
     Raises:
-        ValueError: If it holds something else, or stages of other settings.
+        ValueError: If it is a file, or holds something else, or stages of other settings.
     """
+    refuse_file(folder)
     file = folder / SETTINGS_FILE
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     others = [key for key in settings if before is not None and before.get(key) != settings[key]]

@@ -15,6 +15,7 @@ from mllm_align.data.pixels import ImageEncoder
 from mllm_align.data.processes import processes
 from mllm_align.families import family_of
 from mllm_align.models import load_model
+from mllm_align.models.export import refuse_file
 from mllm_align.trainers.tower.rows import CaptionedImages
 from mllm_align.trainers.x_former.bert import start_from_bert
 from mllm_align.trainers.x_former.config import XFormerConfig
@@ -140,8 +141,9 @@ def _refuse_other(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     """Before anything is loaded.
 
     Raises:
-        ValueError: If the folder holds something and `resume` is off, or it holds a run with other settings.
+        ValueError: If the folder is a file, or holds something and `resume` is off, or it holds a run with other settings.
     """
+    refuse_file(folder)
     file = folder / STAGE_FILE
     if not folder.exists() or not any(folder.iterdir()):
         return

@@ -195,6 +195,8 @@ def test_what_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "d" / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="has something in it that is no stage"):
         train_stages(clip, ROWS, config(tmp_path / "d"), softmax_pairs)
+    with pytest.raises(ValueError, match="is a file and is kept: name a folder"):
+        train_stages(clip, ROWS, config(tmp_path / "d" / "mine.txt"), softmax_pairs)
     for wrong, message in (
         ({"num_stages": 1}, "num_stages 1 trains nothing"),
         ({"num_clusters": 1}, "num_clusters must be at least 2"),

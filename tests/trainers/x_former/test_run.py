@@ -237,6 +237,9 @@ def test_what_cannot_work_is_refused(parts: tuple[Path, Path], tmp_path: Path) -
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="name another"):
         train_x_former(model, str(autoencoder), captioned(4), settings(tmp_path))
+    file = tmp_path / "tiled" / "config.json"
+    with pytest.raises(ValueError, match="is a file and is kept: name a folder"):
+        train_x_former(model, str(autoencoder), captioned(4), settings(file))
     for changes in ({"mask_ratio": 1.0}, {"per_device_train_batch_size": 1}, {"itc_weight": -1.0}):
         with pytest.raises(ValueError, match=next(iter(changes)).split("_")[0]):
             settings(tmp_path, **changes)
