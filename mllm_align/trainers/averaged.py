@@ -97,8 +97,8 @@ def averaged_weights(model: nn.Module, features: tuple[Feature, ...], sharded: b
         raise ValueError(f"parts of the objective want momentum {speeds[0]} and {speeds[1]}: give them the same")
     if speeds and sharded:
         raise ValueError(
-            "momentum keeps a second copy of what trains, which fsdp and deepspeed hold in parts: use one whole model "
-            "per device, or leave momentum out"
+            "momentum keeps a second copy of what trains, which deepspeed may hold in parts: use DDP, or leave "
+            "momentum out"
         )
     return AveragedWeights(model, speeds[0]) if speeds else None
 

@@ -17,6 +17,11 @@ from mllm_align.vision.regions import BOX_WEIGHTS
 OVERFLOW = ("error", "drop", "truncate")
 PACKING = ("auto", "off")
 MOST_WORKERS = 4
+SHARDED = (
+    "{} holds the model in parts, for which all processes must make the same passes at the same time; here each makes "
+    "as many as its own rows need: leave it out, so that every device has a whole model (torchrun alone). "
+    "load_in_4bit, use_peft, activation_checkpointing and cache_gradients make that fit"
+)
 
 
 @dataclass
@@ -38,8 +43,8 @@ class AlignConfig(TrainingArguments):
             tower, or the whole model, as it was loaded; LoRA layers are float32 anyway). The optimiser steps the
             masters and the model has what they round to; else most steps of a small learning rate are rounded away.
             Costs 4 bytes a weight, the optimiser's states in float32 (with AdamW 4 bytes a weight more than in
-            bfloat16), and during the step 4 bytes for its gradient; a checkpoint holds masters too. Off with fsdp and
-            deepspeed, which keep masters of their own, with LOMO, layer-wise and schedule-free optimisers, and where
+            bfloat16), and during the step 4 bytes for its gradient; a checkpoint holds masters too. Off with
+            deepspeed, which keeps masters of its own, with LOMO, layer-wise and schedule-free optimisers, and where
             `optim_args` asks for Kahan summation or stochastic rounding.
         packing: "auto" shares prompts between responses where the model allows it, "off" scores row by row.
         logits_chunk_size: Response positions whose logits exist at one time.
@@ -206,6 +211,7 @@ class AlignConfig(TrainingArguments):
             accelerator.non_blocking = True
         self._check_numbers()
         self._check_choices()
+        self._check_sharding()
         check_settings(self)
         self._check_shares()
         self._check_reporting()
@@ -270,6 +276,15 @@ class AlignConfig(TrainingArguments):
                     f"{', '.join(usable) or 'none'}); install it, or set report_to to none"
                 )
 
+    def _check_sharding(self) -> None:
+        if self.fsdp:
+            raise ValueError(SHARDED.format("fsdp"))
+        if self.cache_gradients and self.deepspeed:
+            raise ValueError(
+                "cache_gradients sends gradients back pass by pass, which deepspeed does not see: use DDP, or leave "
+                "it out"
+            )
+
     def _check_choices(self) -> None:
         if self.on_overflow not in OVERFLOW:
             raise ValueError(f"on_overflow {self.on_overflow!r} is none of {', '.join(OVERFLOW)}")
@@ -291,10 +306,5 @@ class AlignConfig(TrainingArguments):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 raise ValueError(f"{name} must be at least 1 or None, not {limit}")
-        if self.cache_gradients and (self.fsdp or self.deepspeed):
-            raise ValueError(
-                "cache_gradients sends gradients back pass by pass, which fsdp and deepspeed do not see: use one "
-                "whole model per device, or leave it out"
-            )
         if self.max_tokens_per_batch is not None and self.dataloader_drop_last:
             raise ValueError("dataloader_drop_last must be off with max_tokens_per_batch, which uses every row")

@@ -115,12 +115,12 @@ def _whole(state: Mapping[str, Any]) -> dict[str, Any]:
 def uses_master_weights(args: Any) -> bool:
     """Whether a run with these settings has masters of what trains in bfloat16.
 
-    FSDP and DeepSpeed have float32 weights of their own, and some optimisers keep what was rounded away.
+    DeepSpeed has float32 weights of its own, and some optimisers keep what was rounded away.
     """
     optimiser = str(getattr(args.optim, "value", args.optim))
     steps_at_once = not optimiser.startswith(WITHOUT_MASTERS) and not optimiser.endswith("layerwise")
-    sharded = args.fsdp or args.deepspeed
-    return bool(args.float32_master_weights and steps_at_once and not sharded and not keeps_remainders(args))
+    wanted = args.float32_master_weights and steps_at_once and not args.deepspeed
+    return bool(wanted and not keeps_remainders(args))
 
 
 def keeps_remainders(args: Any) -> bool:
@@ -131,9 +131,8 @@ def keeps_remainders(args: Any) -> bool:
 
 def with_master_weights(trainer: Any, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimiser of a trainer, with masters where its settings have them."""
-    # A launcher may shard the model without the settings' knowing.
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    if uses_master_weights(trainer.args) and not sharded:
+    # A launcher may bring DeepSpeed without the settings' knowing.
+    if uses_master_weights(trainer.args) and not trainer.is_deepspeed_enabled:
         MasterWeights(optimizer)
     return optimizer
 

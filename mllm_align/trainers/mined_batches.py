@@ -281,10 +281,10 @@ def _refuse_unmeasured(args: AlignConfig, objective: Any, dataset: Any) -> None:
                 f"mine_batches_every compares all rows, but of source {source!r} the objective embeds no images and "
                 "texts: train on it in a run of its own, or give mine_batches_from alone"
             )
-    if args.fsdp or args.deepspeed:
+    if args.deepspeed:
         raise ValueError(
-            "mine_batches_every lets each process measure its share of the rows by itself, which fsdp and deepspeed "
-            "cannot: use one whole model per device, or give mine_batches_from alone"
+            "mine_batches_every lets each process measure its share of the rows by itself, which deepspeed may "
+            "not: use DDP, or give mine_batches_from alone"
         )
     every = args.mine_batches_every
     if args.mine_batches_from is None and args.max_steps < 0 and args.num_train_epochs <= every:

@@ -60,15 +60,15 @@ def warn_of_idle_rates(model: Any, args: Any) -> None:
 def warn_of_lost_steps(model: Any, args: Any, *, own_optimizer: bool = False) -> None:
     """Tells what trains in 16 bits without float32 masters, where small steps are rounded away.
 
-    PEFT makes LoRA layers and soft prompts float32; what else trains stays as it was loaded, under autocast too. FSDP
-    and DeepSpeed keep float32 weights beside it, and some optimisers, where told to, what was rounded away.
+    PEFT makes LoRA layers and soft prompts float32; what else trains stays as it was loaded, under autocast too.
+    DeepSpeed keeps float32 weights beside it, and some optimisers, where told to, what was rounded away.
 
     Args:
         model: As it will be trained.
         args: Settings of the run.
         own_optimizer: Whether the user made the optimiser, which then steps what it was given.
     """
-    kept_whole = (args.fsdp or args.deepspeed) and (args.bf16 or args.fp16)
+    kept_whole = args.deepspeed and (args.bf16 or args.fp16)
     if kept_whole or keeps_remainders(args):
         return
     masters = uses_master_weights(args) and not own_optimizer

@@ -145,9 +145,9 @@ def plan_memory(
     if dataset is None:
         logger.warning("memory_budget has no effect: there is no training data to plan for")
         return ()
-    if args.fsdp or args.deepspeed:
+    if args.deepspeed:
         raise ValueError(
-            "memory_budget counts on a whole model per device, which fsdp and deepspeed do away with: leave it out "
+            "memory_budget counts on a whole model per device, which deepspeed may do away with: leave it out "
             "and set activation_checkpointing, cache_gradients and the batch size yourself"
         )
     found: Any = None

@@ -64,7 +64,7 @@ def save_beside_model(trainer: AlignTrainer, folder: str) -> None:
             (Path(folder) / name).unlink(missing_ok=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if mixed_of(inner(unwrap(model))) is not None:
-        whole = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+        whole = not trainer.is_deepspeed_enabled
         if not whole:
             _say_unchecked()
         carried = getattr(unwrap(model), "carried_weights", ())
@@ -88,7 +88,7 @@ def save_beside_model(trainer: AlignTrainer, folder: str) -> None:
 def _say_unchecked() -> None:
     """Once a process, not at every checkpoint."""
     logger.warning(
-        "the mixer is saved without a fingerprint of the model's outputs, since fsdp and deepspeed hold the model in "
+        "the mixer is saved without a fingerprint of the model's outputs, since deepspeed may hold the model in "
         "parts: load_model will not compare its outputs with those of this run; compare an evaluation of both"
     )
 

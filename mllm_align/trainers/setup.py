@@ -24,7 +24,7 @@ from mllm_align.models.soft_prompts import soft_prompts_of
 from mllm_align.models.soft_tokens import part_from_head, train_soft_prompts
 from mllm_align.signals import AdaptersOff, FrozenCopy, NamedAdapter, Reference
 from mllm_align.signals.limits import can_share_prefixes
-from mllm_align.trainers.config import AlignConfig
+from mllm_align.trainers.config import SHARDED, AlignConfig
 from mllm_align.trainers.optimizer import warn_of_idle_rates, warn_of_lost_steps
 from mllm_align.trainers.unread import freeze_unread
 from mllm_align.vision import RegionWeights
@@ -53,6 +53,19 @@ class NeedsOfSources:
                 "source, or give a part for it"
             )
         return needs
+
+
+def refuse_sharded(trainer: Any) -> None:
+    """Refuses what a launcher may have asked for without the settings' knowing.
+
+    Raises:
+        ValueError: For FSDP, and stage 3 of DeepSpeed.
+    """
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    if trainer.is_fsdp_enabled:
+        raise ValueError(SHARDED.format("fsdp"))
+    if plugin is not None and plugin.zero_stage == 3:
+        raise ValueError(SHARDED.format("stage 3 of deepspeed"))
 
 
 def check_sources(objective: Objective, sources: Sequence[str], *, complete: bool = True) -> None:

@@ -115,7 +115,6 @@ def check_settings(args: AlignConfig) -> None:
     reentrant = isinstance(kwargs, dict) and kwargs.get("use_reentrant")
     refused = {
         "cache_gradients": (args.cache_gradients, "lets go of the graph before there is a gradient"),
-        "fsdp": (args.fsdp, "holds parameters in pieces"),
         "deepspeed": (args.deepspeed, "holds parameters in pieces"),
         "torch_compile": (args.torch_compile, "makes layers that can be gone back through once alone"),
         "use_reentrant in activation_checkpointing_kwargs": (reentrant, "knows the gradient of the whole step alone"),

@@ -183,7 +183,8 @@ class AlignTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.averaged = averaged_weights(policy, objective.needs.features, bool(args.fsdp or args.deepspeed))
+        self.averaged = averaged_weights(policy, objective.needs.features, bool(args.deepspeed))
+        setup.refuse_sharded(self)
         if self.averaged is not None:
             self.add_callback(self.averaged)
         if args.torch_compile:
@@ -329,15 +330,14 @@ class AlignTrainer(Trainer):
         self._scorer.score(dataset, name)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if sharded or not checkpoint.load_whole_model(model or self.model, resume_from_checkpoint):
+        if self.is_deepspeed_enabled or not checkpoint.load_whole_model(model or self.model, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         checkpoint.load_beside_model(self, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if self.state.best_model_checkpoint is not None:
-            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            if not self.is_deepspeed_enabled:
                 checkpoint.load_whole_model(self.model, self.state.best_model_checkpoint)
             checkpoint.load_objective(self.objective, self.state.best_model_checkpoint)
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mllm_align.trainers import AlignConfig
+from mllm_align.trainers.setup import refuse_sharded
 
 
 def test_defaults_on_a_machine_without_a_gpu(tmp_path: Path) -> None:
@@ -71,10 +73,28 @@ def test_batches_are_never_dispatched_whatever_else_is_set(tmp_path: Path) -> No
     assert config.accelerator_config.dispatch_batches is False
 
 
-@pytest.mark.parametrize("spread", [{"fsdp": True}, {"deepspeed": {"zero_optimization": {"stage": 2}}}], ids=str)
-def test_cached_gradients_want_a_whole_model(tmp_path: Path, spread: dict[str, Any]) -> None:
+def test_cached_gradients_do_not_go_with_deepspeed(tmp_path: Path) -> None:
     args = AlignConfig(str(tmp_path), use_cpu=True, cache_gradients=True)
-    for name, value in spread.items():
-        setattr(args, name, value)
-    with pytest.raises(ValueError, match=r"cache_gradients .* one whole model per device"):
-        args._check_choices()
+    args.deepspeed = {"zero_optimization": {"stage": 2}}
+    with pytest.raises(ValueError, match=r"cache_gradients .* use DDP"):
+        args._check_sharding()
+
+
+def test_models_in_parts_are_refused_also_where_a_launcher_asks_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # transformers sets it for good
+    with pytest.raises(ValueError, match=r"fsdp holds the model in parts.*torchrun alone"):
+        AlignConfig(str(tmp_path), use_cpu=True, fsdp=True)
+
+    def launched(fsdp: bool = False, stage: int | None = None) -> SimpleNamespace:
+        plugin = None if stage is None else SimpleNamespace(zero_stage=stage)
+        state = SimpleNamespace(deepspeed_plugin=plugin)
+        return SimpleNamespace(is_fsdp_enabled=fsdp, accelerator=SimpleNamespace(state=state))
+
+    for allowed in (launched(), launched(stage=2)):
+        refuse_sharded(allowed)
+    with pytest.raises(ValueError, match=r"stage 3 of deepspeed holds the model in parts"):
+        refuse_sharded(launched(stage=3))
+    with pytest.raises(ValueError, match=r"fsdp holds the model in parts"):
+        refuse_sharded(launched(fsdp=True))

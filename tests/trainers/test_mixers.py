@@ -185,7 +185,7 @@ def test_a_model_in_parts_is_said_to_be_saved_unchecked_once(
     trainer = make_trainer(tmp_path, NextToken(), pair_rows(2), model=model, processing_class=processor)
     trainer.save_model()
     assert read_settings(tmp_path)["fingerprint"] is not None
-    trainer.is_fsdp_enabled = True
+    trainer.is_deepspeed_enabled = True
     for _ in range(2):
         save_beside_model(trainer, str(tmp_path))
     assert read_settings(tmp_path)["fingerprint"] is None

@@ -141,7 +141,8 @@ def _refuse_other(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     """Before anything is loaded.
 
     Raises:
-        ValueError: If the folder is a file, or holds something and `resume` is off, or it holds a run with other settings.
+        ValueError: If the folder is a file, or holds something and `resume` is off, or it holds a run with other
+            settings.
     """
     refuse_file(folder)
     file = folder / STAGE_FILE
