@@ -13,17 +13,17 @@ finished one never. The page is written at the end.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from discriminative_arms import ARMS, LEARNING_RATES, SEEDS, STEPS, Run, tuned_by, untrained
 from discriminative_page import page
+from pool import work_off
 from records import Records
 
 HERE = Path(__file__).resolve().parent
@@ -50,29 +50,11 @@ def next_runs(records: Records, arms: Sequence[str], steps: int, seeds: Sequence
     yield from (run for run in dict.fromkeys(wanted) if records.get(run) is None)
 
 
-def work_off(records: Records, arguments: argparse.Namespace) -> None:
-    """Runs what is missing until it is done or the time is up."""
-    from discriminative_run import carry_out
-
-    until = time.monotonic() + 60 * arguments.minutes
-    with ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn")) as pool:
-        running: dict[Future[Any], Run] = {}
-        while True:
-            if time.monotonic() < until:
-                for run in next_runs(records, arguments.arms, arguments.steps, arguments.seeds):
-                    if len(running) >= arguments.workers:
-                        break
-                    if run not in running.values():
-                        running[pool.submit(carry_out, run, arguments.cache)] = run
-            if not running:
-                return
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                run = running.pop(future)
-                records.add(future.result())
-                record = records.found[run]
-                print(f"{time.strftime('%H:%M:%S')} {run}: {record.get('seconds', 0):.0f} s, {record['validation']}")
-                sys.stdout.flush()
+def keep(records: Records, run: Run, record: dict[str, Any]) -> None:
+    """Adds a record and tells of it."""
+    records.add(record)
+    told = f"{run}: {record.get('seconds', 0):.0f} s, {record['validation']}"
+    print(f"{time.strftime('%H:%M:%S')} {told}", flush=True)
 
 
 def main() -> None:
@@ -89,8 +71,16 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.path.append(str(HERE.parent))  # where operations are counted
+    from discriminative_run import carry_out
+
     records = Records(arguments.runs, Run)
-    work_off(records, arguments)
+    work_off(
+        lambda: next_runs(records, arguments.arms, arguments.steps, arguments.seeds),
+        lambda run: partial(carry_out, run, arguments.cache),
+        lambda run, record: keep(records, run, record),
+        workers=arguments.workers,
+        minutes=arguments.minutes,
+    )
     arguments.page.write_text(page(records, arguments.steps), encoding="utf-8")
     print(arguments.page.read_text(encoding="utf-8"))
 

@@ -16,14 +16,14 @@ nothing should be lost.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pool import work_off
 from records import Records
 from region_arms import LEARNING_RATES, NEEDS_TEACHER, NUM_ROWS, SEEDS, STEPS, TASKS, Run, base_run
 from region_page import table
@@ -51,32 +51,18 @@ def next_runs(records: Records, task: str, level: str, arms: Sequence[str], *siz
         yield from (run for run in wanted if records.get(run) is None)
 
 
-def work_off(records: Records, arguments: argparse.Namespace, level: str, arms: Sequence[str]) -> None:
-    """Runs what is missing until it is done or the time is up."""
-    from region_run import base_record, carry_out
+def missing_runs(records: Records, task: str, level: str, arms: Sequence[str], *size: int) -> Iterator[Run]:
+    """The base, then `next_runs`."""
+    base = base_run(task, level)
+    if records.get(base) is None:
+        yield base
+    yield from next_runs(records, task, level, arms, *size)
 
-    until = time.monotonic() + 60 * arguments.minutes
-    base, size = base_run(arguments.task, level), (arguments.steps, arguments.rows)
-    with ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn")) as pool:
-        running: dict[Future[Any], Run] = {}
-        if records.get(base) is None:
-            running[pool.submit(base_record, arguments.task, level, arguments.device)] = base
-        while True:
-            if time.monotonic() < until:
-                for run in next_runs(records, arguments.task, level, arms, *size):
-                    if len(running) >= arguments.workers:
-                        break
-                    if run not in running.values():
-                        settings = (arguments.cache, arguments.device, arguments.teacher)
-                        running[pool.submit(carry_out, run, *settings)] = run
-            if not running:
-                return
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                run = running.pop(future)
-                records.add(future.result())
-                score = records.found[run]["validation"]
-                print(f"{time.strftime('%H:%M:%S')} {run}: validation {score:.3f}", flush=True)
+
+def keep(records: Records, run: Run, record: dict[str, Any]) -> None:
+    """Adds a record and tells of it."""
+    records.add(record)
+    print(f"{time.strftime('%H:%M:%S')} {run}: validation {record['validation']:.3f}", flush=True)
 
 
 def main() -> None:
@@ -104,7 +90,20 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     level = arguments.level or TASKS[arguments.task].level
     records = Records(arguments.runs, Run)
-    work_off(records, arguments, level, arms)
+    from region_run import base_record, carry_out
+
+    def job(run: Run) -> Callable[[], dict[str, Any]]:
+        if run == base_run(arguments.task, level):
+            return partial(base_record, arguments.task, level, arguments.device)
+        return partial(carry_out, run, arguments.cache, arguments.device, arguments.teacher)
+
+    work_off(
+        lambda: missing_runs(records, arguments.task, level, arms, arguments.steps, arguments.rows),
+        job,
+        lambda run, record: keep(records, run, record),
+        workers=arguments.workers,
+        minutes=arguments.minutes,
+    )
     print(table(records, arguments.task, level, arguments.steps, arguments.rows))
 
 

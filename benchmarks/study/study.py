@@ -12,11 +12,10 @@ is done again, a finished one only where the test has got a column that it lacks
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from evaluation import METRICS
 from methods import CLEAN, Arm, further_arms, main_arms
 from one_run import Run, base_record, carry_out
 from page import write_page
+from pool import work_off
 from records import LEARNING_RATES, SEEDS, Records, chosen_on, chosen_rate, run_of
 
 HERE = Path(__file__).resolve().parent
@@ -44,40 +44,25 @@ def next_runs(records: Records, condition: str, arm: Arm) -> Iterator[Run]:
             yield run
 
 
-def work_off(records: Records, conditions: list[str], cache: Path, workers: int, until: float) -> None:
-    """Runs what is missing, arm by arm, until it is done or the time is up."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context) as pool:
-        running: dict[Future[Any], Any] = {}
-        if "base" not in records.found or not set(METRICS) <= set(records.found["base"]["test"]):
-            running[pool.submit(base_record)] = "base"
-        todo = [(condition, arm) for condition in conditions for arm in main_arms(condition)]
-        todo += [(CLEAN, arm) for arm in further_arms() if CLEAN in conditions]
-        while True:
-            if time.monotonic() < until:
-                fresh = (run for condition, arm in todo for run in next_runs(records, condition, arm))
-                for run in fresh:
-                    if len(running) >= workers:
-                        break
-                    if run not in running.values():
-                        running[pool.submit(carry_out, run, cache, tested=True)] = run
-            if not running:
-                return
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                run = running.pop(future)
-                record, earlier = future.result(), records.found.get(run)
-                if earlier is not None:
-                    # Rates were chosen by the first time, on which other conditions rely.
-                    record["validation"] = earlier["validation"]
-                records.add(record)
-                print(_line(run, records), flush=True)
+def missing_runs(records: Records, conditions: Sequence[str]) -> Iterator[Any]:
+    """The base, then what is to be done next, arm by arm."""
+    if "base" not in records.found or not set(METRICS) <= set(records.found["base"]["test"]):
+        yield "base"
+    todo = [(condition, arm) for condition in conditions for arm in main_arms(condition)]
+    todo += [(CLEAN, arm) for arm in further_arms() if CLEAN in conditions]
+    for condition, arm in todo:
+        yield from next_runs(records, condition, arm)
 
 
-def _line(run: Any, records: Records) -> str:
-    record = records.found[run]
+def keep(records: Records, run: Any, record: dict[str, Any]) -> None:
+    """Adds a record and tells of it."""
+    earlier = records.found.get(run)
+    if earlier is not None:
+        # Rates were chosen by the first time, on which other conditions rely.
+        record["validation"] = earlier["validation"]
+    records.add(record)
     name = "base" if run == "base" else f"{run.condition}: {run.arm.name}, lr {run.learning_rate:g}, seed {run.seed}"
-    return f"{time.strftime('%H:%M:%S')} {name}: validation {record['validation']['score']:.3f}"
+    print(f"{time.strftime('%H:%M:%S')} {name}: validation {record['validation']['score']:.3f}", flush=True)
 
 
 def main() -> None:
@@ -92,8 +77,13 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     records = Records(arguments.runs)
-    until = time.monotonic() + 60 * arguments.minutes
-    work_off(records, arguments.conditions, arguments.cache, arguments.workers, until)
+    work_off(
+        lambda: missing_runs(records, arguments.conditions),
+        lambda run: base_record if run == "base" else partial(carry_out, run, arguments.cache, tested=True),
+        lambda run, record: keep(records, run, record),
+        workers=arguments.workers,
+        minutes=arguments.minutes,
+    )
     write_page(records, arguments.page)
     print(f"wrote {arguments.page}")
 
