@@ -15,16 +15,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mixing_arms import ARMS, BASE, LEARNING_RATES, LONG_ARMS, LONG_STEPS, SEEDS, STEPS, Run, tuned_on
+from mixing_arms import (
+    ARMS,
+    BASE,
+    LEARNING_RATES,
+    LONG_ARMS,
+    LONG_STEPS,
+    SEEDS,
+    SHORT_ARMS,
+    STAGED,
+    STEPS,
+    Run,
+    tuned_on,
+)
 from mixing_page import page
+from pool import work_off
 from records import Records
 
 HERE = Path(__file__).resolve().parent
@@ -50,28 +62,10 @@ def next_runs(records: Records, arms: Sequence[str], steps: int) -> Iterator[Run
     yield from (run for run in wanted if records.get(run) is None)
 
 
-def work_off(records: Records, arguments: argparse.Namespace) -> None:
-    """Runs what is missing until it is done or the time is up."""
-    from mixing_run import carry_out
-
-    until = time.monotonic() + 60 * arguments.minutes
-    with ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn")) as pool:
-        running: dict[Future[Any], Run] = {}
-        while True:
-            if time.monotonic() < until:
-                for run in next_runs(records, arguments.arms, arguments.steps):
-                    if len(running) >= arguments.workers:
-                        break
-                    if run not in running.values():
-                        running[pool.submit(carry_out, run, arguments.cache, arguments.device)] = run
-            if not running:
-                return
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                run = running.pop(future)
-                records.add(future.result())
-                score = records.found[run]["validation"]
-                print(f"{time.strftime('%H:%M:%S')} {run}: validation {score:.3f}", flush=True)
+def keep(records: Records, run: Run, record: dict[str, Any]) -> None:
+    """Adds a record and tells of it."""
+    records.add(record)
+    print(f"{time.strftime('%H:%M:%S')} {run}: validation {record['validation']:.3f}", flush=True)
 
 
 def main() -> None:
@@ -87,17 +81,26 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after that")
     arguments = parser.parse_args()
     arguments.steps = LONG_STEPS if arguments.long else STEPS
-    arguments.arms = arguments.arms or list(LONG_ARMS if arguments.long else ARMS)
+    arguments.arms = arguments.arms or list(LONG_ARMS if arguments.long else SHORT_ARMS)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from mixing_folders import prepared
+    from mixing_folders import prepare_queries, prepared
     from mixing_mining import mining_record
+    from mixing_run import carry_out
 
     found = prepared(arguments.cache)
+    if STAGED in arguments.arms:
+        prepare_queries(found)
     mining = arguments.cache / "mining.json"
     if not mining.exists():
         mining.write_text(json.dumps(mining_record(found.blind, found.seeing), indent=1) + "\n", encoding="utf-8")
     records = Records(arguments.runs, Run)
-    work_off(records, arguments)
+    work_off(
+        lambda: next_runs(records, arguments.arms, arguments.steps),
+        lambda run: partial(carry_out, run, arguments.cache, arguments.device),
+        lambda run, record: keep(records, run, record),
+        workers=arguments.workers,
+        minutes=arguments.minutes,
+    )
     facts = [json.loads(path.read_text(encoding="utf-8")) for path in (found.probes, mining)]
     arguments.page.write_text(page(records, *facts), encoding="utf-8")
     print(arguments.page.read_text(encoding="utf-8"))

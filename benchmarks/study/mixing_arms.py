@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 Spec = dict[str, Any]
 
 CONTROL = "no_mixer"
-SEEING, BLIND = "seeing", "blind"
+SEEING, BLIND, MASKED = "seeing", "blind", "masked"
+# Where the first stage of X-Former is, beside the towers.
+QUERIES = "queries"
+STAGED = "x_former_staged"
 SEEDS = (0, 1, 2)
 LEARNING_RATES = (2e-3, 1e-3)
 TUNED = "gated"  # the arm whose validation chooses the learning rate of all
@@ -16,7 +19,7 @@ STEPS, BATCH = 300, 32
 # The arms that hardly found colour in these steps, and their control, have a second go: more steps, half of the rows
 # captions, each with the learning rate that its own validation chooses.
 LONG_STEPS = 1200
-LONG_ARMS = (CONTROL, "interleave", "sva", "x_former")
+LONG_ARMS = (CONTROL, "interleave", "sva", "x_former", STAGED)
 # Of the steps of a mixer that changes the model from the start: those in which only it and the projector train.
 STAGE_1 = 0.25
 # A third of the questions ask for colour; a caption names all that a picture has.
@@ -35,7 +38,8 @@ MIXERS: Mapping[str, Spec] = {
 }
 # In longer runs SVA has as many layers as Cambrian-1's: with one it did not come to look at the further tower.
 LONG_OPTIONS: Mapping[str, Spec] = {"sva": {"depth": 3}}
-QUERIES_OPTIONS: Spec = {"depth": 4}
+# Of X-Former where it has its own first stage: a Q-Former that reads the picture twice, and the autoencoder's patches.
+STAGED_OPTIONS: Spec = {"depth": 4, "detail_cells": [8, 8]}
 # They make the tokens themselves: nothing reads the projector any more, so it does not train.
 WITHOUT_PROJECTOR = ("sva", "x_former")
 
@@ -58,10 +62,11 @@ def tuned_on(arm: str, steps: int) -> str:
 
 
 class Arm(NamedTuple):
-    """A mixer, and which tower it mixes in; neither in the control."""
+    """A mixer, which tower it mixes in, and whether it had a first stage of its own; none of this in the control."""
 
     kind: str | None = None
     tower: str = SEEING
+    staged: bool = False
 
 
 # The capacity controls mix in the blind tower once more: the same parameters and tokens, nothing new to see.
@@ -76,7 +81,9 @@ ARMS: Mapping[str, Arm] = {
     "sva": Arm("sva"),
     "x_former": Arm("x_former"),
     "interleave_blind": Arm("interleave", BLIND),
+    STAGED: Arm("x_former", MASKED, staged=True),
 }
+SHORT_ARMS = tuple(name for name in ARMS if name != STAGED)
 
 
 def twin(arm: str) -> str | None:
@@ -89,11 +96,13 @@ def mixer_of(arm: str, towers: Mapping[str, str], steps: int = STEPS) -> Spec | 
 
     Args:
         arm: One of `ARMS`.
-        towers: The folder of each tower.
+        towers: The folder of each tower, and of the first stage.
         steps: Of the run.
     """
-    kind, tower = ARMS[arm]
+    kind, tower, staged = ARMS[arm]
     if kind is None:
         return None
     options = MIXERS[kind] | (LONG_OPTIONS.get(kind, {}) if steps == LONG_STEPS else {})
+    if staged:
+        options |= STAGED_OPTIONS | {"weights": towers[QUERIES]}
     return {"kind": kind, "encoders": [{"model": towers[tower], "train": "frozen"}], **options}

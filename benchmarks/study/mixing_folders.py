@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn import functional as F
 from transformers import AutoModel, CLIPModel, LlavaForConditionalGeneration, LlavaProcessor
 
+from mixing_arms import BLIND, MASKED, QUERIES, SEEING
 from mixing_probes import probe
+from mixing_queries import MASKED_PATCHES, MASKED_STEPS, train_masked, train_queries
 from mixing_towers import (
     CLIP_STEPS,
     COLOURINGS,
@@ -26,6 +30,7 @@ from mllm_align.data.world import SMALL
 from mllm_align.demo.base_model import build_model, build_processor
 from mllm_align.demo.stage_language import train_language
 from mllm_align.models.loading import DEMO_BASE, model_path
+from mllm_align.vision.mixer_files import SETTINGS_FILE
 
 LANGUAGE_STEPS = 700
 NUM_PROBED = (800, 300)  # scenes that probes are trained on, and asked about
@@ -38,18 +43,26 @@ class Folders(NamedTuple):
     seeing: Path
     llava: Path
     probes: Path
+    masked: Path
+    queries: Path
+
+    @property
+    def towers(self) -> dict[str, str]:
+        """By the names that `mixing_arms.mixer_of` has for them."""
+        return {name: str(getattr(self, name)) for name in (SEEING, BLIND, MASKED, QUERIES)}
 
 
 def folders(root: Path) -> Folders:
     """Where they are below `root`, trained or not."""
-    return Folders(root / "blind", root / "seeing", root / "llava", root / "probes.json")
+    return Folders(*(root / name for name in ("blind", "seeing", "llava", "probes.json", "masked", "queries")))
 
 
 def prepared(root: Path, seed: int = 0, language_steps: int = LANGUAGE_STEPS) -> Folders:
     """All models and the probes of both towers; what is there is not trained again.
 
     Each is a folder as it is published, with its image processor: `blind` a CLIP, `seeing` a DINOv2, `llava` a LLaVA
-    whose tower is the image side of `blind`, frozen while the rest was trained on balanced scenes.
+    whose tower is the image side of `blind`, frozen while the rest was trained on balanced scenes. See
+    `prepare_queries` for the others.
     """
     found = folders(root)
     processor = build_processor(SMALL)
@@ -66,6 +79,20 @@ def prepared(root: Path, seed: int = 0, language_steps: int = LANGUAGE_STEPS) ->
     if not found.probes.exists():
         found.probes.write_text(json.dumps(probed(found, processor, seed), indent=1) + "\n", encoding="utf-8")
     return found
+
+
+def prepare_queries(found: Folders, seed: int = 0) -> None:
+    """The masked autoencoder, and the first stage of X-Former with it, which arms that are staged begin with."""
+    processor = build_processor(SMALL)
+    if not done(found.masked):
+        shown = pictures(NUM_SCENES, COLOURINGS, seed)
+        _saved(found.masked, train_masked(processor, shown, MASKED_STEPS, seed), processor.image_processor)
+    probes = json.loads(found.probes.read_text(encoding="utf-8"))
+    if not any(name.startswith(MASKED) for name in probes):
+        probes |= probed(found, processor, seed, (MASKED,))
+        found.probes.write_text(json.dumps(probes, indent=1) + "\n", encoding="utf-8")
+    if not (found.queries / SETTINGS_FILE).exists():
+        train_queries(found.llava, found.masked, found.queries, seed)
 
 
 def done(folder: Path) -> bool:
@@ -89,18 +116,28 @@ def train_llava(processor: LlavaProcessor, blind: Path, steps: int, seed: int) -
         yield model, loss
 
 
-def probed(found: Folders, processor: LlavaProcessor, seed: int) -> dict[str, dict[str, float]]:
-    """By tower and kind of probe the accuracies of its patch tokens."""
+def probed(
+    found: Folders, processor: LlavaProcessor, seed: int, towers: Sequence[str] = (BLIND, SEEING)
+) -> dict[str, dict[str, float]]:
+    """By tower and kind of probe the accuracies of its patch tokens; of smaller patches the mean over a cell."""
     train = pictures(NUM_PROBED[0], 1, seed + 1)
     test = pictures(NUM_PROBED[1], 1, seed + 1, "pairs")
     results = {}
-    for name, folder in (("blind", found.blind), ("seeing", found.seeing)):
-        model: Any = AutoModel.from_pretrained(folder).eval()
+    for name in towers:
+        model: Any = AutoModel.from_pretrained(found.towers[name]).eval()
         model = getattr(model, "vision_model", model)
+        if name == MASKED:
+            model.config.mask_ratio = 0.0
 
         @torch.no_grad()
-        def read(shown: Pictures, model: Any = model) -> torch.Tensor:
-            return model(pixel_values=normalised(shown.pixels[:, 0], processor)).last_hidden_state[:, 1:]
+        def read(shown: Pictures, name: str = name, model: Any = model) -> torch.Tensor:
+            pixels = normalised(shown.pixels[:, 0], processor)
+            # An autoencoder would put its patches in an order of its own.
+            kept = {"noise": torch.arange(MASKED_PATCHES).expand(len(pixels), -1)} if name == MASKED else {}
+            states = model(pixel_values=pixels, **kept).last_hidden_state[:, 1:]
+            side = round(states.shape[1] ** 0.5)
+            grid = states.unflatten(1, (side, side)).movedim(-1, 1)
+            return F.adaptive_avg_pool2d(grid, SMALL.grid).flatten(2).transpose(1, 2)
 
         results[f"{name}, linear"] = probe(read, train, test)
         results[f"{name}, one hidden layer"] = probe(read, train, test, hidden=128)

@@ -8,7 +8,21 @@ from typing import Any
 import numpy as np
 
 from intervals import Columns, Interval, interval, paired_interval
-from mixing_arms import ARMS, BASE, BATCH, CONTROL, LONG_ARMS, LONG_OPTIONS, LONG_STEPS, SEEDS, STEPS, TUNED, Run, twin
+from mixing_arms import (
+    ARMS,
+    BASE,
+    BATCH,
+    CONTROL,
+    LONG_ARMS,
+    LONG_OPTIONS,
+    LONG_STEPS,
+    SEEDS,
+    SHORT_ARMS,
+    STEPS,
+    TUNED,
+    Run,
+    twin,
+)
 from records import Records
 
 METRICS = ("colour", "colour_pairs", "others", "other_pairs")
@@ -62,7 +76,7 @@ def differences(records: Records, steps: int) -> str:
     return "\n".join(lines)
 
 
-def in_short(records: Records, steps: int, arms: Iterable[str] = ARMS) -> str:
+def in_short(records: Records, steps: int, arms: Iterable[str] = SHORT_ARMS) -> str:
     """In words: on each metric, which arms' intervals of the difference to the control leave out zero."""
     found = finished(records, steps)
     said = []
@@ -200,6 +214,8 @@ for a caption, which names all that a picture has: questions alone tell a mixer 
 has the learning rate that its own validation chose. `sva` has {depth} layers here, as Cambrian-1's, where it had one
 above: with one, single trial runs on captions and on questions learned no colour. That and the captions were chosen on
 validation, for `sva` more than for others. Towers and base model were trained once more, by the same commands.
+`x_former_staged` is X-Former as its paper has it: a masked autoencoder as the further tower, and a first stage of its
+own, on captions.
 
 {short}
 

@@ -18,11 +18,9 @@ from mixing_arms import (
     ARMS,
     BASE,
     BATCH,
-    BLIND,
     CONTROL,
     LONG_STEPS,
     QUESTIONS,
-    SEEING,
     STAGE_1,
     STEPS,
     WITH_CAPTIONS,
@@ -52,7 +50,7 @@ def arguments_of(arm: str, root: Path, steps: int = STEPS) -> ModelArguments:
         lora_alpha=16,
         lora_dropout=0.0,
         train_projector=ARMS[arm].kind not in WITHOUT_PROJECTOR,
-        mixer=mixer_of(arm, {SEEING: str(found.seeing), BLIND: str(found.blind)}, steps),
+        mixer=mixer_of(arm, found.towers, steps),
     )
 
 

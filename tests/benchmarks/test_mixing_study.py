@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,13 +13,13 @@ import torch
 import mixing_evaluation
 import mixing_folders
 import mixing_probes
+import mixing_queries
 import mixing_run
 import mixing_towers
 from mixing import chosen_rate, next_runs
 from mixing_arms import (
     ARMS,
     BASE,
-    BLIND,
     CONTROL,
     LEARNING_RATES,
     LONG_ARMS,
@@ -26,6 +27,7 @@ from mixing_arms import (
     MIXERS,
     SEEDS,
     STAGE_1,
+    STAGED,
     TUNED,
     Run,
     mixer_of,
@@ -111,14 +113,15 @@ def test_in_longer_runs_every_arm_chooses_its_own_rate_and_the_page_has_them_apa
 
 
 def test_arms_are_mixers_that_exist_and_differ_from_their_twins_in_the_tower_alone() -> None:
-    towers = {"seeing": "S", "blind": "B"}
+    towers = {"seeing": "S", "blind": "B", "masked": "M", "queries": "Q"}
     assert {arm.kind for arm in ARMS.values()} - {None} == set(MIXERS) == set(KNOWN)
     assert mixer_of(CONTROL, towers) is None
     for name, arm in ARMS.items():
         if arm.kind is None:
             continue
         mixer = mixer_of(name, towers)
-        assert mixer_from(mixer).encoders[0].model == ("B" if arm.tower == BLIND else "S")
+        assert mixer_from(mixer).encoders[0].model == towers[arm.tower]
+        assert mixer.get("weights") == ("Q" if arm.staged else None)  # type: ignore[union-attr]
         other = twin(name)
         if other is not None:
             assert {**mixer_of(other, towers), "encoders": []} == {**mixer, "encoders": []}  # type: ignore[dict-item]
@@ -195,7 +198,7 @@ def test_what_tells_colourings_apart_is_that_of_a_loop() -> None:
 def test_towers_learn_and_probes_find_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixing_towers, "BATCH", 16)
     processor, shown = build_processor(SMALL), pictures(70, 2, 0)
-    for train in (mixing_towers.train_blind, mixing_towers.train_seeing):
+    for train in (mixing_towers.train_blind, mixing_towers.train_seeing, mixing_queries.train_masked):
         losses = [loss for _, loss in train(processor, shown, 8, 0)]
         assert losses[-1] < losses[0]
 
@@ -232,15 +235,22 @@ def test_from_the_towers_to_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyP
     found = mixing_folders.prepared(tmp_path, language_steps=1)
     before = found.probes.stat().st_mtime_ns
     assert mixing_folders.prepared(tmp_path).probes.stat().st_mtime_ns == before
+    monkeypatch.setattr(mixing_folders, "MASKED_STEPS", 1)
+    for name, value in {"NUM_CAPTIONS": 6, "CAPTION_BATCH": 4, "CAPTION_STEPS": 2}.items():
+        monkeypatch.setattr(mixing_queries, name, value)
+    mixing_folders.prepare_queries(found)
+    read = json.loads(found.probes.read_text(encoding="utf-8"))
+    assert {name.partition(",")[0] for name in read} == {"blind", "seeing", "masked"}
     for name in ("NUM_COLOUR", "NUM_OTHER", "NUM_PAIRS", "VALIDATION_COLOUR", "VALIDATION_OTHER"):
         monkeypatch.setattr(mixing_evaluation, name, 3)
     for kept in (mixing_evaluation.test_items, mixing_run.training_rows):
         kept.cache_clear()
     twice = mixing_run.carry_out(Run("interleave", 1e-3, 0, 3), tmp_path, "cpu")
     control = mixing_run.carry_out(Run(CONTROL, 1e-3, 0, 2), tmp_path, "cpu")
+    staged = mixing_run.carry_out(Run(STAGED, 1e-3, 0, 2), tmp_path, "cpu")
     for kept in (mixing_evaluation.test_items, mixing_run.training_rows):
         kept.cache_clear()
-    assert (twice["image_tokens"], control["image_tokens"]) == (32, 16)
+    assert [each["image_tokens"] for each in (twice, control, staged)] == [32, 16, 16]
     assert twice["trained_parameters"] > control["trained_parameters"]
     assert set(twice["test"]) == set(METRICS)
     assert len(twice["test"]["colour_pairs"]["values"]) == 3
