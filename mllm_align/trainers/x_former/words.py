@@ -37,7 +37,7 @@ class Words(nn.Module):
         self.match = nn.Linear(width, 2)
         self.dense, self.dense_norm = nn.Linear(width, width), nn.LayerNorm(width, 1e-12)
         self.bias = nn.Parameter(torch.zeros(vocabulary + OWN_TOKENS))
-        start(self)
+        start(self, width)
 
     @property
     def compare_token(self) -> int:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+BERT_WIDTH, BERT_STD = 768, 0.02
+
 
 class Attention(nn.Module):
     """Multi-head attention from one sequence to another (or to itself).
@@ -131,8 +133,8 @@ class QFormer(nn.Module):
         self.layers = nn.ModuleList(
             QFormerLayer(width, None if number % cross_every else base, heads, inner) for number in range(depth)
         )
-        start(self)
-        nn.init.normal_(self.queries, std=0.02)
+        start(self, width)
+        nn.init.normal_(self.queries, std=BERT_STD)
 
     def forward(
         self,
@@ -159,10 +161,19 @@ class QFormer(nn.Module):
         return x[:, :count], x[:, count:]
 
 
-def start(module: nn.Module) -> None:
-    """BERT's start for every linear layer and embedding below: normal of 0.02, biases zero."""
+def start(module: nn.Module, width: int) -> None:
+    """BERT's start for every linear layer and embedding below: biases zero, weights normal of 0.02 at BERT's width.
+
+    At another width so much more or less that products of queries and keys are as large: at an eighth of the width
+    0.02 leaves attention uniform, and what is read of an image so faint that queries were never told apart.
+
+    Args:
+        module: Whose parts.
+        width: Of the queries.
+    """
+    std = BERT_STD * (BERT_WIDTH / width) ** 0.5
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.normal_(part.weight, std=0.02)
+            nn.init.normal_(part.weight, std=std)
         if isinstance(part, nn.Linear):
             nn.init.zeros_(part.bias)

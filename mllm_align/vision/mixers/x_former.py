@@ -126,7 +126,7 @@ class XFormer(Mixer):
         self.dual = DualCrossAttention(width, widths.extra[0], heads)
         self.to_language = nn.Linear(width, widths.language)
         for part in (self.dual, self.to_language):
-            start(part)
+            start(part, width)
 
     def wants(self, cells: Cells) -> Sequence[Cells]:
         """One grid: the one that it was trained with, else that of the tokens."""

@@ -109,6 +109,19 @@ def test_tokens_are_the_queries_and_the_autoencoder_has_its_own_grid() -> None:
     torch.testing.assert_close(again(x, sight), mixer(x, sight), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("width", [96, 768])
+def test_at_every_width_attention_begins_as_sharp_as_berts(width: int) -> None:
+    torch.manual_seed(0)
+    mixer = XFormer(Widths(base=width, place=width, language=10, extra=(width,)), width=width, depth=1, heads=4)
+    if width == 768:
+        assert mixer.dual.to_detail.up.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    unit = F.layer_norm(torch.randn(64, width), (width,))
+    for attention in (mixer.q_former.layers[0].cross, mixer.dual.to_detail.attention, mixer.dual.to_queries.attention):
+        scores = attention.query(unit) @ attention.key(unit).T / width**0.5  # type: ignore[union-attr, operator]
+        assert scores.std().item() == pytest.approx(0.02**2 * 768, rel=0.15)
+        assert attention.query.bias.abs().max() == 0  # type: ignore[union-attr, operator]
+
+
 def test_left_out_by_dropout_is_as_switched_off_with_gradients() -> None:
     mixer = made(encoder_dropout=0.999).train()
     torch.manual_seed(0)
