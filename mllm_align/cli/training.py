@@ -44,6 +44,11 @@ def _add_export(commands: Any) -> None:
     export.add_argument("output", help="folder to write")
     export.add_argument("--merge", action="store_true", help="merge the adapter into a 16-bit base")
     export.add_argument("--base", help="the base model, if not the one that the adapter names")
+    export.add_argument(
+        "--composite",
+        action="store_true",
+        help="with --merge: put a mixer's encoders into the tower, for AutoModel after importing vision.composite",
+    )
     export.add_argument("--encoders", nargs="+", metavar="FOLDER", help="where further encoders are, if moved")
     export.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     export.add_argument(
@@ -105,9 +110,10 @@ def _export(arguments: argparse.Namespace) -> None:
     if arguments.sentence_transformers:
         from mllm_align.encoding import export_sentence_transformers
 
-        if arguments.merge or arguments.encoders is not None:
+        if arguments.merge or arguments.composite or arguments.encoders is not None:
             raise ValueError(
-                "--sentence-transformers always merges, and takes no mixer: leave --merge and --encoders out"
+                "--sentence-transformers always merges, and takes no mixer: leave --merge, --composite and --encoders "
+                "out"
             )
         print(
             export_sentence_transformers(
@@ -117,7 +123,7 @@ def _export(arguments: argparse.Namespace) -> None:
         return
     if arguments.dimensions is not None:
         raise ValueError("--dimensions belongs to --sentence-transformers: add it, or leave --dimensions out")
-    options |= {"merge": arguments.merge, "encoders": arguments.encoders}
+    options |= {"merge": arguments.merge, "encoders": arguments.encoders, "composite": arguments.composite}
     print(merge_and_export(arguments.adapter, arguments.output, **options))
 
 

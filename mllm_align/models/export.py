@@ -11,6 +11,7 @@ from peft import PeftConfig
 
 from mllm_align.families import inner, unwrap
 from mllm_align.models.arguments import ModelArguments
+from mllm_align.models.composite import check_composite, make_composite
 from mllm_align.models.loading import load_model, load_processor
 from mllm_align.models.soft_prompts import soft_prompts_of, tell_processor
 from mllm_align.vision.mixed_vision import mixed_of
@@ -32,12 +33,15 @@ def merge_and_export(
     overwrite: bool = False,
     device: str | None = None,
     encoders: Sequence[str] | None = None,
+    composite: bool = False,
 ) -> Path:
     """Writes a folder that needs nothing of ours to be served.
 
     A kept object expert goes along, as files beside the weights (`vision.load_expert`); so does what makes embeddings
     (`encoding.Encoder`), and a mixer, which `load_model` attaches again. Without ours such a folder loads as a stock
-    model that mixes nothing. Soft prompts are tokens of it like any other, whose text `soft_prompts.json` tells.
+    model that mixes nothing; a composite one is loaded by `transformers` alone once `mllm_align.vision.composite` has
+    been imported, and not at all before. Soft prompts are tokens of it like any other, whose text `soft_prompts.json`
+    tells.
 
     Args:
         adapter: Folder of a trained adapter.
@@ -48,13 +52,14 @@ def merge_and_export(
         overwrite: Replace what is in `output_dir`.
         device: Where to merge.
         encoders: Where the further vision encoders of a mixer are now, if they were moved.
+        composite: Put the further encoders of a mixer into the tower, with all their weights (`make_composite`).
 
     Returns:
         `output_dir`.
 
     Raises:
-        ValueError: If there is no adapter, its base is another one, `output_dir` is a file or has something in it, or
-            LoRA is to be merged into an encoder of 4 bits.
+        ValueError: If there is no adapter, its base is another one, `output_dir` is a file or has something in it,
+            LoRA is to be merged into an encoder of 4 bits, or a composite cannot be made of such a model.
     """
     source, target = Path(adapter), Path(output_dir)
     if not (source / "adapter_config.json").is_file():
@@ -65,6 +70,8 @@ def merge_and_export(
     if target.exists() and any(target.iterdir()) and not overwrite:
         raise ValueError(f"{str(target)!r} has something in it: name another folder or pass overwrite (--overwrite)")
     name = base or PeftConfig.from_pretrained(str(source)).base_model_name_or_path
+    if composite and not merge:
+        raise ValueError("a composite is one merged model: export with merge (--merge), or leave composite out")
     if merge:
         arguments = ModelArguments(model_name_or_path=name, dtype=dtype)
         model, processor = load_model(arguments, source, device=device, encoders=encoders)
@@ -75,6 +82,7 @@ def merge_and_export(
                 "export without --merge, or train the encoder with load_in_4bit off"
             )
         merged = model.merge_and_unload()
+        before = make_composite(merged, processor) if composite else None
         clear_folder(target)
         merged.save_pretrained(target)
         # As it was before a mixer told it of another number of tokens: without the mixer the model is a stock one.
@@ -90,6 +98,8 @@ def merge_and_export(
         for name in (WEIGHTS_FILE, SETTINGS_FILE, *EMBEDDING_FILES):
             if (source / name).is_file():
                 shutil.copy2(source / name, target / name)
+        if before is not None:
+            check_composite(target, stock, before, dtype=merged.dtype, device=merged.device)
     else:
         clear_folder(target)
         _copy_adapter(source, target)

@@ -283,20 +283,24 @@ def check_fingerprint(model: Any, processor: Any, folder: str | Path) -> None:
         ValueError: If something of the model was not loaded, or is another model's.
     """
     saved = read_settings(folder)["fingerprint"]
-    if saved is None:
-        return
-    now = fingerprint(model, processor)
+    what = None if saved is None else difference(saved, fingerprint(model, processor))
+    if what is not None:
+        raise ValueError(
+            f"the model with what is in {str(folder)!r} gives other {what} of one and the same image than when it "
+            "was saved: a part was not loaded, or the base is another one"
+        )
+
+
+def difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """In what two fingerprints differ: "image tokens", "logits", or None for in nothing that counts."""
     alike = all(saved[key] == now[key] for key in ("dtype", "quantised"))
     exact = alike and saved["dtype"] == "torch.float32" and not saved["quantised"]
-    for name in ("tokens", "logits") if alike else ("tokens",):
+    for name, what in (("tokens", "image tokens"), ("logits", "logits"))[: 2 if alike else 1]:
         theirs, ours = torch.tensor(saved[name]), torch.tensor(now[name])
         tolerance = (1e-3 if exact else 5e-2) * theirs.abs().max().clamp(min=1e-6)
         if theirs.shape != ours.shape or (theirs - ours).abs().max() > tolerance:
-            what = "image tokens" if name == "tokens" else "logits"
-            raise ValueError(
-                f"the model with what is in {str(folder)!r} gives other {what} of one and the same image than when it "
-                "was saved: a part was not loaded, or the base is another one"
-            )
+            return what
+    return None
 
 
 @torch.no_grad()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,31 @@ SHUFFLING = ("vit_mae",)
 # What a model may raise that is shown an image of a shape it was not made for.
 UNFIT = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
 PROBES = 16
+
+
+class Measured(NamedTuple):
+    """What was found out by showing a model an image; plain data, but for the readings.
+
+    Attributes:
+        side, stride, follows, probe: See `VisionEncoder`.
+        hidden_states: The layers whose states are asked for, by number; None where only the output is read.
+        readings: How the states of each layer that is read lie on the image.
+    """
+
+    side: int
+    stride: int
+    follows: bool
+    probe: tuple[float, ...]
+    hidden_states: tuple[int, ...] | None
+    readings: tuple[Reading, ...]
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Measured:
+        """From its `_asdict()`, as JSON gives it back."""
+        probe, layers = tuple(given["probe"]), given["hidden_states"]
+        readings = tuple(Reading(*each) for each in given["readings"])
+        kept = None if layers is None else tuple(layers)
+        return cls(given["side"], given["stride"], given["follows"], probe, kept, readings)
 
 
 class VisionEncoder(nn.Module):
@@ -37,6 +62,7 @@ class VisionEncoder(nn.Module):
         mean: Of the normalisation of what it is shown.
         std: Likewise.
         size: Side of the square that its processor makes; multiples of its stride, nearest to it, are used.
+        measured: What was found out of such a model earlier; None to find it out now.
 
     Attributes:
         changed: Whether its weights are no longer those of the checkpoint that `spec` names.
@@ -51,7 +77,15 @@ class VisionEncoder(nn.Module):
         ValueError: If it cannot see an image of this size, or its tokens are not patches.
     """
 
-    def __init__(self, spec: Encoder, model: Any, mean: Sequence[float], std: Sequence[float], size: int) -> None:
+    def __init__(
+        self,
+        spec: Encoder,
+        model: Any,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: int,
+        measured: Measured | None = None,
+    ) -> None:
         super().__init__()
         self.spec, self.mean, self.std = spec, tuple(mean), tuple(std)
         self.model, self.changed = model, False
@@ -66,8 +100,14 @@ class VisionEncoder(nn.Module):
         self.packs = "spatial_shapes" in takes
         training = model.training
         self.model.eval()
-        with torch.no_grad():
-            self._measure(size)
+        if measured is None:
+            with torch.no_grad():
+                self._measure(size)
+        else:
+            self.side, self.stride, self.follows, probe, layers, readings = measured
+            self.probe, self.readings = list(probe), list(readings)
+            if layers is not None:
+                self.options["output_hidden_states"] = list(layers)
         self.train(training)
         self.width = sum(reading.width for reading in self.readings)
 
@@ -77,6 +117,13 @@ class VisionEncoder(nn.Module):
         if self.spec.train == "frozen":
             self.model.eval()
         return self
+
+    @property
+    def measured(self) -> Measured:
+        """What was found out of the model."""
+        layers = self.options.get("output_hidden_states")
+        kept = None if layers is None else tuple(layers)
+        return Measured(self.side, self.stride, self.follows, tuple(self.probe), kept, tuple(self.readings))
 
     @property
     def dtype(self) -> torch.dtype:

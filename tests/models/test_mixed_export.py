@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +164,61 @@ def test_lora_is_not_merged_into_an_encoder_of_four_bits(tmp_path: Path) -> None
     assert not (tmp_path / "merged").exists()
     merge_and_export(run, tmp_path / "alone", merge=False)
     assert (tmp_path / "alone" / SETTINGS_FILE).is_file()
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llava_next", "concat"), ("paligemma", "additive")])
+def test_a_composite_is_loaded_by_transformers(family: str, kind: str, encoder: Path, tmp_path: Path) -> None:
+    base, run = trained(family, kind, encoder, tmp_path)
+    trained_as, processor = load_model(base, run, device="cpu")
+    expected = logits(trained_as, processor)
+    command = ["export", str(run), str(tmp_path / "composite"), "--merge", "--composite", "--dtype", "float32"]
+    assert not main(command)
+    folder = tmp_path / "composite"
+    assert not (folder / SETTINGS_FILE).exists()
+    torch.testing.assert_close(logits(*load_model(folder, device="cpu")), expected, rtol=1e-4, atol=1e-4)
+    # Where nothing of ours has been imported, and then the one module that has the tower.
+    script = f"""
+from transformers import AutoModelForImageTextToText
+try:
+    AutoModelForImageTextToText.from_pretrained({str(folder)!r})
+except Exception as error:
+    print("refused", "composite_vision_model" in str(error))
+import mllm_align.vision.composite
+model = AutoModelForImageTextToText.from_pretrained({str(folder)!r})
+print(type(model).__name__, model.config.vision_config.model_type)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert said == ["refused", "True", type(trained_as.get_base_model()).__name__, "composite_vision_model"]
+
+
+def test_a_composite_is_a_base_like_any_other(encoder: Path, tmp_path: Path) -> None:
+    """It trains under NF4 with LoRA on its tower, is generated with, saved, loaded and merged."""
+    _, run = trained("llava", "concat", encoder, tmp_path)
+    folder = merge_and_export(run, tmp_path / "composite", dtype="float32", device="cpu", composite=True)
+    arguments = ModelArguments(
+        str(folder), dtype="float32", load_in_4bit=True, use_peft=True, lora_r=4, lora_dropout=0.0, train_vision=True
+    )
+    trainer = run_of(arguments, tmp_path / "more")
+    moved = [name for name, p in trainer.model.named_parameters() if p.requires_grad and "mixed.encoders" in name]
+    assert moved
+    expected = logits(trainer.model.eval(), trainer.processing_class)
+    again, processor = load_model(str(folder), tmp_path / "more", device="cpu", dtype="float32", load_in_4bit=True)
+    assert torch.equal(logits(again, processor), expected)
+    merged = merge_and_export(tmp_path / "more", tmp_path / "merged", dtype="float32", device="cpu")
+    plain, stock = load_model(merged, device="cpu")
+    inputs = processor(text=f"{processor.image_token}What?", images=[picture(0)], return_tensors="pt")
+    written = plain.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    assert written.shape[1] == inputs["input_ids"].shape[1] + 4
+    assert torch.equal(
+        plain.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False, use_cache=False), written
+    )
+    assert logits(plain, stock).isfinite().all()
+
+
+def test_a_composite_is_merged(encoder: Path, tmp_path: Path) -> None:
+    _, run = trained("llava", "gated", encoder, tmp_path)
+    with pytest.raises(ValueError, match="export with merge"):
+        merge_and_export(run, tmp_path / "out", merge=False, composite=True)
+    with pytest.raises(ValueError, match="'gated' is no part of a tower"):
+        merge_and_export(run, tmp_path / "out", composite=True, device="cpu")
+    assert not (tmp_path / "out").exists()

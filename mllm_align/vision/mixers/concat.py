@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from mllm_align.vision.mixers.base import Mixer, Sight, Widths
@@ -53,3 +54,11 @@ class ChannelConcat(Mixer):
                 new, old = length(added), length(x)
                 self.watched[f"added/{1 + each.index}"] = new / (new + old)
         return total
+
+    def joined(self, x: Tensor, sight: Sight) -> Tensor:
+        """(V, N, base) to (V, N, base + extra): what a projector reads whose first layer has the columns itself."""
+        parts = [x]
+        for width, norm, each in zip(self.widths.extra, self.norms, sight.extra, strict=True):
+            shape = (*x.shape[:2], width)
+            parts.append(x.new_zeros(shape) if each is None else norm(self.own(each.values)).to(x.dtype))
+        return torch.cat(parts, dim=-1)
