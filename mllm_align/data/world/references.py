@@ -1,4 +1,4 @@
-"""Rows of several pictures with names: which of them shows what is described?"""
+"""Rows of several pictures with names: which of them shows this, does this one show it, what does it show?"""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Any
 
 from mllm_align.data.references import NAMES, declare_references, reordered
 from mllm_align.data.world.catalogue import NUMBER_WORDS, SMALL, World
+from mllm_align.data.world.language import caption
 from mllm_align.data.world.render import render
 from mllm_align.data.world.scenes import Item, Scene
 from mllm_align.data.world.splits import generator, iter_scenes
 
-QUESTION = "In which picture is the {size} {colour} {shape}?"
+ASKS = ("which", "whether", "describe")
+WHICH = "In which picture is the {size} {colour} {shape}?"
+WHETHER = "Is there a {size} {colour} {shape} in {name}?"
+DESCRIBE = "Describe {name}."
 # "no" is no name.
 PICTURE_NAMES = tuple(f"picture {word}" for word in NUMBER_WORDS[1:])
 
@@ -26,13 +30,18 @@ def reference_rows(
     declared: bool = True,
     world: World = SMALL,
     salt: str = "",
+    asks: Sequence[str] = ("which",),
 ) -> list[dict[str, Any]]:
-    """Rows `{id, images, prompt, chosen}` that ask which picture shows an object; the answer is the picture's name.
+    """Rows `{id, images, prompt, chosen, rejected}` about pictures with names; `rejected` is true of another one.
 
-    The object is in one picture alone, and another one shows the same shape in another colour or size. Names and
-    order of the pictures are drawn apart, so that an answer follows from neither, and every name is as often right as
-    the others. The shipped base was never trained to say these names, and adapters alone do not teach it: train its
-    output layer, too.
+    "which" asks in which picture an object is, and is answered with the picture's name. The object is in one picture
+    alone, and another one shows the same shape in another colour or size. "whether" asks of one picture by its name
+    whether it shows such an object, which half of the time it does and half of the time another one does. "describe"
+    asks for a long caption of one picture by its name. Names and order of the pictures are drawn apart, so that an
+    answer follows from neither, and every name is meant as often as the others.
+
+    The shipped base was never trained to say these names, and adapters alone do not teach it: train its output layer,
+    too. From "which" alone it learns nothing: what ties a name to a picture is learned from descriptions.
 
     Args:
         num_rows: How many.
@@ -44,10 +53,14 @@ def reference_rows(
             names as `image_names`, for `reordered`.
         world: The choice from the catalogue.
         salt: Needed for the private test.
+        asks: What rows ask, by turns: any of "which", "whether", "describe".
 
     Raises:
-        ValueError: If there are no names for so many pictures, or nothing to tell of one.
+        ValueError: If there are no names for so many pictures, nothing to tell of one, or nothing such to ask.
     """
+    unknown = next((each for each in asks if each not in ASKS), None if asks else "nothing")
+    if isinstance(asks, str) or unknown is not None:
+        raise ValueError(f"asks must be a list of any of {', '.join(ASKS)}, not {unknown if asks else asks!r}")
     if not 2 <= num_images <= len(PICTURE_NAMES):
         raise ValueError(f"num_images must lie between 2 and {len(PICTURE_NAMES)}, not {num_images}")
     stream = iter_scenes(split, seed, distribution, world, salt)
@@ -55,11 +68,13 @@ def reference_rows(
     rows: list[dict[str, Any]] = []
     while len(rows) < num_rows:
         shown = [next(stream) for _ in range(num_images)]
-        right = len(rows) % num_images
+        turn, ask = divmod(len(rows), len(asks))
+        right, asked = turn % num_images, asks[ask]
         options = _options(shown, right)
         if options:
             name = f"reference/{split}/{distribution}/{seed}/{len(rows)}"
-            rows.append(_row(name, shown, right, rng.choice(options), rng, declared))
+            said = _said(asked, shown, right, turn // num_images % 2 == 0, rng.choice(options), rng)
+            rows.append(_row(name, shown, said, rng, declared))
     return rows
 
 
@@ -75,14 +90,35 @@ def _options(shown: Sequence[Scene], right: int) -> list[Item]:
     return found
 
 
-def _row(name: str, shown: Sequence[Scene], right: int, item: Item, rng: Random, declared: bool) -> dict[str, Any]:
-    names = PICTURE_NAMES[: len(shown)]
+def _said(ask: str, shown: Sequence[Scene], right: int, true: bool, item: Item, rng: Random) -> tuple[str, str, str]:
+    """What is asked, the answer and a false one; `item` is in picture `right` alone.
+
+    Args:
+        ask: One of `ASKS`.
+        shown: The pictures.
+        right: The picture that is meant, or, of "whether", that shows the object.
+        true: Of "whether", whether that is the one asked about.
+        item: The object.
+        rng: Draws the other picture.
+    """
+    words = {"size": item.size, "colour": item.colour, "shape": item.shape}
+    other = rng.choice([place for place in range(len(shown)) if place != right])
+    if ask == "which":
+        return WHICH.format(**words), PICTURE_NAMES[right], PICTURE_NAMES[other]
+    if ask == "describe":
+        return DESCRIBE.format(name=PICTURE_NAMES[right]), caption(shown[right]), caption(shown[other])
+    said = WHETHER.format(name=PICTURE_NAMES[right if true else other], **words)
+    return (said, "yes", "no") if true else (said, "no", "yes")
+
+
+def _row(name: str, shown: Sequence[Scene], said: tuple[str, str, str], rng: Random, declared: bool) -> dict[str, Any]:
     row = {
         "id": name,
         "images": [render(scene) for scene in shown],
-        NAMES: list(names),
-        "prompt": QUESTION.format(size=item.size, colour=item.colour, shape=item.shape),
-        "chosen": names[right],
+        NAMES: list(PICTURE_NAMES[: len(shown)]),
+        "prompt": said[0],
+        "chosen": said[1],
+        "rejected": said[2],
     }
     mixed = reordered(row, rng.sample(range(len(shown)), len(shown)))
     return declare_references(mixed) if declared else mixed

@@ -11,6 +11,7 @@ import pytest
 from mllm_align.data.references import declare_references, reordered
 from mllm_align.data.schema import parse_row
 from mllm_align.data.world import Scene, reference_rows, render, scenes
+from mllm_align.data.world.language import caption
 from mllm_align.models import load_processor
 
 Row = dict[str, Any]
@@ -82,7 +83,44 @@ def test_rows_are_deterministic_and_of_scenes_that_none_shares() -> None:
 
 def test_the_base_model_knows_every_word() -> None:
     tokenizer = load_processor("demo-base").tokenizer
-    rows = reference_rows(30, num_images=4)
+    rows = reference_rows(60, num_images=4, asks=("which", "whether", "describe"))
     texts = [part.get("text", "") for row in rows for part in row["prompt"][0]["content"]]
     ids = tokenizer([*texts, *(row["chosen"] for row in rows)], add_special_tokens=False)["input_ids"]
     assert not any(tokenizer.unk_token_id in each for each in ids)
+
+
+def test_what_else_is_asked_is_true_of_the_picture_that_is_meant() -> None:
+    known = {render(scene).tobytes(): scene for scene in scenes("train", 800, 0, "balanced")}
+    asks = ("describe", "whether", "which")
+    rows = reference_rows(180, asks=asks)
+    answers: Counter[tuple[str, str]] = Counter()
+    for number, row in enumerate(rows):
+        shown = named_scenes(row, known)
+        question = row["prompt"][0]["content"][-1]["text"].strip()
+        if asks[number % 3] == "describe":
+            (name,) = re.fullmatch(r"Describe (picture \w+)\.", question).groups()  # type: ignore[union-attr]
+            assert row["chosen"] == caption(shown[name])
+            assert [row["rejected"]] == [caption(scene) for other, scene in shown.items() if other != name]
+        elif asks[number % 3] == "whether":
+            found = re.fullmatch(r"Is there a (\w+) (\w+) (\w+) in (picture \w+)\?", question)
+            size, colour, shape, name = found.groups()  # type: ignore[union-attr]
+            own = {name for name, scene in shown.items() if shows(scene, size, colour, shape)}
+            assert len(own) == 1  # so the answer is in the names alone
+            assert row["chosen"] == ("yes" if own == {name} else "no")
+            answers[name, row["chosen"]] += 1
+            assert {row["chosen"], row["rejected"]} == {"yes", "no"}
+        else:
+            assert question.startswith("In which picture is the ")
+            assert {row["chosen"], row["rejected"]} == set(shown)
+    assert set(answers.values()) == {15}
+    assert [row["prompt"] for row in reference_rows(30)] == [
+        row["prompt"] for row in reference_rows(30, asks=["which"])
+    ]
+    for wrong in ((), "which", ["which", "where"]):
+        with pytest.raises(ValueError, match="asks must be a list of any of which, whether, describe"):
+            reference_rows(1, asks=wrong)
+
+
+def shows(scene: Scene, size: str, colour: str, shape: str) -> bool:
+    item = scene.find(shape)
+    return item is not None and (item.size, item.colour) == (size, colour)
