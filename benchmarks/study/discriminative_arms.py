@@ -23,10 +23,19 @@ BASE, BASE_LAST = "base", "base_last"
 TUNED, DUAL, LONGER, CONTROL, REPLAYED = "both", "dual", "dual_longer", "next_token", "both_more_replay"
 # The same with a tower that trains, whole; the control too.
 TOWER, TOWER_CONTROL = "both_tower", "next_token_tower"
+# The same with images read before the language model, as the tokens that it is given.
+TOKENS = "both_tokens"
 # The arms whose validation chooses a learning rate: one for all that train the base by LoRA with a frozen tower, one
 # for those whose tower trains, one for dual encoders.
-LEARNING_RATES: Mapping[str, Sequence[float]] = {TUNED: (5e-3,), TOWER: (3e-3,), DUAL: (1.5e-3, 7e-4, 3.5e-4)}
+LEARNING_RATES: Mapping[str, Sequence[float]] = {
+    TUNED: (5e-3,),
+    TOWER: (3e-3,),
+    TOKENS: (3e-3,),
+    DUAL: (1.5e-3, 7e-4, 3.5e-4),
+}
 TOWER_RATE = 1e-3  # of the tower itself, where it trains
+# With heads on image tokens: their width, and the rate of heads, projector and tower.
+HEAD_DIM, HEAD_RATE = 128, 7e-4
 
 
 class Run(NamedTuple):
@@ -49,6 +58,8 @@ class Arm(NamedTuple):
         pooling: Of states to a vector.
         soft_prompts: Whether the instructions become vectors that train.
         tower: Whether the base's vision tower trains, whole, at a learning rate of its own.
+        tokens: Whether an image is the mean of its tokens as the language model is given them, and both sides have
+            linear heads.
         dual: Whether it is a dual encoder that trains, whole, and not the base.
         longer: Its steps in multiples of those of others.
     """
@@ -60,6 +71,7 @@ class Arm(NamedTuple):
     pooling: str = "mean"
     soft_prompts: bool = False
     tower: bool = False
+    tokens: bool = False
     dual: bool = False
     longer: float = 1.0
 
@@ -74,6 +86,7 @@ ARMS: Mapping[str, Arm] = {
     CONTROL: Arm(contrast=False),
     TOWER: Arm(replay=8, tower=True),
     TOWER_CONTROL: Arm(contrast=False, replay=8, tower=True),
+    TOKENS: Arm(replay=8, tower=True, tokens=True),
     "both_soft": Arm(soft_prompts=True),
     REPLAYED: Arm(replay=4),
     "contrast_alone": Arm(next_token=False, replay=0),
@@ -98,6 +111,8 @@ def tuned_by(arm: str) -> str:
     """The arm whose learning rate an arm has."""
     if ARMS[arm].dual:
         return DUAL
+    if ARMS[arm].tokens:
+        return TOKENS
     return TOWER if ARMS[arm].tower else TUNED
 
 
@@ -105,11 +120,12 @@ def contrast_options(arm: Arm) -> dict[str, Any]:
     """The options of `InfoNCE` that an arm's contrast has."""
     return {
         "text": "caption",
-        "image_prompt": IMAGE_INSTRUCTION,
+        "image_prompt": None if arm.tokens else IMAGE_INSTRUCTION,
         "text_prompt": TEXT_INSTRUCTION,
         "pooling": arm.pooling,
         "negatives": arm.negatives,
         "temperature": TEMPERATURE,
+        "dim": HEAD_DIM if arm.tokens else None,
     }
 
 

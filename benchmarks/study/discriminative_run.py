@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from discriminative_arms import (
     ARMS,
+    HEAD_RATE,
     LORA_ALPHA,
     LORA_RANK,
     TOWER_RATE,
@@ -67,7 +68,9 @@ def trainer_of(run: Run, folder: Path, root: Path) -> tuple[AlignTrainer, Any, A
         "train_sampling_strategy": "sequential",
         "max_tokens_per_forward": None,
         "learning_rate": run.learning_rate,
-        "vision_learning_rate": TOWER_RATE if arm.tower else None,
+        "vision_learning_rate": HEAD_RATE if arm.tokens else TOWER_RATE if arm.tower else None,
+        "projector_learning_rate": HEAD_RATE if arm.tokens else None,
+        "head_learning_rate": HEAD_RATE if arm.tokens else None,
         "lr_scheduler_type": "cosine",
         "warmup_steps": WARMUP,
         "seed": run.seed,

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 SEEDS = (0, 1, 2)
-STEPS, ROWS_PER_STEP, NUM_ROWS = 2000, 32, 24000
+STEPS, ROWS_PER_STEP, NUM_ROWS = 2500, 32, 20000
 LEARNING_RATE, WARMUP = 3e-3, 0.1
 LORA_RANK, LORA_ALPHA = 32, 64
-# What rows ask, by turns. Descriptions tie names to pictures; of one word of answer in three tokens little is learned.
-ASKS = ("describe", "describe", "describe", "which")
+# What rows ask, by turns: of one word of answer in three tokens little is learned.
+ASKS = ("describe",)
 BASE, CONTROL = "base", "in_order"
 ARMS: Mapping[str, str] = {
     BASE: "nothing; it was never shown two pictures, nor these names",
-    CONTROL: "the control: pictures are introduced by their names, the first always first",
     "declared": "pictures are introduced by their names, in an order that is drawn for each row",
+    CONTROL: "the control: pictures are introduced by their names, the first always first",
 }
 
 

@@ -58,10 +58,10 @@ def _done(steps: int) -> list[str]:
         "a trial\nwith descriptions alone; nothing was chosen by a look at the test.",
         f"| arm | what it trains for |\n|---|---|\n{arms}",
         "Asked of test scenes, each question twice: with the pictures in the order of their names (*first*) and the\n"
-        "other way round (*turned*), which changes no answer. Right is what has more probability than what is true of\n"
-        "the other picture, so a guess has 50 %. *Both* is right in both orders: of guesses a quarter, but half of the\n"
-        "answers of who always says the same name. *Equal* is the same answer in both. Per cent, with 95 % intervals\n"
-        "over 3 seeds and rows.",
+        "other way round (*turned*), which changes no answer. Right is what has more probability than what is true\n"
+        "of the other picture, so a guess has 50 %. *Both* is right in both orders: of guesses a quarter, but half\n"
+        "of the answers of who always says the same name. *Equal* is the same answer in both. Per cent, with 95 %\n"
+        "intervals over 3 seeds and rows.",
     ]
 
 

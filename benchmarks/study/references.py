@@ -25,8 +25,8 @@ HERE = Path(__file__).resolve().parent
 
 
 def missing(records: Records, steps: int, seeds: Sequence[int]) -> Iterator[Run]:
-    """What is to be done next: the base, then a seed of every arm, then the next one."""
-    wanted = [base_run(), *(Run(arm, seed, steps) for seed in seeds for arm in ARMS if arm != BASE)]
+    """What is to be done next: the base, then all seeds of an arm, then of the next one."""
+    wanted = [base_run(), *(Run(arm, seed, steps) for arm in ARMS if arm != BASE for seed in seeds)]
     yield from (run for run in wanted if records.get(run) is None)
 
 

@@ -45,6 +45,7 @@ from discriminative_evaluation import (
 )
 from discriminative_metrics import columns_of, difference, finished
 from discriminative_page import costs, differences, in_short, page, pairs_of, table
+from discriminative_trials import trials, tried
 from intervals import interval
 from mllm_align.contract import Ragged, Signals, View
 from mllm_align.data.world.statements import NEGATIVE_KINDS
@@ -164,6 +165,8 @@ def test_arms_differ_in_the_terms_that_they_name() -> None:
             continue
         objective, contrast = objective_of(arm)
         assert (contrast is None) == (name in (CONTROL, TOWER_CONTROL))
+        if contrast is not None:
+            contrast.set_widths({each.name: 4 for each in objective.needs.features})
         features = {each.name: Ragged(torch.eye(4)[:2], torch.arange(2)) for each in objective.needs.features}
         own = View("image", "chosen")
         signals = Signals(
@@ -301,4 +304,6 @@ def test_the_page_has_the_tables_of_the_records() -> None:
     written = (STUDY / "discriminative.md").read_text(encoding="utf-8")
     for part in (costs, differences, in_short):
         assert part(records, discriminative_arms.STEPS) in written
+    assert tried() in written
+    assert all(each["tried"] in written for each in trials())
     assert {BASE, TUNED, DUAL, CONTROL} <= set(finished(records, discriminative_arms.STEPS))
