@@ -9,13 +9,14 @@ import numpy as np
 
 from intervals import Columns, Interval, interval, paired_interval
 from records import Records
-from reference_arms import ARMS, ASKS, BASE, CONTROL, LORA_RANK, NUM_ROWS, ROWS_PER_STEP, SEEDS, Run, base_run
+from reference_arms import ARMS, BASE, CONTROL, LEARNING_RATE, LORA_RANK, NUM_ROWS, ROWS_PER_STEP, SEEDS, Run, base_run
 
 METRICS = ("first", "turned", "both", "equal")
 QUESTIONS: Mapping[str, str] = {
-    "which": "In which picture is the small red circle?",
     "describe": "Describe picture two.",
+    "which": "In which picture is the small red circle? (no row of the training asks that)",
 }
+Found = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def finished(records: Records, steps: int) -> dict[str, list[dict[str, Any]]]:
@@ -38,48 +39,64 @@ def columns_of(own: Sequence[Mapping[str, Any]], metric: str) -> Columns:
 def page(records: Records, steps: int) -> str:
     """Markdown of all that is finished."""
     found = finished(records, steps)
-    lines = [*_done(steps), *(_table(found, ask) for ask in QUESTIONS)]
-    costs = [f"`{arm}` {np.mean([r['seconds'] for r in own]):.0f} s" for arm, own in found.items() if arm != BASE]
-    lines += [f"A run took {', '.join(costs)} of a CPU thread beside other work."] if costs else []
-    return "\n\n".join(lines) + "\n"
+    lacking = ", ".join(f"`{arm}`" for arm in ARMS if arm not in found)
+    trained = {arm: np.mean([record["seconds"] for record in own]) for arm, own in found.items() if arm != BASE}
+    return PAGE.format(
+        arms="\n".join(f"| `{arm}` | {what} |" for arm, what in ARMS.items()),
+        num_rows=f"{NUM_ROWS:,}",
+        steps=f"{steps:,}",
+        per_step=ROWS_PER_STEP,
+        rank=LORA_RANK,
+        rate=LEARNING_RATE,
+        seeds=len(SEEDS),
+        lacking=f"\nNot all seeds have run of: {lacking}.\n" if lacking else "",
+        tables="\n\n".join(_table(found, ask) for ask in QUESTIONS),
+        costs=", ".join(f"`{arm}` {seconds:.0f} s" for arm, seconds in trained.items()) or "no time",
+    )
 
 
-def _done(steps: int) -> list[str]:
-    kinds = {ask: f"{100 * ASKS.count(ask) / len(ASKS):.0f} %" for ask in dict.fromkeys(ASKS)}
-    arms = "\n".join(f"| `{arm}` | {what} |" for arm, what in ARMS.items())
-    return [
-        "# Does an image's declared name carry, whatever its place?",
-        "Written by `python benchmarks/study/references.py`. On the rendered world, from the shipped base, a LLaVA\n"
-        "of a million parameters that was never shown two pictures at once. One base model, one kind of picture.",
-        f"Rows show two pictures that no other row shows, each introduced by its name (`declare_references`, after\n"
-        f"MMICL): {kinds['describe']} ask to describe one of them by its name, {kinds['which']} in which picture an\n"
-        f"object is. {NUM_ROWS:,} rows, {steps:,} steps of {ROWS_PER_STEP}, next-token alone, LoRA of rank "
-        f"{LORA_RANK} on the\nlanguage model, projector and output layer whole. Learning rate and length are those of "
-        "a trial\nwith descriptions alone; nothing was chosen by a look at the test.",
-        f"| arm | what it trains for |\n|---|---|\n{arms}",
-        "Asked of test scenes, each question twice: with the pictures in the order of their names (*first*) and the\n"
-        "other way round (*turned*), which changes no answer. Right is what has more probability than what is true\n"
-        "of the other picture, so a guess has 50 %. *Both* is right in both orders: of guesses a quarter, but half\n"
-        "of the answers of who always says the same name. *Equal* is the same answer in both. Per cent, with 95 %\n"
-        "intervals over 3 seeds and rows.",
-    ]
-
-
-def _table(found: Mapping[str, Sequence[Mapping[str, Any]]], ask: str) -> str:
-    lines = [
-        f"## {ask}: {QUESTIONS[ask]}\n",
-        f"| {' | '.join(('arm', *METRICS))} |",
-        "|---" * (len(METRICS) + 1) + "|",
-    ]
+def _table(found: Found, ask: str) -> str:
+    lines = [f"## {QUESTIONS[ask]}\n", f"| {' | '.join(('arm', *METRICS))} |", "|---" * (len(METRICS) + 1) + "|"]
     for arm, own in found.items():
         lines.append(_line(arm, [interval(columns_of(own, f"{ask}/{metric}")) for metric in METRICS]))
     if "declared" in found and CONTROL in found:
         pairs = [[columns_of(found[arm], f"{ask}/{metric}") for arm in ("declared", CONTROL)] for metric in METRICS]
         differences = [paired_interval(own, other) for own, other in pairs]
         lines.append(_line(f"declared - {CONTROL}", differences, "+"))
-    return "\n".join(lines)
+    apart = [_apart(arm, own, ask) for arm, own in found.items() if len(own) > 1]
+    return "\n".join([*lines, *(["", f"*Both*, seeds apart: {'; '.join(apart)}."] if apart else [])])
+
+
+def _apart(arm: str, own: Sequence[Mapping[str, Any]], ask: str) -> str:
+    means = (np.mean(record["test"][f"{ask}/both"]["values"]) for record in own)
+    return f"`{arm}` {', '.join(f'{100 * mean:.1f}' for mean in means)}"
 
 
 def _line(name: str, cells: Sequence[Interval], sign: str = "") -> str:
     written = (f"{100 * c.value:{sign}.1f} ({100 * c.low:{sign}.1f}, {100 * c.high:{sign}.1f})" for c in cells)
     return f"| {' | '.join((name, *written))} |"
+
+
+PAGE = """# Does an image's declared name carry, whatever its place?
+
+Written by `python benchmarks/study/references.py`. On the rendered world, from the shipped base, a LLaVA of a million
+parameters that was never shown two pictures at once. What follows is one base model and one kind of picture.
+
+Rows show two pictures that no other row shows, each introduced by its name (`declare_references`, after MMICL), and
+ask to describe one of them by that. {num_rows} rows, {steps} steps of {per_step}, next-token alone, learning rate
+{rate}, LoRA of rank {rank} on the language model, projector and output layer whole. Rate and length are those of a
+trial; nothing was chosen by a look at the test.
+
+| arm | what it trains for |
+|---|---|
+{arms}
+
+Asked of test scenes, each question twice: with the pictures in the order of their names (*first*) and the other way
+round (*turned*), which changes no answer. Right is what has more probability than what is true of the other picture,
+so a guess has 50 %. *Both* is right in both orders: of guesses a quarter, but half of the answers of who always says
+the same name. *Equal* is the same answer in both. Per cent, with 95 % intervals over {seeds} seeds and rows.
+{lacking}
+{tables}
+
+A run took {costs} of a CPU thread beside other work.
+"""

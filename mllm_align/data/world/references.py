@@ -41,7 +41,8 @@ def reference_rows(
     answer follows from neither, and every name is meant as often as the others.
 
     The shipped base was never trained to say these names, and adapters alone do not teach it: train its output layer,
-    too. From "which" alone it learns nothing: what ties a name to a picture is learned from descriptions.
+    too. What ties a name to a picture is learned from "describe", whose answers have many tokens, some thousand steps
+    before one word of answer shows anything.
 
     Args:
         num_rows: How many.
