@@ -21,6 +21,7 @@ from mllm_align.vision.encoder_spec import encoder_from
 from mllm_align.vision.mixed_vision import MixedVision, Statistics
 from mllm_align.vision.mixers import MIXERS, Map, Mixer, Sight, Widths, make_mixer
 from mllm_align.vision.mixers.concat import ChannelConcat
+from mllm_align.vision.staged import config_of
 from mllm_align.vision.vision_encoder import Measured, VisionEncoder
 
 # Those whose work is done on what the tower gives; a concatenation's columns become the projector's.
@@ -106,7 +107,7 @@ class CompositeVisionModel(PreTrainedModel):
 
     def __init__(self, config: CompositeVisionConfig) -> None:
         super().__init__(config)
-        self.base = AutoModel.from_config(_config_of(config.base_config))
+        self.base = AutoModel.from_config(config_of(config.base_config))
         encoders = [_encoder_of(each) for each in config.encoders]
         widths = Widths(**{**config.widths, "extra": tuple(config.widths["extra"])})
         mixer = _without_columns(make_mixer(config.kind, widths, config.options))
@@ -164,7 +165,7 @@ def _without_columns(mixer: Mixer) -> Mixer:
 
 
 def _encoder_of(given: Mapping[str, Any]) -> VisionEncoder:
-    model: Any = AutoModel.from_config(_config_of(given["config"]))
+    model: Any = AutoModel.from_config(config_of(given["config"]))
     spec = encoder_from(given["spec"], "a composite tower")
     measured = Measured.of(given["measured"])
     return VisionEncoder(spec, getattr(model, "vision_model", model), given["mean"], given["std"], 0, measured)
@@ -174,11 +175,6 @@ def _plain(config: Any) -> dict[str, Any]:
     """A configuration as data, with its `model_type`; the precision is that of the whole."""
     kept = {name: value for name, value in config.to_dict().items() if name not in ("dtype", "_name_or_path")}
     return {**kept, "model_type": config.model_type}
-
-
-def _config_of(values: Mapping[str, Any]) -> Any:
-    values = dict(values)
-    return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
 AutoConfig.register(CompositeVisionConfig.model_type, CompositeVisionConfig, exist_ok=True)

@@ -62,7 +62,7 @@ class StagedVisionModel(PreTrainedModel):
 
     def __init__(self, config: StagedVisionConfig) -> None:
         super().__init__(config)
-        one = _config_of(config.vision_config)
+        one = config_of(config.vision_config)
         self.stages = nn.ModuleList([AutoModel.from_config(one) for _ in range(config.num_stages)])
         self.post_init()
 
@@ -108,7 +108,7 @@ class StagedConfig(PreTrainedConfig):
     @property
     def text_config(self) -> Any:
         """Of the text tower."""
-        return getattr(_config_of(self.base_config), "text_config", None)
+        return getattr(config_of(self.base_config), "text_config", None)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
         """Its own: what generation would ask of a text model has no meaning here."""
@@ -133,7 +133,7 @@ class StagedDualEncoder(PreTrainedModel):
 
     def __init__(self, config: StagedConfig) -> None:
         super().__init__(config)
-        one = _config_of(config.base_config)
+        one = config_of(config.base_config)
         self.stages = nn.ModuleList([AutoModel.from_config(one) for _ in range(config.num_stages)])
         for stage in list(self.stages)[1:]:
             _drop_texts(stage)
@@ -209,7 +209,8 @@ def _drop_texts(stage: Any) -> None:
             setattr(stage, part, None)
 
 
-def _config_of(values: Mapping[str, Any]) -> Any:
+def config_of(values: Mapping[str, Any]) -> Any:
+    """The configuration that plain data with its `model_type` says."""
     values = dict(values)
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
