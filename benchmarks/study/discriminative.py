@@ -12,21 +12,17 @@ finished one never. The page is written at the end.
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from command import HERE, study_parser
 from discriminative_arms import ARMS, LEARNING_RATES, SEEDS, STEPS, Run, tuned_by, untrained
 from discriminative_page import page
 from pool import work_off
 from records import Records
-
-HERE = Path(__file__).resolve().parent
 
 
 def chosen_rate(records: Records, tuned: str, steps: int) -> float | None:
@@ -59,17 +55,11 @@ def keep(records: Records, run: Run, record: dict[str, Any]) -> None:
 
 def main() -> None:
     """Runs what is missing, and writes the page of what is finished."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__, "discriminative_runs.jsonl", "discriminative_cache", "discriminative.md")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
-    parser.add_argument("--runs", type=Path, default=HERE / "discriminative_runs.jsonl")
-    parser.add_argument("--page", type=Path, default=HERE / "discriminative.md")
-    parser.add_argument("--cache", type=Path, default=Path("runs/discriminative_cache"))
-    parser.add_argument("--workers", type=int, default=max(1, os.cpu_count() or 2))
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after that")
     arguments = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.path.append(str(HERE.parent))  # where operations are counted
     from discriminative_run import carry_out
 

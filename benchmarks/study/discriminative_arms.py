@@ -17,7 +17,6 @@ NUM_CAPTIONS, NUM_LONG, NUM_REPLAY = 16000, 4000, 4000
 CAPTIONS, REPLAY = "captions", "replay"
 TEMPERATURE = 0.07
 LORA_RANK, LORA_ALPHA = 32, 64
-WARMUP = 0.1
 # The base read behind the same instructions, by the state at their end and by the mean of all states.
 BASE, BASE_LAST = "base", "base_last"
 TUNED, DUAL, LONGER, CONTROL, REPLAYED = "both", "dual", "dual_longer", "next_token", "both_more_replay"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, get_cosine_schedule_with_warmup, set_seed
 
-from discriminative_arms import ARMS, TEMPERATURE, WARMUP, Run
+from discriminative_arms import ARMS, TEMPERATURE, Run
 from discriminative_rows import caption_order, captions
 from flops import count_flops
 from mixing_towers import normalised
@@ -26,6 +26,7 @@ from mllm_align.objectives.info_nce import info_nce
 from mllm_align.objectives.temperature import bounded_scale, log_scale_of
 from mllm_align_eval.items import Picture
 from mllm_align_eval.similarity import Vectors, loaded
+from training import WARMUP
 
 TEXT_LENGTH = 64
 # CLIP's layers have two matrices where those of the language model have three: half as many again makes up for it.

@@ -19,7 +19,6 @@ from discriminative_arms import (
     LORA_RANK,
     TOWER_RATE,
     UNTRAINED,
-    WARMUP,
     Arm,
     Run,
     objective_of,
@@ -34,6 +33,7 @@ from mllm_align.demo.quiet import quiet
 from mllm_align.encoding import Encoder
 from mllm_align.models import ModelArguments, load_model, lora_config
 from mllm_align_eval.encoders import EmbeddingModel
+from training import settings_of
 
 BATCH = 100
 COUNTED_STEPS = 2
@@ -61,29 +61,19 @@ def trainer_of(run: Run, folder: Path, root: Path) -> tuple[AlignTrainer, Any, A
     model, processor = load_model(arguments, device=torch.device("cpu"))
     objective, contrast = objective_of(arm)
     rows, per_step = training_rows(run, arm)
-    settings: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": run.steps,
-        "per_device_train_batch_size": per_step,
-        "train_sampling_strategy": "sequential",
-        "max_tokens_per_forward": None,
-        "learning_rate": run.learning_rate,
-        "vision_learning_rate": HEAD_RATE if arm.tokens else TOWER_RATE if arm.tower else None,
-        "projector_learning_rate": HEAD_RATE if arm.tokens else None,
-        "head_learning_rate": HEAD_RATE if arm.tokens else None,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": WARMUP,
-        "seed": run.seed,
-        "save_strategy": "no",
-        "report_to": "none",
-        "logging_steps": 20,
-        "disable_tqdm": True,
-        "check_data": False,
-        "use_cpu": True,
-        "bf16": False,
-        "cache_dir": str(root),
-        "cache_pixels": True,
-    }
+    settings = settings_of(
+        folder,
+        max_steps=run.steps,
+        per_device_train_batch_size=per_step,
+        train_sampling_strategy="sequential",
+        max_tokens_per_forward=None,
+        learning_rate=run.learning_rate,
+        vision_learning_rate=HEAD_RATE if arm.tokens else TOWER_RATE if arm.tower else None,
+        projector_learning_rate=HEAD_RATE if arm.tokens else None,
+        head_learning_rate=HEAD_RATE if arm.tokens else None,
+        seed=run.seed,
+        cache_dir=str(root),
+    )
     trainer = AlignTrainer(
         model,
         objective,

@@ -7,21 +7,19 @@
 
 Towers, base model and the result of mining are kept in the cache. Every learning rate is tried with seed 0 of one
 mixer, and the best on validation is that of all arms; with more steps every arm tries them itself. No choice looks at
-the test. Each finished run is a
-line of the records' file; a run that is killed is done again, a finished one never. The page is written at the end.
+the test. Each finished run is a line of the records' file; a run that is killed is done again, a finished one never.
+The page is written at the end.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from command import study_parser
 from mixing_arms import (
     ARMS,
     BASE,
@@ -38,8 +36,6 @@ from mixing_arms import (
 from mixing_page import page
 from pool import work_off
 from records import Records
-
-HERE = Path(__file__).resolve().parent
 
 
 def chosen_rate(records: Records, arm: str, steps: int) -> float | None:
@@ -70,19 +66,13 @@ def keep(records: Records, run: Run, record: dict[str, Any]) -> None:
 
 def main() -> None:
     """Trains and mines what is missing, runs what is missing, and writes the page of what is finished."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__, "mixing_runs.jsonl", "mixing_cache", "mixing.md")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="all, unless --long")
     parser.add_argument("--long", action="store_true", help=f"{LONG_STEPS} steps of {', '.join(LONG_ARMS)}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the runs")
-    parser.add_argument("--runs", type=Path, default=HERE / "mixing_runs.jsonl")
-    parser.add_argument("--page", type=Path, default=HERE / "mixing.md")
-    parser.add_argument("--cache", type=Path, default=Path("runs/mixing_cache"))
-    parser.add_argument("--workers", type=int, default=max(1, os.cpu_count() or 2))
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after that")
     arguments = parser.parse_args()
     arguments.steps = LONG_STEPS if arguments.long else STEPS
     arguments.arms = arguments.arms or list(LONG_ARMS if arguments.long else SHORT_ARMS)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from mixing_folders import prepare_queries, prepared
     from mixing_mining import mining_record
     from mixing_run import carry_out

@@ -37,6 +37,7 @@ from mllm_align.families import unwrap
 from mllm_align.models import ModelArguments, load_model, lora_config
 from mllm_align.objectives import NextToken
 from mllm_align.vision.mixed_vision import mixed_of
+from training import settings_of
 
 
 def arguments_of(arm: str, root: Path, steps: int = STEPS) -> ModelArguments:
@@ -78,23 +79,15 @@ def train(run: Run, folder: Path, root: Path, device: str) -> tuple[Any, Any, di
     rows = training_rows(run.steps)
     adapters, seconds, log = lora_config(model, replace(arguments, use_peft=True)), 0.0, []
     for number, (steps, with_lora) in enumerate(stages(mixed and mixed.kind, run.steps)):
-        settings: dict[str, Any] = {
-            "output_dir": str(folder / str(number)),
-            "max_steps": steps,
-            "per_device_train_batch_size": BATCH,
-            "learning_rate": run.learning_rate,
-            "lr_scheduler_type": "cosine",
-            "warmup_steps": 0.1,
-            "seed": run.seed + 100 * number,
-            "save_strategy": "no",
-            "report_to": "none",
-            "logging_steps": 10,
-            "disable_tqdm": True,
-            "check_data": False,
-            "use_cpu": device == "cpu",
-            "bf16": False,
-            "cache_pixels": True,
-        }
+        settings = settings_of(
+            folder / str(number),
+            max_steps=steps,
+            per_device_train_batch_size=BATCH,
+            learning_rate=run.learning_rate,
+            seed=run.seed + 100 * number,
+            logging_steps=10,
+            use_cpu=device == "cpu",
+        )
         trainer = AlignTrainer(
             model,
             NextToken(),

@@ -21,6 +21,7 @@ from mllm_align.demo.quiet import quiet
 from mllm_align.models import ModelArguments, load_model, lora_config
 from mllm_align.objectives.load import objective_from
 from records import Run
+from training import settings_of
 
 STEPS = 300
 MODEL = ModelArguments(
@@ -58,25 +59,16 @@ def train(run: Run, folder: Path, cache: Path, **changes: Any) -> tuple[Any, Any
     """The trained model, its processor, and what it cost."""
     set_seed(run.seed)
     model, processor = load_model(MODEL, device=torch.device("cpu"))
-    settings: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": STEPS,
-        "per_device_train_batch_size": batch_size(run),
-        "learning_rate": run.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.1,
-        "seed": run.seed,
-        "save_strategy": "no",
-        "report_to": "none",
-        "logging_steps": 20,
-        "disable_tqdm": True,
-        "check_data": False,
-        "use_cpu": True,
-        "cache_dir": str(cache),
-        "cache_pixels": True,
-    }
     objective = objective_from(run.arm.objective())
-    settings["precompute_ref_log_probs"] = objective.needs.reference
+    settings = settings_of(
+        folder,
+        max_steps=STEPS,
+        per_device_train_batch_size=batch_size(run),
+        learning_rate=run.learning_rate,
+        seed=run.seed,
+        cache_dir=str(cache),
+        precompute_ref_log_probs=objective.needs.reference,
+    )
     trainer = AlignTrainer(
         model,
         objective,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 SEEDS = (0, 1, 2)
 STEPS, ROWS_PER_STEP, NUM_ROWS = 2500, 32, 20000
-LEARNING_RATE, WARMUP = 3e-3, 0.1
+LEARNING_RATE = 3e-3
 LORA_RANK, LORA_ALPHA = 32, 64
 # What rows ask, by turns: of one word of answer in three tokens little is learned.
 ASKS = ("describe",)

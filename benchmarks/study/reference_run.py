@@ -34,9 +34,9 @@ from reference_arms import (
     LORA_RANK,
     NUM_ROWS,
     ROWS_PER_STEP,
-    WARMUP,
     Run,
 )
+from training import settings_of
 
 NUM_TEST = 300
 TEST = "test_in_distribution"
@@ -78,25 +78,16 @@ def train(run: Run, folder: Path, cache: Path) -> tuple[Any, Any, dict[str, Any]
     config: Any = lora_config(model, replace(MODEL, use_peft=True))
     # The base was never trained to say the names.
     config.modules_to_save = [*(config.modules_to_save or ()), "lm_head"]
-    settings: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": run.steps,
-        "per_device_train_batch_size": ROWS_PER_STEP,
-        "train_sampling_strategy": "sequential",
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": WARMUP,
-        "seed": run.seed,
-        "save_strategy": "no",
-        "report_to": "none",
-        "logging_steps": max(1, run.steps // 30),
-        "disable_tqdm": True,
-        "check_data": False,
-        "use_cpu": True,
-        "bf16": False,
-        "cache_dir": str(cache),
-        "cache_pixels": True,
-    }
+    settings = settings_of(
+        folder,
+        max_steps=run.steps,
+        per_device_train_batch_size=ROWS_PER_STEP,
+        train_sampling_strategy="sequential",
+        learning_rate=LEARNING_RATE,
+        seed=run.seed,
+        logging_steps=max(1, run.steps // 30),
+        cache_dir=str(cache),
+    )
     trainer = AlignTrainer(
         model,
         NextToken(matched=False),

@@ -8,20 +8,16 @@ Each finished run is a line of the records' file; a run that is killed is done a
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from command import study_parser
 from pool import work_off
 from records import Records
 from reference_arms import ARMS, BASE, SEEDS, STEPS, Run, base_run
 from reference_page import page
-
-HERE = Path(__file__).resolve().parent
 
 
 def missing(records: Records, steps: int, seeds: Sequence[int]) -> Iterator[Run]:
@@ -38,16 +34,10 @@ def keep(records: Records, run: Run, record: dict[str, Any]) -> None:
 
 def main() -> None:
     """Runs what is missing, and writes the page of what is finished."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__, "reference_runs.jsonl", "reference_cache", "references.md")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
-    parser.add_argument("--runs", type=Path, default=HERE / "reference_runs.jsonl")
-    parser.add_argument("--page", type=Path, default=HERE / "references.md")
-    parser.add_argument("--cache", type=Path, default=Path("runs/reference_cache"))
-    parser.add_argument("--workers", type=int, default=max(1, os.cpu_count() or 2))
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after that")
     arguments = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from reference_run import carry_out
 
     records = Records(arguments.runs, Run)

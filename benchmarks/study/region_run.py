@@ -21,6 +21,7 @@ from mllm_align.models import ModelArguments, load_model, lora_config
 from mllm_align.objectives.load import objective_from
 from region_arms import REPLAY_PER_STEP, ROWS_PER_STEP, TASKS, Run, base_run, objective_of
 from region_evaluation import packed, test_parts, validation_score
+from training import settings_of
 
 NUM_REPLAY = 2000
 MODEL = ModelArguments(
@@ -62,26 +63,17 @@ def train(run: Run, folder: Path, cache: Path, device: str, teacher: str | None 
     set_seed(run.seed)
     model, processor = load_model(MODEL, device=torch.device(device))
     data, per_step = training_data(run)
-    settings: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": run.steps,
-        "per_device_train_batch_size": per_step,
+    settings = settings_of(
+        folder,
+        max_steps=run.steps,
+        per_device_train_batch_size=per_step,
         # The rows of a plan are in its order.
-        "train_sampling_strategy": "random" if isinstance(data, dict) else "sequential",
-        "learning_rate": run.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.1,
-        "seed": run.seed,
-        "save_strategy": "no",
-        "report_to": "none",
-        "logging_steps": 20,
-        "disable_tqdm": True,
-        "check_data": False,
-        "use_cpu": device == "cpu",
-        "bf16": False,
-        "cache_dir": str(cache),
-        "cache_pixels": True,
-    }
+        train_sampling_strategy="random" if isinstance(data, dict) else "sequential",
+        learning_rate=run.learning_rate,
+        seed=run.seed,
+        use_cpu=device == "cpu",
+        cache_dir=str(cache),
+    )
     trainer = AlignTrainer(
         model,
         objective_from(objective_of(run.task, run.arm, teacher)),

@@ -15,20 +15,16 @@ nothing should be lost.
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from command import study_parser
 from pool import work_off
 from records import Records
 from region_arms import LEARNING_RATES, NEEDS_TEACHER, NUM_ROWS, SEEDS, STEPS, TASKS, Run, base_run
 from region_page import table
-
-HERE = Path(__file__).resolve().parent
 
 
 def chosen_rate(records: Records, task: str, level: str, arm: str, *size: int) -> float | None:
@@ -67,7 +63,7 @@ def keep(records: Records, run: Run, record: dict[str, Any]) -> None:
 
 def main() -> None:
     """Runs what is missing and prints the table of what is finished."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__, "region_runs.jsonl", "study_cache")
     parser.add_argument("--task", choices=list(TASKS), default="correspondence")
     parser.add_argument("--level", help="difficulty, or paper (default: medium, small, quarter)")
     parser.add_argument("--arms", nargs="+", help="default: all of the task that need no teacher, or there is one")
@@ -75,10 +71,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--rows", type=int, default=NUM_ROWS, help="of the task, to train on (default: %(default)s)")
     parser.add_argument("--teacher", help="folder or Hub id of a document model, for DoCo")
-    parser.add_argument("--runs", type=Path, default=HERE / "region_runs.jsonl")
-    parser.add_argument("--cache", type=Path, default=Path("runs/study_cache"))
-    parser.add_argument("--workers", type=int, default=max(1, os.cpu_count() or 2))
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after that")
     arguments = parser.parse_args()
     own = TASKS[arguments.task].arms
     arms = arguments.arms or [arm for arm in own if arguments.teacher or arm not in NEEDS_TEACHER]
@@ -87,7 +79,6 @@ def main() -> None:
         parser.error(f"no arm {unknown[0]!r} of {arguments.task}; there are {', '.join(own)}")
     if not arguments.teacher and any(arm in NEEDS_TEACHER for arm in arms):
         parser.error("doco needs a document model: name it with --teacher")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     level = arguments.level or TASKS[arguments.task].level
     records = Records(arguments.runs, Run)
     from region_run import base_record, carry_out

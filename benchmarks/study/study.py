@@ -11,14 +11,12 @@ is done again, a finished one only where the test has got a column that it lacks
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from command import study_parser
 from conditions import CONDITIONS
 from evaluation import METRICS
 from methods import CLEAN, Arm, further_arms, main_arms
@@ -26,8 +24,6 @@ from one_run import Run, base_record, carry_out
 from page import write_page
 from pool import work_off
 from records import LEARNING_RATES, SEEDS, Records, chosen_on, chosen_rate, run_of
-
-HERE = Path(__file__).resolve().parent
 
 
 def next_runs(records: Records, condition: str, arm: Arm) -> Iterator[Run]:
@@ -67,15 +63,9 @@ def keep(records: Records, run: Any, record: dict[str, Any]) -> None:
 
 def main() -> None:
     """Runs what is missing and writes the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__, "runs.jsonl", "study_cache", "README.md")
     parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=list(CONDITIONS))
-    parser.add_argument("--runs", type=Path, default=HERE / "runs.jsonl")
-    parser.add_argument("--page", type=Path, default=HERE / "README.md")
-    parser.add_argument("--cache", type=Path, default=Path("runs/study_cache"))
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2)))
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after that")
     arguments = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     records = Records(arguments.runs)
     work_off(
         lambda: missing_runs(records, arguments.conditions),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Image, List, Value
 
+from mllm_align.models.export import refuse_file
 from mllm_align_eval.items import Item
 from mllm_align_eval.matrices import NUM_SCORES
 
@@ -75,8 +76,7 @@ def write_tasks(items: Iterable[Item], folder: str | os.PathLike[str], *, max_ne
         ValueError: If no question has choices, or the folder has something in it.
     """
     place = Path(folder).resolve()
-    if place.exists() and not place.is_dir():
-        raise ValueError(f"{str(place)!r} is a file and is kept: name a folder to write to")
+    refuse_file(place)
     if place.exists() and any(place.iterdir()):
         raise ValueError(f"{str(place)!r} has something in it: name another folder")
     splits: dict[str, list[Item]] = defaultdict(list)
