@@ -16,6 +16,8 @@ CAPTIONS_PER_STEP, LONG_PER_STEP, REPLAY_PER_STEP = 64, 16, 8
 NUM_CAPTIONS, NUM_LONG, NUM_REPLAY = 16000, 4000, 4000
 CAPTIONS, REPLAY = "captions", "replay"
 TEMPERATURE = 0.07
+# Behind it captions that are short are predicted, where they are; those that are long, behind the image's instruction.
+SHORT_INSTRUCTION = "Tell me what you see."
 LORA_RANK, LORA_ALPHA = 32, 64
 # The base read behind the same instructions, by the state at their end and by the mean of all states.
 BASE, BASE_LAST = "base", "base_last"
@@ -24,6 +26,8 @@ TUNED, DUAL, LONGER, CONTROL, REPLAYED = "both", "dual", "dual_longer", "next_to
 TOWER, TOWER_CONTROL = "both_tower", "next_token_tower"
 # The same with images read before the language model, as the tokens that it is given.
 TOKENS = "both_tokens"
+# The same with short captions predicted, too; and its control.
+PREDICTED, PREDICTED_CONTROL = "both_captions", "next_token_captions"
 # The arms whose validation chooses a learning rate: one for all that train the base by LoRA with a frozen tower, one
 # for those whose tower trains, one for dual encoders.
 LEARNING_RATES: Mapping[str, Sequence[float]] = {
@@ -58,7 +62,8 @@ class Arm(NamedTuple):
         soft_prompts: Whether the instructions become vectors that train.
         tower: Whether the base's vision tower trains, whole, at a learning rate of its own.
         tokens: Whether an image is the mean of its tokens as the language model is given them, and both sides have
-            linear heads.
+            linear heads; and the rates of an arm that does so.
+        captions: Whether short captions are predicted, too, of rows that have no long one.
         dual: Whether it is a dual encoder that trains, whole, and not the base.
         longer: Its steps in multiples of those of others.
     """
@@ -71,6 +76,7 @@ class Arm(NamedTuple):
     soft_prompts: bool = False
     tower: bool = False
     tokens: bool = False
+    captions: bool = False
     dual: bool = False
     longer: float = 1.0
 
@@ -86,6 +92,8 @@ ARMS: Mapping[str, Arm] = {
     TOWER: Arm(replay=8, tower=True),
     TOWER_CONTROL: Arm(contrast=False, replay=8, tower=True),
     TOKENS: Arm(replay=8, tower=True, tokens=True),
+    PREDICTED: Arm(replay=8, tower=True, tokens=True, captions=True),
+    PREDICTED_CONTROL: Arm(contrast=False, replay=8, tower=True, tokens=True, captions=True),
     "both_soft": Arm(soft_prompts=True),
     REPLAYED: Arm(replay=4),
     "contrast_alone": Arm(next_token=False, replay=0),
@@ -113,6 +121,13 @@ def tuned_by(arm: str) -> str:
     if ARMS[arm].tokens:
         return TOKENS
     return TOWER if ARMS[arm].tower else TUNED
+
+
+def control_of(arm: str) -> str:
+    """The arm that trains on the same rows at as much replay without a contrast."""
+    if ARMS[arm].captions:
+        return PREDICTED_CONTROL
+    return TOWER_CONTROL if ARMS[arm].tower else CONTROL
 
 
 def contrast_options(arm: Arm) -> dict[str, Any]:

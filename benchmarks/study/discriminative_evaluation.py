@@ -90,14 +90,23 @@ def ranks(similarities: Vectors) -> list[float]:
 
 def negatives_parts(encoder: Encoder, rows: Sequence[Mapping[str, Any]]) -> dict[str, Part]:
     """By kind whether a picture's caption is nearer to it than its false caption; a tie is wrong."""
+    return by_kind(NEGATIVES, rows, margins(encoder, rows))
+
+
+def margins(encoder: Encoder, rows: Sequence[Mapping[str, Any]]) -> Vectors:
+    """(N,) how much nearer a picture's caption is than its false one; exactly 0 of a tie."""
     images = encoder.images([row["image"] for row in rows])
     true = encoder.texts([row["caption"] for row in rows])
     false = encoder.texts([row["negatives"][0] for row in rows])
-    ahead = _own(images, true) > _own(images, false)
+    return _own(images, true) - _own(images, false)
+
+
+def by_kind(reading: str, rows: Sequence[Mapping[str, Any]], margins: Sequence[float] | Vectors) -> dict[str, Part]:
+    """By kind of false caption whether the true one is ahead, under the name of what they were told apart by."""
     found: dict[str, Part] = {}
-    for row, right in zip(rows, ahead.tolist(), strict=True):
-        part = found.setdefault(NEGATIVES + row["kind"], Part([], []))
-        part.values.append(float(right))
+    for row, margin in zip(rows, margins, strict=True):
+        part = found.setdefault(reading + row["kind"], Part([], []))
+        part.values.append(float(margin > 0))
         part.clusters.append(row["id"])
     return found
 

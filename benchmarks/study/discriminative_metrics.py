@@ -44,9 +44,15 @@ def finished(records: Records, steps: int) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def columns_of(own: Sequence[dict[str, Any]], metric: str) -> Columns | None:
-    """What the runs of an arm gave for one metric; None where it cannot be asked for it."""
-    parts = [_column(record["test"], metric) for record in own]
+def columns_of(own: Sequence[dict[str, Any]], metric: str, reading: str = NEGATIVES) -> Columns | None:
+    """What the runs of an arm gave for one metric; None where it cannot be asked for it.
+
+    Args:
+        own: Their records.
+        metric: Its name.
+        reading: Of hard negatives, what they are told apart by.
+    """
+    parts = [_column(record["test"], metric, reading) for record in own]
     found = [part for part in parts if part is not None]
     if not found:
         return None
@@ -54,7 +60,7 @@ def columns_of(own: Sequence[dict[str, Any]], metric: str) -> Columns | None:
     return Columns(values, base, found[0][2])
 
 
-def _column(test: Mapping[str, Any], metric: str) -> tuple[list[float], list[float], list[str]] | None:
+def _column(test: Mapping[str, Any], metric: str, reading: str) -> tuple[list[float], list[float], list[str]] | None:
     values: list[float] = []
     base: list[float] = []
     clusters: list[str] = []
@@ -62,30 +68,34 @@ def _column(test: Mapping[str, Any], metric: str) -> tuple[list[float], list[flo
     if metric in RECALL:
         names, at = RECALL[metric]
     elif metric in GROUPS:
-        names = tuple(NEGATIVES + kind for kind in GROUPS[metric])
+        names = tuple(reading + kind for kind in GROUPS[metric])
     for name in names:
         if name not in test:
             return None
         part = test[name]
         given = part["values"] if at is None else [float(rank <= at) for rank in part["values"]]
         # Both directions are about the same pictures; kinds of negatives have pictures of their own.
-        place = "" if metric in RECALL else name
+        place = "" if metric in RECALL else name.removeprefix(reading)
         clusters += [f"{place}{number}" for number in part.get("clusters", range(len(given)))]
         values += given
         base += part.get("base", [1.0] * len(given))
     return values, base, clusters
 
 
-def cell(found: Found, arm: str, metric: str) -> str:
+def cell(found: Found, arm: str, metric: str, reading: str = NEGATIVES) -> str:
     """A value with its interval, or nothing where an arm has no such metric."""
-    column = columns_of(found[arm], metric)
+    column = columns_of(found[arm], metric, reading)
     return "" if column is None else written(interval(column), metric)
 
 
-def difference(found: Found, arm: str, other: str, metric: str) -> Interval | None:
+def difference(
+    found: Found, arm: str, other: str, metric: str, readings: tuple[str, str] = (NEGATIVES, NEGATIVES)
+) -> Interval | None:
     """One arm minus another on the same units; None where one of them has no such metric."""
-    columns = [columns_of(found[name], metric) if name in found else None for name in (arm, other)]
-    own, against = columns
+    own, against = (
+        columns_of(found[name], metric, reading) if name in found else None
+        for name, reading in zip((arm, other), readings, strict=True)
+    )
     return None if own is None or against is None else paired_interval(own, against)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 
 import discriminative_arms as settings
-from discriminative_arms import CAPTIONS, REPLAY, Arm, Run, order, steps_of
+from discriminative_arms import CAPTIONS, REPLAY, SHORT_INSTRUCTION, Arm, Run, order, steps_of
 from mllm_align.data.world import caption_rows, instruction_rows
 
 COLUMNS = ("id", "source", "image", "prompt", "caption", "chosen", "negatives")
@@ -23,11 +23,20 @@ def captions() -> list[dict[str, Any]]:
 
 
 @cache
-def table() -> datasets.Dataset:
-    """The captions, and behind them instruction rows with the prior and its noise, as the base was trained on."""
+def table(predicted: bool = False) -> datasets.Dataset:
+    """The captions, and behind them instruction rows with the prior and its noise, as the base was trained on.
+
+    Args:
+        predicted: Whether rows without a long caption predict their short one.
+    """
     replay = [{**row, "source": REPLAY} for row in instruction_rows(settings.NUM_REPLAY, 0)]
-    rows = [{name: row.get(name) for name in COLUMNS} for row in [*captions(), *replay]]
+    own = [_predicting(row) for row in captions()] if predicted else captions()
+    rows = [{name: row.get(name) for name in COLUMNS} for row in [*own, *replay]]
     return datasets.Dataset.from_list(rows)
+
+
+def _predicting(row: dict[str, Any]) -> dict[str, Any]:
+    return row if "chosen" in row else {**row, "chosen": row["caption"], "prompt": SHORT_INSTRUCTION}
 
 
 def caption_order(run: Run) -> list[list[int]]:
@@ -40,12 +49,12 @@ def caption_order(run: Run) -> list[list[int]]:
 
 
 def training_rows(run: Run, arm: Arm) -> tuple[datasets.Dataset, int]:
-    """All rows of a run in order, and how many make a step; without contrast only captions that are predicted."""
-    per_step = settings.CAPTIONS_PER_STEP if arm.contrast else settings.LONG_PER_STEP
+    """All rows of a run in order, and how many make a step; without contrast only those that are predicted."""
+    per_step = settings.CAPTIONS_PER_STEP if arm.contrast or arm.captions else settings.LONG_PER_STEP
     steps = [step[:per_step] for step in caption_order(run)]
     if arm.replay:
         replayed = arm.replay * settings.REPLAY_PER_STEP
         more = order(run.seed, run.steps, settings.NUM_REPLAY, replayed, REPLAY)
         steps = [own + [settings.NUM_CAPTIONS + row for row in other] for own, other in zip(steps, more, strict=True)]
         per_step += replayed
-    return table().select([row for step in steps for row in step]), per_step
+    return table(arm.captions).select([row for step in steps for row in step]), per_step

@@ -25,6 +25,7 @@ from discriminative_arms import (
 )
 from discriminative_dual import train_dual
 from discriminative_evaluation import embedding_parts, language_parts, packed, validation_scores
+from discriminative_likelihood import likelihood_parts
 from discriminative_rows import training_rows
 from flops import count_flops
 from mllm_align import AlignConfig, AlignTrainer
@@ -32,6 +33,8 @@ from mllm_align.data.world.captions import IMAGE_INSTRUCTION, TEXT_INSTRUCTION
 from mllm_align.demo.quiet import quiet
 from mllm_align.encoding import Encoder
 from mllm_align.models import ModelArguments, load_model, lora_config
+from mllm_align.objectives import Discriminative
+from mllm_align.objectives.temperature import bounded_scale
 from mllm_align_eval.encoders import EmbeddingModel
 from training import settings_of
 
@@ -70,7 +73,7 @@ def trainer_of(run: Run, folder: Path, root: Path) -> tuple[AlignTrainer, Any, A
         learning_rate=run.learning_rate,
         vision_learning_rate=HEAD_RATE if arm.tokens else TOWER_RATE if arm.tower else None,
         projector_learning_rate=HEAD_RATE if arm.tokens else None,
-        head_learning_rate=HEAD_RATE if arm.tokens else None,
+        head_learning_rate=HEAD_RATE if arm.tokens and arm.contrast else None,
         seed=run.seed,
         cache_dir=str(root),
     )
@@ -86,8 +89,8 @@ def trainer_of(run: Run, folder: Path, root: Path) -> tuple[AlignTrainer, Any, A
     return trainer, processor, contrast
 
 
-def train(run: Run, folder: Path, root: Path) -> tuple[Any, Any, Encoder, dict[str, Any]]:
-    """The trained model, its processor, its encoder, and what it cost."""
+def train(run: Run, folder: Path, root: Path) -> tuple[Any, Any, Encoder, float | None, dict[str, Any]]:
+    """The trained model, its processor, its encoder, what its contrast multiplies cosines by, and what it cost."""
     counted = trainer_of(run._replace(steps=COUNTED_STEPS), folder / "counted", root)[0]
     flops = count_flops(counted.train) // COUNTED_STEPS
     trainer, processor, contrast = trainer_of(run, folder / "run", root)
@@ -105,8 +108,9 @@ def train(run: Run, folder: Path, root: Path) -> tuple[Any, Any, Encoder, dict[s
         "losses": [round(entry["loss"], 3) for entry in log],
     }
     if contrast is None:
-        return model, processor, read_as_it_is(model, processor, ARMS[run.arm]), cost
-    return model, processor, Encoder(model, processor, contrast.embedding), cost
+        return model, processor, read_as_it_is(model, processor, ARMS[run.arm]), None, cost
+    pairs = contrast.contrast if isinstance(contrast, Discriminative) else contrast
+    return model, processor, Encoder(model, processor, contrast.embedding), bounded_scale(pairs.log_scale).item(), cost
 
 
 def read_as_it_is(model: Any, processor: Any, arm: Arm) -> Encoder:
@@ -122,6 +126,7 @@ def carry_out(run: Run, root: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     cost: dict[str, Any] = {}
     language: tuple[Any, Any] | None = None
+    scale: float | None = None
     if run.arm in UNTRAINED:
         arm = UNTRAINED[run.arm]
         language = load_model(arguments_of(arm), device=torch.device("cpu"))
@@ -131,10 +136,12 @@ def carry_out(run: Run, root: Path) -> dict[str, Any]:
         encoder, cost = train_dual(run, base, processor)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            model, processor, found, cost = train(run, Path(folder), root)
+            model, processor, found, scale, cost = train(run, Path(folder), root)
         language, encoder = (model, processor), EmbeddingModel(found, BATCH)
     started = time.perf_counter()
     validation = validation_scores(encoder, language)
-    test = embedding_parts(encoder) | ({} if language is None else language_parts(*language))
+    test = embedding_parts(encoder)
+    if language is not None:
+        test |= language_parts(*language) | likelihood_parts(encoder, scale, *language)
     asking = round(time.perf_counter() - started, 1)
     return {"run": run._asdict(), **cost, "validation": validation, "test": packed(test), "asking": asking}

@@ -13,8 +13,10 @@ import torch
 import discriminative_arms
 import discriminative_dual
 import discriminative_evaluation
+import discriminative_likelihood
 import discriminative_rows
 import discriminative_run
+from answer_losses import Losses
 from discriminative import chosen_rate, next_runs
 from discriminative_arms import (
     ARMS,
@@ -23,7 +25,10 @@ from discriminative_arms import (
     DUAL,
     LEARNING_RATES,
     LONGER,
+    PREDICTED,
+    PREDICTED_CONTROL,
     SEEDS,
+    SHORT_INSTRUCTION,
     TOWER_CONTROL,
     TUNED,
     UNTRAINED,
@@ -43,11 +48,14 @@ from discriminative_evaluation import (
     negatives_parts,
     ranks,
 )
+from discriminative_likelihood import LIKELIHOOD, TOGETHER, likelihood_parts
 from discriminative_metrics import columns_of, difference, finished
 from discriminative_page import costs, differences, in_short, page, pairs_of, table
+from discriminative_readings import gained, told_by
 from discriminative_trials import trials, tried
 from intervals import interval
 from mllm_align.contract import Ragged, Signals, View
+from mllm_align.data.world.captions import IMAGE_INSTRUCTION
 from mllm_align.data.world.statements import NEGATIVE_KINDS
 from mllm_align.models import load_model
 from records import Records
@@ -155,6 +163,12 @@ def test_a_seed_has_one_order_for_all_arms(small: Any) -> None:
         assert [row["source"] for row in own] == ["captions"] * 6 + ["replay"] * 2
     alone, per_step = discriminative_rows.training_rows(runs[0], ARMS["contrast_alone"])
     assert (per_step, set(alone["source"])) == (6, {"captions"})
+    assert [row["chosen"] is None for row in alone.select(range(6))] == [False] * 2 + [True] * 4
+    control = discriminative_rows.training_rows(runs[0], ARMS[PREDICTED_CONTROL])[0]
+    assert control["id"] == discriminative_rows.training_rows(runs[0], ARMS[PREDICTED])[0]["id"]
+    short = control.select(range(2, 6))
+    assert [(row["prompt"], row["chosen"]) for row in short] == [(SHORT_INSTRUCTION, row["caption"]) for row in short]
+    assert set(control.select(range(2))["prompt"]) == {IMAGE_INSTRUCTION}
     assert (steps_of(runs[0]), steps_of(Run(LONGER, 1e-3, 0, 4))) == (4, 7)
 
 
@@ -164,7 +178,7 @@ def test_arms_differ_in_the_terms_that_they_name() -> None:
         if arm.dual:
             continue
         objective, contrast = objective_of(arm)
-        assert (contrast is None) == (name in (CONTROL, TOWER_CONTROL))
+        assert (contrast is None) == (name in (CONTROL, TOWER_CONTROL, PREDICTED_CONTROL))
         if contrast is not None:
             contrast.set_widths({each.name: 4 for each in objective.needs.features})
         features = {each.name: Ragged(torch.eye(4)[:2], torch.arange(2)) for each in objective.needs.features}
@@ -197,6 +211,30 @@ def test_ties_are_the_last_rank() -> None:
 
     rows = [{"id": str(n), "image": None, "caption": "a", "negatives": ["b"], "kind": "swap_object"} for n in range(2)]
     assert negatives_parts(Constant(), rows)[f"{NEGATIVES}swap_object"].values == [0, 0]
+
+
+def test_what_is_said_and_the_vectors_are_added_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = NEGATIVE_KINDS[0]
+    rows = [{"id": str(n), "image": n, "caption": f"{n}", "negatives": ["no"], "kind": kind} for n in range(4)]
+    vectors, nats = [0.5, -0.5, 0.1, 0.2], [0.9, -2.0, 1.1, 0.0]
+
+    class Vectors:
+        def images(self, pictures: Any) -> Any:
+            return np.array([[vectors[n]] for n in pictures], np.float32)
+
+        def texts(self, texts: Any) -> Any:
+            return np.array([[float(text != "no")] for text in texts], np.float32)
+
+    def losses(model: Any, processor: Any, given: Any) -> Any:
+        assert {row["prompt"] for row in given} == {SHORT_INSTRUCTION}
+        return Losses([5.0 if row["chosen"] == "no" else 5.0 + nats[row["image"]] for row in given], [], [])
+
+    monkeypatch.setattr(discriminative_likelihood, "negatives", lambda: rows)
+    monkeypatch.setattr(discriminative_likelihood, "losses", losses)
+    found = likelihood_parts(Vectors(), 2.0, None, None)
+    assert found[LIKELIHOOD + kind].values == [0, 1, 0, 0]  # as probable is a tie, and wrong
+    assert found[TOGETHER + kind].values == [1, 1, 0, 1]
+    assert set(likelihood_parts(Vectors(), None, None, None)) == {LIKELIHOOD + kind}
 
 
 def test_the_dual_encoder_begins_with_the_eyes_and_words_of_the_base() -> None:
@@ -281,13 +319,48 @@ def test_the_tables_and_what_the_page_says(tmp_path: Path) -> None:
     assert "more than the 2 that may be" in in_short(records, STEPS)
 
 
+def test_hard_negatives_by_each_reading_beside_the_dual_encoder(tmp_path: Path) -> None:
+    found = {}
+    for arm, values in {PREDICTED: (0.0, 1.0, 1.0), PREDICTED_CONTROL: (0.0, 0.0), DUAL: (0.0,)}.items():
+        own = record(arm, 1e-3, 0, values[0])
+        for reading, right in zip((LIKELIHOOD, TOGETHER), values[1:], strict=False):
+            own["test"] |= {reading + kind: {"values": [right] * 20} for kind in NEGATIVE_KINDS}
+        found[arm] = [own]
+    lines = told_by(found).splitlines()
+    whole, none = "100.0 (100.0, 100.0)", "0.0 (0.0, 0.0)"
+    assert lines[2:8] == [
+        f"| {arm} | {by} | {' | '.join([value] * 4)} |"
+        for arm, by, value in (
+            (PREDICTED_CONTROL, "vectors", none),
+            (PREDICTED_CONTROL, "likelihood", none),
+            (PREDICTED, "vectors", none),
+            (PREDICTED, "likelihood", whole),
+            (PREDICTED, "both", whole),
+            (DUAL, "vectors", none),
+        )
+    ]
+    compared = dict(line.strip("| ").split(" | ", 1) for line in lines[11:])
+    assert compared[f"{PREDICTED} by both - {DUAL} by vectors"] == " | ".join(
+        [f"+{whole}".replace("(", "(+").replace(", ", ", +")] * 4
+    )
+    assert f"{PREDICTED} by likelihood - {PREDICTED_CONTROL} by likelihood" in compared
+    assert not any(LONGER in name for name in compared)
+    first, second = gained(found)
+    assert "by vectors +0.0 (+0.0, +0.0), by likelihood +100.0 (+100.0, +100.0), by both +100.0" in first
+    assert "without a contrast tells 0.0 (0.0, 0.0) of the hard negatives" in second
+    assert gained({arm: found[arm] for arm in (DUAL, PREDICTED_CONTROL)}) == []
+
+
 def test_from_an_arm_to_a_record(small: Any, tmp_path: Path) -> None:
-    runs = [untrained()[0], Run(TUNED, 1e-3, 0, 2), Run(DUAL, 1e-3, 0, 2)]
+    runs = [untrained()[0], *(Run(arm, 1e-3, 0, 2) for arm in (TUNED, DUAL, PREDICTED_CONTROL))]
     found = {run.arm: discriminative_run.carry_out(run, tmp_path) for run in runs}
     kinds = {NEGATIVES + kind for kind in NEGATIVE_KINDS}
     ranked = {IMAGE_TO_TEXT, TEXT_TO_IMAGE} | kinds
     assert set(found[DUAL]["test"]) == ranked
-    assert set(found[TUNED]["test"]) == set(found[BASE]["test"]) == ranked | set(QUESTIONS) | set(LOSSES)
+    said, together = ({reading + kind for kind in NEGATIVE_KINDS} for reading in (LIKELIHOOD, TOGETHER))
+    assert set(found[BASE]["test"]) == ranked | said | set(QUESTIONS) | set(LOSSES)
+    assert set(found[PREDICTED_CONTROL]["test"]) == set(found[BASE]["test"])
+    assert set(found[TUNED]["test"]) == set(found[BASE]["test"]) | together
     for name in (*QUESTIONS, *LOSSES):
         own, base = (found[arm]["test"][name] for arm in (TUNED, BASE))
         assert (own.get("clusters"), own.get("base")) == (base.get("clusters"), base.get("base"))
