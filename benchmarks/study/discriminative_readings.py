@@ -32,7 +32,7 @@ def told_by(found: Found) -> str:
 
 
 def gained(found: Found) -> list[str]:
-    """In words: how the arm that predicts short captions stands to dual encoders by each reading, and to its control."""
+    """In words: how the arm that predicts short captions stands to dual encoders by each reading, and to a control."""
     lines = []
     for other in (DUAL, LONGER):
         each = {

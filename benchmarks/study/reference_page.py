@@ -9,12 +9,28 @@ import numpy as np
 
 from intervals import Columns, Interval, interval, paired_interval
 from records import Records
-from reference_arms import ARMS, BASE, CONTROL, LEARNING_RATE, LORA_RANK, NUM_ROWS, ROWS_PER_STEP, SEEDS, Run, base_run
+from reference_arms import (
+    ARMS,
+    BASE,
+    BY_LOOKS,
+    CONTROL,
+    DRAWN,
+    LEARNING_RATE,
+    LORA_RANK,
+    ROWS_PER_STEP,
+    SEEDS,
+    STAGED,
+    STAGES,
+    Run,
+    base_run,
+)
 
 METRICS = ("first", "turned", "both", "equal")
 QUESTIONS: Mapping[str, str] = {
+    "look": "What colour is the circle in picture two?",
     "describe": "Describe picture two.",
-    "which": "In which picture is the small red circle? (no row of the training asks that)",
+    "where": "In which picture is the circle? (no row of the training asks that)",
+    BY_LOOKS: "In which picture is the small red circle? (told by its looks)",
 }
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -43,7 +59,8 @@ def page(records: Records, steps: int) -> str:
     trained = {arm: np.mean([record["seconds"] for record in own]) for arm, own in found.items() if arm != BASE}
     return PAGE.format(
         arms="\n".join(f"| `{arm}` | {what} |" for arm, what in ARMS.items()),
-        num_rows=f"{NUM_ROWS:,}",
+        num_rows=f"{steps * ROWS_PER_STEP:,}",
+        stages=_stages(steps),
         steps=f"{steps:,}",
         per_step=ROWS_PER_STEP,
         rank=LORA_RANK,
@@ -59,12 +76,19 @@ def _table(found: Found, ask: str) -> str:
     lines = [f"## {QUESTIONS[ask]}\n", f"| {' | '.join(('arm', *METRICS))} |", "|---" * (len(METRICS) + 1) + "|"]
     for arm, own in found.items():
         lines.append(_line(arm, [interval(columns_of(own, f"{ask}/{metric}")) for metric in METRICS]))
-    if "declared" in found and CONTROL in found:
-        pairs = [[columns_of(found[arm], f"{ask}/{metric}") for arm in ("declared", CONTROL)] for metric in METRICS]
-        differences = [paired_interval(own, other) for own, other in pairs]
-        lines.append(_line(f"declared - {CONTROL}", differences, "+"))
+    for other in (each for each in (CONTROL, DRAWN) if STAGED in found and each in found):
+        pairs = [[columns_of(found[arm], f"{ask}/{metric}") for arm in (STAGED, other)] for metric in METRICS]
+        differences = [paired_interval(own, against) for own, against in pairs]
+        lines.append(_line(f"{STAGED} - {other}", differences, "+"))
     apart = [_apart(arm, own, ask) for arm, own in found.items() if len(own) > 1]
     return "\n".join([*lines, *(["", f"*Both*, seeds apart: {'; '.join(apart)}."] if apart else [])])
+
+
+def _stages(steps: int) -> str:
+    asked = {"look": "colour or size of an object", "describe": "the description"}
+    told = [" or ".join(asked[ask] for ask in stage.asks) for stage in STAGES]
+    parts = (f"{stage.share * steps:.0f} steps ask for {what}" for stage, what in zip(STAGES, told, strict=True))
+    return ", then ".join(parts)
 
 
 def _apart(arm: str, own: Sequence[Mapping[str, Any]], ask: str) -> str:
@@ -83,9 +107,10 @@ Written by `python benchmarks/study/references.py`. On the rendered world, from 
 parameters that was never shown two pictures at once. What follows is one base model and one kind of picture.
 
 Rows show two pictures that no other row shows, each introduced by its name (`declare_references`, after MMICL), and
-ask to describe one of them by that. {num_rows} rows, {steps} steps of {per_step}, next-token alone, learning rate
-{rate}, LoRA of rank {rank} on the language model, projector and output layer whole. Rate and length are those of a
-trial; nothing was chosen by a look at the test.
+ask about one of them by that: {stages}. Where colour or size is asked, both pictures show the object, and it looks
+otherwise in the other one, so that the answer is in the name. {num_rows} rows, each seen once, {steps} steps of
+{per_step}, next-token alone, learning rate {rate}, LoRA of rank {rank} on the language model, projector and output
+layer whole.
 
 | arm | what it trains for |
 |---|---|
@@ -94,9 +119,26 @@ trial; nothing was chosen by a look at the test.
 Asked of test scenes, each question twice: with the pictures in the order of their names (*first*) and the other way
 round (*turned*), which changes no answer. Right is what has more probability than what is true of the other picture,
 so a guess has 50 %. *Both* is right in both orders: of guesses a quarter, but half of the answers of who always says
-the same name. *Equal* is the same answer in both. Per cent, with 95 % intervals over {seeds} seeds and rows.
+the same name. *Equal* is the same answer in both. *By its looks* each picture is asked, by its name, for size and
+colour of the shape, which both show, and the answer is the name under which those of the object are the more probable.
+Per cent, with 95 % intervals over {seeds} seeds and rows.
 {lacking}
 {tables}
+
+## What was tried
+
+An earlier form of this study asked for descriptions alone, in either order from the beginning, at a rate of 0.003: of
+three seeds with 2,500 steps one followed the names (94.7 % of the descriptions in both orders), two did not (39.0 and
+35.0), and with 4,000 steps one of these did not either (37.0). A description's later objects follow from its first
+ones, so few of its tokens are decided by a name. Of the answers to *look* all are, but 1,600 steps of it in either
+order ended at .353 nats a token, which is both colours at even odds (.347). With the pictures in the order of their
+names some hundred steps are enough to learn the order; where then one row of four is turned, the order is still worth
+something, and some hundred more make it the name. Stages, rate and length come from such trials with seed 1, asked on
+validation; the tests of the earlier form had been looked at.
+
+What is not learned is the other way round, from what is shown to the name, but by asking under every name. Hundreds of
+steps of "where", from the base and behind these stages, with names as answers and with numbers, and even with the
+pictures always in order, stayed at even odds.
 
 A run took {costs} of a CPU thread beside other work.
 """

@@ -21,25 +21,17 @@ from discriminative_evaluation import Part, packed
 from mllm_align import AlignConfig, AlignTrainer
 from mllm_align.data.references import NAMES, declare_references, reordered
 from mllm_align.data.world import reference_rows
-from mllm_align.data.world.references import PICTURE_NAMES
+from mllm_align.data.world.references import LOOKS, PICTURE_NAMES
 from mllm_align.demo.quiet import quiet
 from mllm_align.models import ModelArguments, load_model, lora_config
 from mllm_align.objectives import NextToken
-from reference_arms import (
-    ASKS,
-    BASE,
-    CONTROL,
-    LEARNING_RATE,
-    LORA_ALPHA,
-    LORA_RANK,
-    NUM_ROWS,
-    ROWS_PER_STEP,
-    Run,
-)
+from reference_arms import BASE, BY_LOOKS, LEARNING_RATE, LORA_ALPHA, LORA_RANK, ROWS_PER_STEP, STAGES, Run, ordered
 from training import settings_of
 
 NUM_TEST = 300
 TEST = "test_in_distribution"
+# Both that training asks, and one that it does not.
+ASKED = ("look", "describe", "where")
 ORDERS = ("first", "turned")  # pictures in the order of their names, and the other way round
 MODEL = ModelArguments(
     model_name_or_path="demo-base",
@@ -58,11 +50,17 @@ def placed(row: Mapping[str, Any], turned: bool) -> Row:
     return declare_references(reordered(row, order[::-1] if turned else order))
 
 
-def training_rows(run: Run, num_rows: int = NUM_ROWS) -> list[Row]:
-    """The rows of a run, which its seed orders; those of both arms differ in the order of pictures alone."""
-    rows = reference_rows(num_rows, declared=False, asks=ASKS)
-    Random(f"references|{run.seed}").shuffle(rows)
-    return [placed(row, False) if run.arm == CONTROL else declare_references(row) for row in rows]
+def training_rows(run: Run) -> list[Row]:
+    """The rows of a run, which its seed orders; those of arms differ in the order of pictures alone."""
+    found: list[Row] = []
+    steps = [round(stage.share * run.steps) for stage in STAGES[:-1]]
+    for number, (stage, own) in enumerate(zip(STAGES, [*steps, run.steps - sum(steps)], strict=True)):
+        rows = reference_rows(own * ROWS_PER_STEP, seed=number, declared=False, asks=stage.asks)
+        rng = Random(f"references|{number}|{run.seed}")
+        rng.shuffle(rows)
+        share = ordered(run.arm, stage)
+        found += [placed(row, False) if rng.random() < share else declare_references(row) for row in rows]
+    return found
 
 
 @cache
@@ -114,23 +112,52 @@ def chosen(
     return [int(one >= two) for one, two in zip(first, second, strict=True)]
 
 
+def nearest_name(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], turned: bool) -> list[int]:
+    """Of each "which" row 0 if its looks tell the right name, and 1 if they tell the other one or neither.
+
+    In place of the question itself each picture is asked, by its name, for size and colour of the shape: the answer is
+    the name under which those of the object are the more probable.
+    """
+    found = []
+    for name in ("chosen", "rejected"):
+        nats = [0.0] * len(rows)
+        for place, what in enumerate(("size", "colour")):
+            looks = []
+            for row in rows:
+                words = row["prompt"].removesuffix("?").split()[-3:]
+                prompt = LOOKS[what].format(shape=words[-1], name=row[name])
+                looks.append(placed({**row, "prompt": prompt, "chosen": words[place]}, turned))
+            nats = [sum(each) for each in zip(nats, losses(model, processor, looks).nats, strict=True)]
+        found.append(nats)
+    return [int(own >= other) for own, other in zip(*found, strict=True)]
+
+
 def test_parts(model: Any, processor: Any) -> dict[str, Part]:
     """By question and order whether the right answer is the more probable of two, and of both orders together.
 
-    "which": the names; "describe": the long captions of both pictures. "both" is right in both orders, of which a
-    guess has a quarter; "equal" is the same answer in both orders.
+    The other answer is true of the other picture, or its name. "both" is right in both orders, of which a guess has a
+    quarter; "equal" is the same answer in both orders.
     """
     found: dict[str, Part] = {}
-    for ask in ("which", "describe"):
+    for ask in ASKED:
         rows = asked(ask)
         answers = [(row["chosen"], row["rejected"]) for row in rows]
         wrong = [chosen(model, processor, [placed(row, turned) for row in rows], answers) for turned in (False, True)]
-        ids = [row["id"] for row in rows]
-        for order, own in zip(ORDERS, wrong, strict=True):
-            found[f"{ask}/{order}"] = Part([float(not each) for each in own], ids)
-        pairs = list(zip(*wrong, strict=True))
-        found[f"{ask}/both"] = Part([float(not any(pair)) for pair in pairs], ids)
-        found[f"{ask}/equal"] = Part([float(pair[0] == pair[1]) for pair in pairs], ids)
+        found |= in_both(ask, rows, wrong)
+    rows = asked("which")
+    return found | in_both(BY_LOOKS, rows, [nearest_name(model, processor, rows, turned) for turned in (False, True)])
+
+
+def in_both(ask: str, rows: Sequence[Mapping[str, Any]], wrong: Sequence[Sequence[int]]) -> dict[str, Part]:
+    """A question's parts by order and of both together, from whether each row's answer is wrong in each."""
+    ids = [row["id"] for row in rows]
+    found = {
+        f"{ask}/{order}": Part([float(not each) for each in own], ids)
+        for order, own in zip(ORDERS, wrong, strict=True)
+    }
+    pairs = list(zip(*wrong, strict=True))
+    found[f"{ask}/both"] = Part([float(not any(pair)) for pair in pairs], ids)
+    found[f"{ask}/equal"] = Part([float(pair[0] == pair[1]) for pair in pairs], ids)
     return found
 
 

@@ -12,6 +12,7 @@ from mllm_align.data.references import declare_references, reordered
 from mllm_align.data.schema import parse_row
 from mllm_align.data.world import Scene, reference_rows, render, scenes
 from mllm_align.data.world.language import caption
+from mllm_align.data.world.references import ASKS
 from mllm_align.models import load_processor
 
 Row = dict[str, Any]
@@ -83,7 +84,7 @@ def test_rows_are_deterministic_and_of_scenes_that_none_shares() -> None:
 
 def test_the_base_model_knows_every_word() -> None:
     tokenizer = load_processor("demo-base").tokenizer
-    rows = reference_rows(60, num_images=4, asks=("which", "whether", "describe"))
+    rows = reference_rows(60, num_images=4, asks=ASKS)
     texts = [part.get("text", "") for row in rows for part in row["prompt"][0]["content"]]
     ids = tokenizer([*texts, *(row["chosen"] for row in rows)], add_special_tokens=False)["input_ids"]
     assert not any(tokenizer.unk_token_id in each for each in ids)
@@ -116,9 +117,38 @@ def test_what_else_is_asked_is_true_of_the_picture_that_is_meant() -> None:
     assert [row["prompt"] for row in reference_rows(30)] == [
         row["prompt"] for row in reference_rows(30, asks=["which"])
     ]
-    for wrong in ((), "which", ["which", "where"]):
-        with pytest.raises(ValueError, match="asks must be a list of any of which, whether, describe"):
+    for wrong in ((), "which", ["which", "whose"]):
+        with pytest.raises(ValueError, match="asks must be a list of any of which, where, whether, look, describe"):
             reference_rows(1, asks=wrong)
+
+
+@pytest.mark.parametrize("num_images", [2, 3])
+def test_a_look_is_answered_by_the_name_alone(num_images: int) -> None:
+    known = {render(scene).tobytes(): scene for scene in scenes("train", 400 * num_images, 0, "balanced")}
+    rows = reference_rows(120, num_images=num_images, asks=["look"])
+    asked: Counter[str] = Counter()
+    for row in rows:
+        shown = named_scenes(row, known)
+        question = row["prompt"][0]["content"][-1]["text"].strip()
+        what, shape, name = re.fullmatch(r"What (\w+) is the (\w+) in (picture \w+)\?", question).groups()  # type: ignore[union-attr]
+        looks = {name: getattr(item, what) for name, scene in shown.items() if (item := scene.find(shape)) is not None}
+        assert looks.pop(name) == row["chosen"] != row["rejected"]
+        assert row["rejected"] in looks.values()
+        asked[what] += 1
+    assert min(asked["colour"], asked["size"]) > 0
+
+
+@pytest.mark.parametrize("num_images", [2, 3])
+def test_where_asks_for_a_shape_that_one_picture_alone_shows(num_images: int) -> None:
+    known = {render(scene).tobytes(): scene for scene in scenes("train", 400 * num_images, 0, "balanced")}
+    rows = reference_rows(120, num_images=num_images, asks=["where"])
+    for row in rows:
+        shown = named_scenes(row, known)
+        question = row["prompt"][0]["content"][-1]["text"].strip()
+        (shape,) = re.fullmatch(r"In which picture is the (\w+)\?", question).groups()  # type: ignore[union-attr]
+        assert [name for name, scene in shown.items() if scene.find(shape)] == [row["chosen"]]
+        assert row["rejected"] in set(shown) - {row["chosen"]}
+    assert set(Counter(row["chosen"] for row in rows).values()) == {120 // num_images}
 
 
 def shows(scene: Scene, size: str, colour: str, shape: str) -> bool:
