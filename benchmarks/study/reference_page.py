@@ -60,8 +60,7 @@ def page(records: Records, steps: int) -> str:
     return PAGE.format(
         arms="\n".join(f"| `{arm}` | {what} |" for arm, what in ARMS.items()),
         num_rows=f"{steps * ROWS_PER_STEP:,}",
-        stages=_stages(steps),
-        steps=f"{steps:,}",
+        stages=" and ".join(f"{stage.share * steps:.0f}" for stage in STAGES),
         per_step=ROWS_PER_STEP,
         rank=LORA_RANK,
         rate=LEARNING_RATE,
@@ -84,13 +83,6 @@ def _table(found: Found, ask: str) -> str:
     return "\n".join([*lines, *(["", f"*Both*, seeds apart: {'; '.join(apart)}."] if apart else [])])
 
 
-def _stages(steps: int) -> str:
-    asked = {"look": "colour or size of an object", "describe": "the description"}
-    told = [" or ".join(asked[ask] for ask in stage.asks) for stage in STAGES]
-    parts = (f"{stage.share * steps:.0f} steps ask for {what}" for stage, what in zip(STAGES, told, strict=True))
-    return ", then ".join(parts)
-
-
 def _apart(arm: str, own: Sequence[Mapping[str, Any]], ask: str) -> str:
     means = (np.mean(record["test"][f"{ask}/both"]["values"]) for record in own)
     return f"`{arm}` {', '.join(f'{100 * mean:.1f}' for mean in means)}"
@@ -107,10 +99,10 @@ Written by `python benchmarks/study/references.py`. On the rendered world, from 
 parameters that was never shown two pictures at once. What follows is one base model and one kind of picture.
 
 Rows show two pictures that no other row shows, each introduced by its name (`declare_references`, after MMICL), and
-ask about one of them by that: {stages}. Where colour or size is asked, both pictures show the object, and it looks
-otherwise in the other one, so that the answer is in the name. {num_rows} rows, each seen once, {steps} steps of
-{per_step}, next-token alone, learning rate {rate}, LoRA of rank {rank} on the language model, projector and output
-layer whole.
+ask about one of them by that, in stages of {stages} steps: two ask for the colour or size of an object, the last for
+that or a description by turns. Where colour or size is asked, both pictures show the object, and it looks otherwise in
+the other one, so that the answer is in the name. {num_rows} rows, each seen once, {per_step} in a step, next-token
+alone, learning rate {rate}, LoRA of rank {rank} on the language model, projector and output layer whole.
 
 | arm | what it trains for |
 |---|---|
