@@ -27,10 +27,8 @@ from records import Records
 
 def chosen_rate(records: Records, tuned: str, steps: int) -> float | None:
     """The learning rate with which `tuned` has the best validation score, or None while one has not been tried."""
-    tried = {rate: records.get(Run(tuned, rate, SEEDS[0], steps)) for rate in LEARNING_RATES[tuned]}
-    if any(record is None for record in tried.values()):
-        return None
-    return max(tried, key=lambda rate: tried[rate]["validation"]["score"])  # type: ignore[index]
+    tried = {rate: Run(tuned, rate, SEEDS[0], steps) for rate in LEARNING_RATES[tuned]}
+    return records.best(tried, lambda record: record["validation"]["score"])
 
 
 def next_runs(records: Records, arms: Sequence[str], steps: int, seeds: Sequence[int] = SEEDS) -> Iterator[Run]:

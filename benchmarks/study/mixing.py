@@ -40,10 +40,8 @@ from records import Records
 
 def chosen_rate(records: Records, arm: str, steps: int) -> float | None:
     """The learning rate with the best validation score where an arm's is chosen; None while one has not been tried."""
-    tried = {rate: records.get(Run(tuned_on(arm, steps), rate, SEEDS[0], steps)) for rate in LEARNING_RATES}
-    if any(record is None for record in tried.values()):
-        return None
-    return max(tried, key=lambda rate: tried[rate]["validation"])  # type: ignore[index]
+    tried = {rate: Run(tuned_on(arm, steps), rate, SEEDS[0], steps) for rate in LEARNING_RATES}
+    return records.best(tried, lambda record: record["validation"])
 
 
 def next_runs(records: Records, arms: Sequence[str], steps: int) -> Iterator[Run]:

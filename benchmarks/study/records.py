@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +58,12 @@ class Records:
         """The record of a run, if it is finished."""
         return self.found.get(run)
 
+    def best(self, tried: Mapping[float, Any], score: Callable[[Mapping[str, Any]], float]) -> float | None:
+        """The learning rate whose run has the best score, the first of equals; None while one has not been tried."""
+        found = {rate: self.get(run) for rate, run in tried.items()}
+        known = {rate: score(record) for rate, record in found.items() if record is not None}
+        return max(known, key=known.__getitem__) if len(known) == len(tried) else None
+
     def _keep(self, record: dict[str, Any]) -> None:
         own = record["run"]
         self.found["base" if own == "base" else self.kind(**own)] = record
@@ -70,10 +76,8 @@ def run_of(condition: str, arm: Arm, rate: float, seed: int) -> Run:
 
 def chosen_rate(records: Records, condition: str, arm: Arm) -> float | None:
     """The learning rate with the best validation score, or None while one has not been tried."""
-    tried = {rate: records.get(run_of(*chosen_on(condition, arm), rate, SEEDS[0])) for rate in LEARNING_RATES}
-    if any(record is None for record in tried.values()):
-        return None
-    return max(LEARNING_RATES, key=lambda rate: tried[rate]["validation"]["score"])  # type: ignore[index]
+    tried = {rate: run_of(*chosen_on(condition, arm), rate, SEEDS[0]) for rate in LEARNING_RATES}
+    return records.best(tried, lambda record: record["validation"]["score"])
 
 
 def chosen_on(condition: str, arm: Arm) -> tuple[str, Arm]:

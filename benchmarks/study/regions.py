@@ -29,10 +29,8 @@ from region_page import table
 
 def chosen_rate(records: Records, task: str, level: str, arm: str, *size: int) -> float | None:
     """The learning rate with the best validation score, or None while one has not been tried; `size` as in `Run`."""
-    tried = {rate: records.get(Run(task, level, arm, rate, SEEDS[0], *size)) for rate in LEARNING_RATES}
-    if any(record is None for record in tried.values()):
-        return None
-    return max(LEARNING_RATES, key=lambda rate: tried[rate]["validation"])  # type: ignore[index]
+    tried = {rate: Run(task, level, arm, rate, SEEDS[0], *size) for rate in LEARNING_RATES}
+    return records.best(tried, lambda record: record["validation"])
 
 
 def next_runs(records: Records, task: str, level: str, arms: Sequence[str], *size: int) -> Iterator[Run]:
