@@ -28,6 +28,8 @@ TOWER, TOWER_CONTROL = "both_tower", "next_token_tower"
 TOKENS = "both_tokens"
 # The same with short captions predicted, too; and its control.
 PREDICTED, PREDICTED_CONTROL = "both_captions", "next_token_captions"
+# The same, and the dual encoder, for twice as many steps.
+TWICE, DUAL_TWICE = "both_captions_twice", "dual_twice"
 # The arms whose validation chooses a learning rate: one for all that train the base by LoRA with a frozen tower, one
 # for those whose tower trains, one for dual encoders.
 LEARNING_RATES: Mapping[str, Sequence[float]] = {
@@ -94,6 +96,8 @@ ARMS: Mapping[str, Arm] = {
     TOKENS: Arm(replay=8, tower=True, tokens=True),
     PREDICTED: Arm(replay=8, tower=True, tokens=True, captions=True),
     PREDICTED_CONTROL: Arm(contrast=False, replay=8, tower=True, tokens=True, captions=True),
+    TWICE: Arm(replay=8, tower=True, tokens=True, captions=True, longer=2.0),
+    DUAL_TWICE: Arm(next_token=False, replay=0, dual=True, longer=2.0),
     "both_soft": Arm(soft_prompts=True),
     REPLAYED: Arm(replay=4),
     "contrast_alone": Arm(next_token=False, replay=0),
@@ -123,11 +127,18 @@ def tuned_by(arm: str) -> str:
     return TOWER if ARMS[arm].tower else TUNED
 
 
-def control_of(arm: str) -> str:
-    """The arm that trains on the same rows at as much replay without a contrast."""
+def control_of(arm: str) -> str | None:
+    """The arm that trains on the same rows at as much replay for as long without a contrast, if there is one."""
+    if ARMS[arm].longer > 1:
+        return None
     if ARMS[arm].captions:
         return PREDICTED_CONTROL
     return TOWER_CONTROL if ARMS[arm].tower else CONTROL
+
+
+def rivals_of(arm: str) -> tuple[str, ...]:
+    """The dual encoders that an arm is compared with: of equal steps, and of about as many operations as `both`."""
+    return (DUAL_TWICE,) if ARMS[arm].longer > 1 else (DUAL, LONGER)
 
 
 def contrast_options(arm: Arm) -> dict[str, Any]:

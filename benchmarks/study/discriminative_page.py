@@ -11,9 +11,7 @@ import discriminative_arms as settings
 from discriminative_arms import (
     ARMS,
     BASE,
-    DUAL,
     LEARNING_RATES,
-    LONGER,
     PREDICTED,
     REPLAYED,
     SEEDS,
@@ -21,8 +19,10 @@ from discriminative_arms import (
     TOKENS,
     TOWER,
     TUNED,
+    TWICE,
     Run,
     control_of,
+    rivals_of,
     steps_of,
 )
 from discriminative_evaluation import LOSSES, POOL, POOLS, QUESTIONS, VALIDATION_POOL
@@ -83,8 +83,8 @@ def pairs_of(found: Found) -> Iterator[tuple[str, str]]:
     """Which arms are compared with which."""
     for arm in found:
         if arm in ARMS and ARMS[arm].contrast and not ARMS[arm].dual:
-            against = BASE, control_of(arm), DUAL, LONGER
-            yield from ((arm, other) for other in against if other in found)
+            against = BASE, control_of(arm), *rivals_of(arm)
+            yield from ((arm, other) for other in against if other is not None and other in found)
         if arm in ARMS and arm != TUNED and TUNED in found:
             yield arm, TUNED
 
@@ -107,14 +107,14 @@ def in_short(records: Records, steps: int) -> str:
     what it lost."""
     found = finished(records, steps)
     said = []
-    main = [arm for arm in (TUNED, TOWER, TOKENS, PREDICTED) if arm in found]
+    main = [arm for arm in (TUNED, TOWER, TOKENS, PREDICTED, TWICE) if arm in found]
     if main and BASE in found:
         after = " and ".join(f"{cell(found, arm, 'R@1')} of `{arm}`" for arm in main)
         said.append(
             f"- Retrieval: R@1 among {POOL}, both ways, from {cell(found, BASE, 'R@1')} of the base to {after}; "
             f"chance is {100 / POOL:.1f}."
         )
-        for arm in (each for each in (TUNED, REPLAYED, TOWER, TOKENS, PREDICTED) if each in found):
+        for arm in (each for each in (TUNED, REPLAYED, TOWER, TOKENS, PREDICTED, TWICE) if each in found):
             lost: Any = difference(found, arm, BASE, "questions")
             told = f"`{arm}` {written(lost, 'questions', '+')} points against the base"
             said.append(f"- The world's own questions: {told}, {_verdict(lost)}")
@@ -123,7 +123,7 @@ def in_short(records: Records, steps: int) -> str:
             said.append(
                 f"- Long captions: `{arm}` {written(read, 'loss/captions', '+')} nats a token against the base."
             )
-    for arm, other in ((arm, other) for arm in main for other in (DUAL, LONGER) if other in found):
+    for arm, other in ((own, rival) for own in main for rival in rivals_of(own) if rival in found):
         each = [(metric, difference(found, arm, other, metric)) for metric in ("R@1", *WAYS, "hard negatives")]
         texts = (f"{metric} {written(value, metric, '+')}" for metric, value in each if value is not None)
         said.append(f"- `{arm}` minus `{other}`, in points: {', '.join(texts)}.")
@@ -217,6 +217,7 @@ the answers.
 | `next_token_tower` | the control of both: `next_token` with as much replay and a tower as that of `both_tower` |
 | `both_captions` | as `both_tokens`, with short captions predicted, too, where there is no long one |
 | `next_token_captions` | the control of that: the same rows, predictions, replay and rates, without the contrast |
+| `both_captions_twice`, `dual_twice` | as `both_captions`, and as `dual`, with twice as many steps |
 | `both_soft` | as `both`, with the instructions made soft prompts |
 | `both_no_negatives` | as `both`, without the false captions |
 | `both_last` | as `both`, read by the last state |

@@ -54,7 +54,7 @@ def training_rows(run: Run, arm: Arm) -> tuple[datasets.Dataset, int]:
     steps = [step[:per_step] for step in caption_order(run)]
     if arm.replay:
         replayed = arm.replay * settings.REPLAY_PER_STEP
-        more = order(run.seed, run.steps, settings.NUM_REPLAY, replayed, REPLAY)
+        more = order(run.seed, steps_of(run), settings.NUM_REPLAY, replayed, REPLAY)
         steps = [own + [settings.NUM_CAPTIONS + row for row in other] for own, other in zip(steps, more, strict=True)]
         per_step += replayed
     return table(arm.captions).select([row for step in steps for row in step]), per_step

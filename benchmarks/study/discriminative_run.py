@@ -22,6 +22,7 @@ from discriminative_arms import (
     Arm,
     Run,
     objective_of,
+    steps_of,
 )
 from discriminative_dual import train_dual
 from discriminative_evaluation import embedding_parts, language_parts, packed, validation_scores
@@ -66,7 +67,7 @@ def trainer_of(run: Run, folder: Path, root: Path) -> tuple[AlignTrainer, Any, A
     rows, per_step = training_rows(run, arm)
     settings = settings_of(
         folder,
-        max_steps=run.steps,
+        max_steps=steps_of(run),
         per_device_train_batch_size=per_step,
         train_sampling_strategy="sequential",
         max_tokens_per_forward=None,
@@ -91,8 +92,8 @@ def trainer_of(run: Run, folder: Path, root: Path) -> tuple[AlignTrainer, Any, A
 
 def train(run: Run, folder: Path, root: Path) -> tuple[Any, Any, Encoder, float | None, dict[str, Any]]:
     """The trained model, its processor, its encoder, what its contrast multiplies cosines by, and what it cost."""
-    counted = trainer_of(run._replace(steps=COUNTED_STEPS), folder / "counted", root)[0]
-    flops = count_flops(counted.train) // COUNTED_STEPS
+    short = run._replace(steps=COUNTED_STEPS)
+    flops = count_flops(trainer_of(short, folder / "counted", root)[0].train) // steps_of(short)
     trainer, processor, contrast = trainer_of(run, folder / "run", root)
     started = time.perf_counter()
     trainer.train()

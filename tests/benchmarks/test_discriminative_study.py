@@ -23,6 +23,7 @@ from discriminative_arms import (
     BASE,
     CONTROL,
     DUAL,
+    DUAL_TWICE,
     LEARNING_RATES,
     LONGER,
     PREDICTED,
@@ -31,6 +32,7 @@ from discriminative_arms import (
     SHORT_INSTRUCTION,
     TOWER_CONTROL,
     TUNED,
+    TWICE,
     UNTRAINED,
     Run,
     objective_of,
@@ -170,6 +172,22 @@ def test_a_seed_has_one_order_for_all_arms(small: Any) -> None:
     assert [(row["prompt"], row["chosen"]) for row in short] == [(SHORT_INSTRUCTION, row["caption"]) for row in short]
     assert set(control.select(range(2))["prompt"]) == {IMAGE_INSTRUCTION}
     assert (steps_of(runs[0]), steps_of(Run(LONGER, 1e-3, 0, 4))) == (4, 7)
+
+
+def test_an_arm_of_twice_the_steps_goes_on_with_the_same_rows(small: Any, tmp_path: Path) -> None:
+    own, twice = (discriminative_rows.training_rows(Run(arm, 1e-3, 0, 2), ARMS[arm]) for arm in (PREDICTED, TWICE))
+    assert len(twice[0]) == 2 * len(own[0]) == 4 * twice[1]
+    assert twice[0].select(range(len(own[0])))["id"] == own[0]["id"]
+    assert discriminative_rows.caption_order(Run(DUAL_TWICE, 1e-3, 0, 2)) == discriminative_rows.caption_order(
+        Run(TWICE, 1e-3, 0, 2)
+    )
+    trainer = discriminative_run.trainer_of(Run(TWICE, 1e-3, 0, 2), tmp_path / "run", tmp_path)[0]
+    assert trainer.args.max_steps == 4
+    # Their rival has as many steps; a control of as many there is none of.
+    found = {arm: [] for arm in (BASE, TUNED, PREDICTED, PREDICTED_CONTROL, TWICE, DUAL, LONGER, DUAL_TWICE)}
+    compared = list(pairs_of(found))
+    assert [other for arm, other in compared if arm == TWICE] == [BASE, DUAL_TWICE, TUNED]
+    assert [other for arm, other in compared if arm == PREDICTED] == [BASE, PREDICTED_CONTROL, DUAL, LONGER, TUNED]
 
 
 def test_arms_differ_in_the_terms_that_they_name() -> None:
