@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoProcessor
 
 import mllm_align.models  # noqa: F401  # AutoModel then knows the integrated stages of a tuned tower
 from mllm_align.data.mine.dual_embedder import text_length
+from mllm_align.models.loading import nowhere
 from mllm_align_eval.items import Picture
 from mllm_align_eval.similarity import Vectors, cosines, loaded
 
@@ -48,7 +49,7 @@ class DualEncoder:
             self._processor: Any = AutoProcessor.from_pretrained(name)
             self._model: Any = AutoModel.from_pretrained(name, dtype=dtype)
         except (OSError, ValueError) as error:
-            raise ValueError(f"cannot load {name} with its processor: {error}") from error
+            raise ValueError(f"cannot load {name} with its processor{nowhere(name)}: {error}") from error
         lacking = [side for side in ("get_image_features", "get_text_features") if not hasattr(self._model, side)]
         if lacking or not hasattr(self._processor, "tokenizer"):
             raise ValueError(f"{name} is a {type(self._model).__name__}, which does not embed both images and texts")

@@ -198,7 +198,9 @@ def _control(against: Sequence[Change], changes: Sequence[Change]) -> str:
         reading = ": the pairs alone account for the gain, not the preference objective" if helped else ""
         return f"{plain} is better{where} ({scores}){reading}."
     if signs == {0}:
-        reading = ": no advantage of the preference objective over the pairs themselves is shown" if helped else ""
+        reading = (
+            ": no advantage of the preference objective over the pairs themselves is shown by these" if helped else ""
+        )
         return f"{plain} is as good within the intervals ({scores}){reading}."
     words = {1: "behind", 0: "level", -1: "ahead"}
     parts = [f"{words[c.clear]} on {_name(c)} ({number(c.metric, c.second)} %)" for c in against]

@@ -8,8 +8,13 @@ from typing import Any
 
 from mllm_align.cli.asked import images_by_benchmark, items_of, named
 from mllm_align.cli.commands import add_command
-from mllm_align.cli.scoring import DATA_HELP, NAMES
+from mllm_align.cli.scoring import DATA_HELP, known
 
+# Those of `scoring.NAMES` that are answered by similarities.
+NAMES = (
+    "aro, coco_retrieval, flickr30k, mmvp_vlm, sugarcrepe_captions, sugarcrepe_pp, winoground, world_negatives, "
+    "world_retrieval, world_sugarcrepe_pp, world_zero_shot, zero_shot"
+)
 DEFAULT = ["world_retrieval", "world_negatives"]
 
 
@@ -42,6 +47,9 @@ def _encoders(arguments: argparse.Namespace) -> None:
     from mllm_align_eval.report import print_table
     from mllm_align_eval.report.ties import ties_texts
 
+    for name in arguments.benchmark:
+        if known(name) not in NAMES.split(", "):
+            raise ValueError(f"{name} is not answered by similarities, which is all that encoders have: name {NAMES}")
     models = named(arguments.encoders, "MODEL")
     items: list[Any] = items_of(arguments.benchmark, arguments.data, images_by_benchmark(arguments.images))
     like = next((model for model in models.values() if has_embedding(model)), None)

@@ -90,7 +90,7 @@ def _leaving_no_folder(folder: Path) -> Iterator[None]:
 
 
 def _recipes(arguments: argparse.Namespace) -> None:
-    from mllm_align.recipe.load import description, packaged_recipes
+    from mllm_align.recipe.load import description, known_recipes, packaged_recipes
     from mllm_align.recipe.schema import RecipeError
 
     known = packaged_recipes()
@@ -100,7 +100,7 @@ def _recipes(arguments: argparse.Namespace) -> None:
     elif arguments.name in known:
         print(known[arguments.name], end="")
     else:
-        raise RecipeError(f"there is no recipe {arguments.name!r}; known: {', '.join(sorted(known))}")
+        raise RecipeError(f"there is no recipe {arguments.name!r}; {known_recipes(arguments.name)}")
 
 
 def _export(arguments: argparse.Namespace) -> None:

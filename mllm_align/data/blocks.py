@@ -124,10 +124,10 @@ class BlockJob:
             if any(key in inputs for key in changed):
                 raise ValueError(self._other_input(before.get("rows"), made_before, content["rows"], made_of))
             if changed:
-                key = changed[0]
+                key, old, new = _first_change(changed[0], before.get(changed[0]), content.get(changed[0]))
                 raise ValueError(
-                    f"{self.folder} holds a job with {key} {before.get(key)!r}, this one has {content.get(key)!r}: "
-                    "name another output, or remove that folder to begin anew"
+                    f"{self.folder} holds a job with {key} {old!r}, this one has {new!r}: name another output, or "
+                    "remove that folder to begin anew"
                 )
             return
         # Every process writes the same.
@@ -162,3 +162,11 @@ class BlockJob:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"block-{number:06d}.parquet"
+
+
+def _first_change(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    """Where two settings differ first, and how; of groups of settings the first of them that does."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return key, old, new
+    name = next(name for name in sorted({*old, *new}) if old.get(name) != new.get(name))
+    return _first_change(name, old.get(name), new.get(name))

@@ -15,7 +15,7 @@ from transformers.utils.hub import cached_file
 
 from mllm_align.contract import Embedding, EmbeddingHead, Feature
 from mllm_align.models.export import EMBEDDING_FILES
-from mllm_align.models.loading import model_path
+from mllm_align.models.loading import model_path, nowhere
 
 SETTINGS_FILE, WEIGHTS_FILE = EMBEDDING_FILES
 VERSION = 1
@@ -86,7 +86,11 @@ def save_embedding(
 
 
 def has_embedding(folder: str | os.PathLike[str]) -> bool:
-    """Whether an embedding lies beside what is in a folder."""
+    """Whether an embedding lies beside what is in a folder.
+
+    Raises:
+        ValueError: If it can be nothing but a folder, and is not there.
+    """
     return (Path(model_path(os.fspath(folder))) / SETTINGS_FILE).is_file()
 
 
@@ -103,8 +107,9 @@ def load_embedding(folder: str | os.PathLike[str]) -> KeptEmbedding:
     file = file_of(name, SETTINGS_FILE)
     if file is None:
         raise ValueError(
-            f"no embedding in {name!r}: {SETTINGS_FILE} is missing. Train with an objective of images and texts (such "
-            "as InfoNCE), or measure the model as it is with Encoder.zero_shot (encode --zero-shot)"
+            f"no embedding in {name!r}: {SETTINGS_FILE} is missing{nowhere(model_path(name))}. Train with an "
+            "objective of images and texts (such as InfoNCE), or measure the model as it is with Encoder.zero_shot "
+            "(encode --zero-shot)"
         )
     try:
         settings: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))

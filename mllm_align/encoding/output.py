@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from mllm_align.data.mine.listing import SUFFIXES
 
@@ -15,7 +16,7 @@ def images_in(folder: str | os.PathLike[str]) -> list[Path]:
     """The images of a folder and of those below it, by name; other files are passed over.
 
     Raises:
-        ValueError: If there is no such folder, or no image in it.
+        ValueError: If there is no such folder, no image in it, or a file that is called like one is none.
     """
     place = Path(folder)
     if not place.is_dir():
@@ -24,6 +25,11 @@ def images_in(folder: str | os.PathLike[str]) -> list[Path]:
     found = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not found:
         raise ValueError(f"no image in {str(place)!r}: files of {', '.join(SUFFIXES)} are read")
+    for file in found:
+        try:
+            Image.open(file).close()  # its head alone, so that hours of reading do not end here
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{str(file)!r} is no image that can be read: mend it, or move it away") from error
     return found
 
 

@@ -63,8 +63,8 @@ def texts_to_read(embedding: Embedding, texts: Any) -> Reading:
     feature = embedding.features["text"]
     if feature.source == "text":
         raise ValueError(
-            f"this embedding reads a text as the response to a prompt: give rows with 'prompt' and "
-            f"{feature.column!r}, and side='text'"
+            "this embedding reads a text as the response to a prompt, not alone: encode(rows=[...], side='text') "
+            f"takes rows with 'prompt' and {feature.column!r}"
         )
     if feature.column == "prompt":
         raise ValueError(

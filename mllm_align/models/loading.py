@@ -58,6 +58,8 @@ def load_model(
     arguments = model if isinstance(model, ModelArguments) else ModelArguments(model_name_or_path=os.fspath(model))
     arguments = replace(arguments, **overrides)
     name = model_path(arguments.model_name_or_path)
+    if adapter is not None:
+        model_path(adapter)
     target = _device(device)
     config = _config(name, arguments)
     family_of(config)
@@ -83,13 +85,25 @@ def model_path(name: str | os.PathLike[str] | None) -> str:
     """The folder of the small model that comes with the package for "demo-base"; any other name as it is.
 
     Raises:
-        ValueError: If no model is named.
+        ValueError: If no model is named, or a folder that is not there.
     """
     if not name:
         raise ValueError("model_name_or_path is missing: name a Hub id or a folder")
     if name != DEMO_BASE:
+        # What no Hub id looks like is not asked for there, which without a network takes half a minute.
+        if _only_a_path(os.fspath(name)) and not Path(name).exists():
+            raise ValueError(f"there is no folder {os.fspath(name)!r}: name one, or a Hub id (owner/name)")
         return os.fspath(name)
     return str(Path(str(resources.files("mllm_align"))) / "demo" / "base")
+
+
+def nowhere(name: str) -> str:
+    """What to add to "no such model on the Hub": that there is no folder of that name either, or nothing."""
+    return "" if Path(name).exists() else f" (nor is there a folder {name!r} here)"
+
+
+def _only_a_path(name: str) -> bool:
+    return name.startswith((".", "~", "/")) or Path(name).is_absolute() or len(Path(name).parts) > 2
 
 
 def load_processor(model: str | os.PathLike[str], arguments: ModelArguments | None = None) -> Any:
@@ -152,7 +166,7 @@ def _config(name: str, arguments: ModelArguments) -> Any:
     try:
         return AutoConfig.from_pretrained(name, **arguments.loading_kwargs())
     except (OSError, ValueError) as error:
-        raise ValueError(f"no model could be loaded from {name!r}: {_first_line(error)}") from error
+        raise ValueError(f"no model could be loaded from {name!r}{nowhere(name)}: {_first_line(error)}") from error
 
 
 def _base_model(name: str, config: Any, arguments: ModelArguments, device: torch.device) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,14 @@ def _find(name_or_path: str | os.PathLike[str]) -> tuple[str, str, Path | None]:
     name = path.name.removesuffix(".yaml") if path.parent in (Path("."), Path("recipes")) else str(path)
     if name in known:
         return known[name], name, None
-    raise RecipeError(f"there is no file {str(path)!r}, and no recipe of that name; known: {', '.join(sorted(known))}")
+    raise RecipeError(f"there is no file {str(path)!r}, and no recipe of that name; {known_recipes(name)}")
+
+
+def known_recipes(name: str) -> str:
+    """For messages: which packaged recipe may have been meant, and all that there are."""
+    known = sorted(packaged_recipes())
+    near = get_close_matches(name.removesuffix(".yaml"), known, n=1, cutoff=0.5)
+    return f"{f'did you mean {near[0]!r}? ' if near else ''}known: {', '.join(known)}"
 
 
 def _parse(text: str, where: str) -> Any:

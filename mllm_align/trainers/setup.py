@@ -324,12 +324,18 @@ def sees_all_ranks(args: AlignConfig, objective: Objective) -> bool:
     return wanted and args.world_size > 1
 
 
-def warn_of_lone_rows(args: AlignConfig, objective: Objective) -> None:
-    """Says so where a text is compared with nothing: a contrast of one row has a loss of 0."""
+def check_lone_rows(args: AlignConfig, objective: Objective) -> None:
+    """Refuses a contrast of one row, which has a loss of 0.
+
+    Raises:
+        ValueError: If a text is compared with nothing: neither other rows, nor negatives of its own, nor a memory.
+    """
     rows = args.per_device_train_batch_size * (args.world_size if sees_all_ranks(args, objective) else 1)
     compared = [f for f in objective.needs.features if f.source in ("text", "embedding") and not f.of_phrases]
-    if compared and rows == 1 and args.max_tokens_per_batch is None and not _keeps_memory(objective):
-        logger.warning(
+    listed = any(f.column == "negatives" for f in objective.needs.features)
+    alone = rows == 1 and args.max_tokens_per_batch is None
+    if compared and alone and not listed and not _keeps_memory(objective):
+        raise ValueError(
             "features of one row are compared with nothing: set per_device_train_batch_size above 1 (cache_gradients "
             "makes room); gradient accumulation adds no negatives"
         )

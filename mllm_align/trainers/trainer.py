@@ -166,7 +166,7 @@ class AlignTrainer(Trainer):
         self.sampler = loader.sampler_of(args, recorder, train, policy, self.options, objective)
         self._window = Window()
         self.together = setup.sees_all_ranks(args, objective)
-        setup.warn_of_lone_rows(args, objective)
+        setup.check_lone_rows(args, objective)
         self._averages, self._eval_averages = Averages(), Averages()
         self._term_gradients = TermGradients(args.log_term_gradients_every)
         self._weights: dict[str, float] = {}

@@ -103,10 +103,14 @@ def test_nothing_is_read_where_one_side_cannot_be(
 ) -> None:
     folder = save_tiny("llava", tmp_path / "trained")
     save_embedding(InfoNCE().embedding, folder)
-    (images / "broken.png").write_text("no picture")
     command = ["encode", str(folder), "--images", str(images), "--texts", str(texts)]
     assert main([*command, "--output", str(tmp_path / "v.npz")]) == 2
-    assert "this embedding reads a text as the response to a prompt" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "this embedding reads a text as the response to a prompt" in said
+    assert "batch/s" not in said  # nothing was read
+    (images / "broken.png").write_text("no picture")
+    assert main([*command, "--output", str(tmp_path / "v.npz")]) == 2
+    assert "broken.png' is no image that can be read" in capsys.readouterr().err
 
 
 def test_empty_inputs(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,6 +70,16 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, num_rows: int, chang
         job(tmp_path, num_rows, **change)
 
 
+def test_of_settings_in_groups_the_one_that_differs_is_named(tmp_path: Path) -> None:
+    settings = {"choice": {"per_row": 1, "more": {"margin": 0.05, "seed": 0}}}
+    BlockJob(tmp_path, settings, 3, SCHEMA)
+    settings["choice"]["more"] = {"margin": 0.1, "seed": 0}  # type: ignore[index]
+    with pytest.raises(ValueError, match=r"holds a job with margin 0\.05, this one has 0\.1: name another output"):
+        BlockJob(tmp_path, settings, 3, SCHEMA)
+    with pytest.raises(ValueError, match=r"holds a job with choice \{.*\}, this one has None"):
+        BlockJob(tmp_path, {}, 3, SCHEMA)
+
+
 def test_no_rows_and_blocks_without_records_are_fine(tmp_path: Path) -> None:
     empty = job(tmp_path / "none", 0)
     assert empty.run(square, "squares", progress=False) == 0

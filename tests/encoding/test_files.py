@@ -53,7 +53,11 @@ def test_without_heads_there_are_no_weights(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["embedding.json"]
     assert load_embedding(tmp_path).embedding == Embedding(PLAIN, {})
     assert has_embedding(tmp_path)
-    assert not has_embedding(tmp_path / "other")
+    assert not has_embedding("nobody/other")
+    with pytest.raises(ValueError, match=r"there is no folder '.*other'"):
+        has_embedding(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"embedding.json is missing \(nor is there a folder 'runs/nope' here\)"):
+        load_embedding("runs/nope")
 
 
 def test_the_model_that_comes_with_the_package_is_known_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

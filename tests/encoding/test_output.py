@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mllm_align.encoding.output import free_file, images_in, save_vectors, texts_in
 
@@ -11,11 +12,14 @@ from mllm_align.encoding.output import free_file, images_in, save_vectors, texts
 def test_images_by_name_and_nothing_else(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", "notes.txt", "deep/er/c.webp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
+        Image.new("RGB", (4, 4)).save(tmp_path / name) if name != "notes.txt" else (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     assert [str(each.relative_to(tmp_path)) for each in images_in(tmp_path)] == ["a.JPG", "b.png", "deep/er/c.webp"]
     with pytest.raises(ValueError, match="no folder of images at"):
         images_in(tmp_path / "b.png")
+    (tmp_path / "d.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"d\.png' is no image that can be read: mend it, or move it away"):
+        images_in(tmp_path)
 
 
 def test_texts_are_lines(tmp_path: Path) -> None:

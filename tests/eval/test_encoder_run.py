@@ -112,5 +112,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert cut["arms"]["before"] != results["arms"]["before"]
     assert main([*command, "--dimensions", "400", "--output", str(tmp_path / "more")]) == 2
     assert "vectors have 16 numbers: 400 of them cannot be kept" in capsys.readouterr().err
+    assert main([*command[:-1], "pope", "--output", str(tmp_path / "pope")]) == 2
+    assert "pope is not answered by similarities" in capsys.readouterr().err
     assert main(["eval", "encoders", "x/a", "y/a", "--output", str(tmp_path / "no")]) == 2
     assert "x/a and y/a would both be called 'a'" in capsys.readouterr().err

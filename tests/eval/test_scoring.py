@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mllm_align.cli import main
+from mllm_align.cli import encoders, main
 from mllm_align.cli.scoring import NAMES, PARSERS
 from mllm_align_eval import benchmark
 from mllm_align_eval.answer_file import read_answers
@@ -190,6 +190,7 @@ def test_commands_name_what_is_not_there(
 
 def test_what_the_help_says() -> None:
     assert ", ".join(sorted(BENCHMARKS)) == NAMES
+    assert ", ".join(sorted(name for name, each in BENCHMARKS.items() if each.ties is not None)) == encoders.NAMES
     assert PARSERS == benchmark.PARSERS
 
 

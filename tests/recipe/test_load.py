@@ -95,8 +95,10 @@ def test_file_that_is_no_yaml(file):
 
 def test_unknown_recipe_lists_the_known_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RecipeError, match="no recipe of that name; known: chip_llava16_7b, clim, cloc_like, "):
+    with pytest.raises(RecipeError, match=r"that name; did you mean 'svco_llava15_7b'\? known: chip_llava16_7b, c"):
         load_recipe("svco_llava")
+    with pytest.raises(RecipeError, match="no recipe of that name; known: chip_llava16_7b, clim, cloc_like, "):
+        load_recipe("xyz")
 
 
 def test_packaged_recipe_by_name_from_any_folder(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from mllm_align.trainers.config import AlignConfig
 from mllm_align.trainers.setup import (
     NeedsOfSources,
     apply_peft,
+    check_lone_rows,
     check_sources,
     resolve_model,
     resolve_reference,
-    warn_of_lone_rows,
     warn_of_unshared_prompts,
 )
 from runs import lora, make_trainer, pair_rows
@@ -201,12 +202,16 @@ def test_back_ends_that_cannot_share_prompts_are_told(caplog: pytest.LogCaptureF
 
 
 @pytest.mark.parametrize(
-    ("objective", "rows", "warned"),
-    [(InfoNCE(), 1, True), (InfoNCE(), 2, False), (InfoNCE(memory=8), 1, False), (DPO(), 1, False)],
+    ("objective", "rows", "alone"),
+    [
+        (InfoNCE(), 1, True),
+        (InfoNCE(), 2, False),
+        (InfoNCE(memory=8), 1, False),
+        (InfoNCE(negatives=True, text_prompt="Name it:"), 1, False),
+        (DPO(), 1, False),
+    ],
 )
-def test_rows_that_are_compared_with_nothing_are_told(
-    caplog: pytest.LogCaptureFixture, objective: Any, rows: int, warned: bool
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        warn_of_lone_rows(AlignConfig("x", per_device_train_batch_size=rows, use_cpu=True), objective)
-    assert ("compared with nothing" in caplog.text) == warned
+def test_rows_that_are_compared_with_nothing_are_refused(objective: Any, rows: int, alone: bool) -> None:
+    args = AlignConfig("x", per_device_train_batch_size=rows, use_cpu=True)
+    with pytest.raises(ValueError, match="compared with nothing") if alone else nullcontext():
+        check_lone_rows(args, objective)
