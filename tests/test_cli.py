@@ -102,10 +102,11 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert f"usage: mllm-align {command}" in capsys.readouterr().out
 
 
-def test_recipes_are_listed_with_their_first_line_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_are_listed_with_their_first_sentence_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out
     assert "svco_llava15_7b\n    S-VCO (Wu et al., 2025" in listed
+    assert "beside next-token on instruction\n    data.\nsvco_qwen25vl_7b\n" in listed
     assert main(["recipes", "demo_svco"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["model_name_or_path"] == "demo-base"
     assert "known: chip_llava16_7b, clim, cloc_like, " in refused(capsys, "recipes", "demo_scvo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,7 +97,8 @@ def _recipes(arguments: argparse.Namespace) -> None:
     known = packaged_recipes()
     if arguments.name is None:
         for name, text in sorted(known.items()):
-            print(f"{name}\n    {description(text).splitlines()[0]}")
+            first = " ".join(description(text).split()).split(". ")[0].rstrip(".")
+            print(f"{name}\n{textwrap.indent(textwrap.fill(f'{first}.', 100), '    ')}")
     elif arguments.name in known:
         print(known[arguments.name], end="")
     else:

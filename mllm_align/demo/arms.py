@@ -72,7 +72,7 @@ def train_arms(recipes: Mapping[str, Recipe], folder: Path, show: Callable[[Prog
         }
         while not all(future.done() for future in running.values()):
             with contextlib.suppress(queue.Empty):
-                show(events.get(timeout=0.2))
+                show(Progressed(*events.get(timeout=0.2)))
         return {name: future.result() for name, future in running.items()}
 
 
@@ -111,4 +111,6 @@ class StepReport(TrainerCallback):
     ) -> None:
         """One step further."""
         logged = [entry["loss"] for entry in state.log_history[-2:] if "loss" in entry]
-        self.events.put(Progressed(self.arm, state.global_step, state.max_steps, logged[-1] if logged else None))
+        told = Progressed(self.arm, state.global_step, state.max_steps, logged[-1] if logged else None)
+        # As a plain tuple: the process that keeps the queue would else import all that this module does.
+        self.events.put(tuple(told))

@@ -73,7 +73,7 @@ def texts_to_read(embedding: Embedding, texts: Any) -> Reading:
     rows = []
     for place, text in enumerate(_entries(texts, "texts")):
         if not isinstance(text, str):
-            raise ValueError(f"texts[{place}] is a {type(text).__name__}, not a text; images go to images=")
+            raise ValueError(f"texts[{place}] must be a text, not {type(text).__name__}; images go to images=")
         if not text.strip():
             raise ValueError(f"texts[{place}] is empty: give something to read, or leave it out")
         rows.append({TEXT_COLUMN: text})

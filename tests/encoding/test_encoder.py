@@ -234,7 +234,7 @@ def test_pixels_are_bounded_as_in_training(pictures: list[Any]) -> None:
         ({"texts": "a text"}, "texts must be a list, got str: put a single one in a list"),
         ({"images": "a.png"}, "images must be a list, got str"),
         ({"texts": ["a", " "]}, r"texts\[1\] is empty"),
-        ({"texts": ["a", 3]}, r"texts\[1\] is a int, not a text"),
+        ({"texts": ["a", 3]}, r"texts\[1\] must be a text, not int"),
         ({"images": [[]]}, r"images\[0\] lists no image"),
         (
             {"images": [[Image.new("RGB", (8, 8)), "/nowhere/a.png"]]},
