@@ -117,8 +117,8 @@ def test_passes_run_again_under_autocast(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_batches_without_a_row_of_a_features_source(cached: bool, tmp_path: Path) -> None:
-    """Rows come one by one, so most batches lack one source or the other."""
-    objective = Weighted((InfoNCE(), 1.0, "pairs"), (NextToken(matched=False), 0.5, "instructions"))
+    """Rows come one by one, so most batches lack one source or the other; pairs are compared with earlier ones."""
+    objective = Weighted((InfoNCE(memory=4), 1.0, "pairs"), (NextToken(matched=False), 0.5, "instructions"))
     rows = [{**row, "source": "pairs"} for row in pair_rows(2)]
     rows += [{**row, "source": "instructions"} for row in pair_rows(2)]
     trainer = make_trainer(
