@@ -132,14 +132,14 @@ What is not learned is the other way round, from what is shown to the name, but 
 steps of "where", from the base and behind these stages, with names as answers and with numbers, and even with the
 pictures always in order, stayed at even odds.
 
-Nor does a model of this size read the name off what it has said itself. Four runs (seed 1, 1,600 to 2,200 steps, scored
-on validation) had as their answer how the object looks in picture one, how in picture two, and only then which it was.
-Without more ado it said right, in either order, what both show ("the square in picture one is green, the square in
-picture two is blue": 99 % of 200), and then named one of the two at even odds; with a "yes" or "no" behind each look,
-or where the last sentence says the colour once more before the name, it did no better. That it fails at words against
-words is seen without any picture: from two such sentences and then the question, the name is learned within 500 steps
-of 64 rows; from the question and then the sentences, which is the order of an answer, it is not within 600. Rows of the
-first kind mixed in did not help.
+Nor does a model of this size read the name off what it has said itself. Four runs (seed 1, 1,600 to 2,200 steps,
+scored on validation) had as their answer how the object looks in picture one, how in picture two, and only then which
+it was. Without more ado it said right, in either order, what both show ("the square in picture one is green, the
+square in picture two is blue": 99 % of 200), and then named one of the two at even odds; with a "yes" or "no" behind
+each look, or where the last sentence says the colour once more before the name, it did no better. That it fails at
+words against words is seen without any picture: from two such sentences and then the question, the name is learned
+within 500 steps of 64 rows; from the question and then the sentences, which is the order of an answer, it is not
+within 600. Rows of the first kind mixed in did not help.
 
 A run took {costs} of a CPU thread beside other work.
 """
