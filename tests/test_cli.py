@@ -173,6 +173,12 @@ def test_data_check_shows_a_row_as_the_model_will_see_it(
     assert "3 rows" in shown
     assert shown.count("\nview ") == 6
     assert "<image>[x16]" in shown
+    rows = recipe.parent / "captions.jsonl"
+    row = {"image": "0.png", "caption": "red", "negatives": ["blue", "green"]}
+    rows.write_text(json.dumps(row | {"image": json.loads(Path(file).read_text().splitlines()[0])["image"]}))
+    objective = "{name: info_nce, text: caption, text_prompt: 'In a word:', negatives: true}"
+    assert main(["data", "check", str(rows), "--model", str(model), "--objective", objective]) == 0
+    assert capsys.readouterr().out.count("\nview <negatives>") == 2
 
 
 @pytest.mark.parametrize(
@@ -205,6 +211,8 @@ def test_data_check_refuses_a_row_that_cannot_be_trained_on(
         (["train", "svco_llava15_7b", "--set", "train.use_cpu=true"], "there is no file or folder data/mvc.json"),
         (["data", "check", "world:pears"], "world:pairs"),
         (["data", "check", "world:pairs", "--objective", "scvo"], "did you mean 'svco'"),
+        (["data", "check", "world:pairs", "--objective", "{name: svco"], "is neither a name nor YAML"),
+        (["data", "check", "world:pairs", "--objective", "{name: svco, symetric: true}"], "did you mean 'symmetric'"),
         (["report", "no_such_folder"], "no results in no_such_folder"),
     ],
 )

@@ -17,7 +17,8 @@ def add(data: Any) -> None:
     check.add_argument(
         "rows", help="a file, a folder, a dataset on the Hub, or world:pairs, world:correspondence, ..."
     )
-    check.add_argument("--objective", default="svco", help="name or import path (default: %(default)s)")
+    text = "as a recipe has it: name, import path, or {name: discriminative, negatives: true} (default: %(default)s)"
+    check.add_argument("--objective", default="svco", help=text)
     check.add_argument(
         "--model", help="whose processor reads the rows (default: demo-base); with --balance, asked without the image"
     )
@@ -46,6 +47,16 @@ def _check(arguments: argparse.Namespace) -> None:
         _fit(rows, arguments)
 
 
+def _spec(text: str) -> Any:
+    """What --objective says, as YAML like a recipe's."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--objective {text!r} is neither a name nor YAML: {str(error).splitlines()[0]}") from error
+
+
 def _fit(rows: Any, arguments: argparse.Namespace) -> None:
     from transformers import AutoConfig
 
@@ -60,7 +71,7 @@ def _fit(rows: Any, arguments: argparse.Namespace) -> None:
 
     # An objective of the user's own may lie in the working folder, as for a recipe.
     sys.path.append(str(Path.cwd()))
-    objective = objective_from(arguments.objective)
+    objective = objective_from(_spec(arguments.objective))
     name = model_path(arguments.model or "demo-base")
     processor = load_processor(name)
     config = AutoConfig.from_pretrained(name)
