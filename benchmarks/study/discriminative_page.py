@@ -217,7 +217,7 @@ the answers.
 | `next_token_tower` | the control of both: `next_token` with as much replay and a tower as that of `both_tower` |
 | `both_captions` | as `both_tokens`, with short captions predicted, too, where there is no long one |
 | `next_token_captions` | the control of that: the same rows, predictions, replay and rates, without the contrast |
-| `both_captions_twice`, `dual_twice` | as `both_captions`, and as `dual`, with twice as many steps |
+| `both_captions_twice`, `dual_twice` | as `both_captions`, and as `dual`, with twice as many steps at the same rates |
 | `both_soft` | as `both`, with the instructions made soft prompts |
 | `both_no_negatives` | as `both`, without the false captions |
 | `both_last` | as `both`, read by the last state |

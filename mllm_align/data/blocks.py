@@ -169,4 +169,4 @@ def _first_change(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return key, old, new
     name = next(name for name in sorted({*old, *new}) if old.get(name) != new.get(name))
-    return _first_change(name, old.get(name), new.get(name))
+    return _first_change(f"{key}.{name}", old.get(name), new.get(name))

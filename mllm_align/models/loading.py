@@ -58,8 +58,6 @@ def load_model(
     arguments = model if isinstance(model, ModelArguments) else ModelArguments(model_name_or_path=os.fspath(model))
     arguments = replace(arguments, **overrides)
     name = model_path(arguments.model_name_or_path)
-    if adapter is not None:
-        model_path(adapter)
     target = _device(device)
     config = _config(name, arguments)
     family_of(config)

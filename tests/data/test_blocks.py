@@ -74,7 +74,7 @@ def test_of_settings_in_groups_the_one_that_differs_is_named(tmp_path: Path) -> 
     settings = {"choice": {"per_row": 1, "more": {"margin": 0.05, "seed": 0}}}
     BlockJob(tmp_path, settings, 3, SCHEMA)
     settings["choice"]["more"] = {"margin": 0.1, "seed": 0}  # type: ignore[index]
-    with pytest.raises(ValueError, match=r"holds a job with margin 0\.05, this one has 0\.1: name another output"):
+    with pytest.raises(ValueError, match=r"holds a job with choice\.more\.margin 0\.05, this one has 0\.1: name"):
         BlockJob(tmp_path, settings, 3, SCHEMA)
     with pytest.raises(ValueError, match=r"holds a job with choice \{.*\}, this one has None"):
         BlockJob(tmp_path, {}, 3, SCHEMA)

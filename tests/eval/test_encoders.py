@@ -92,8 +92,10 @@ def test_a_dual_encoder(tmp_path, pictures):
 
 
 def test_what_is_no_encoder(trained, tmp_path, pictures):
-    with pytest.raises(ValueError, match=r"cannot load .*nothing with its processor"):
+    with pytest.raises(ValueError, match=r"there is no folder '.*nothing'"):
         encoder_of(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"cannot load nobody/nothing with its processor \(nor is there a folder"):
+        encoder_of("nobody/nothing")
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"no embedding in .*: embedding\.json is missing"):
         encoder_of(tmp_path)

@@ -72,7 +72,7 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
         put_tower(model, tmp_path / "staged", tmp_path / "a")
     with pytest.raises(ValueError, match="cannot load the tower"):
         put_tower(model, tmp_path / "nothing", tmp_path / "a")
-    with pytest.raises(ValueError, match="cannot load the model"):
+    with pytest.raises(ValueError, match="there is no folder"):
         put_tower(tmp_path / "nothing", dual, tmp_path / "a")
     with pytest.raises(ValueError, match="has something in it"):
         put_tower(model, dual, model)

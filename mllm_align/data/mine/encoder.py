@@ -133,7 +133,9 @@ def _processor_of(name: str) -> Any:
     try:
         AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise DataError(f"{name} is neither a model's folder nor a model on the Hub in reach: {error}") from None
+        raise DataError(
+            f"{name} is neither a model's folder nor a model on the Hub in reach: {str(error).splitlines()[0]}"
+        ) from None
     try:
         return AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError, ImportError) as error:

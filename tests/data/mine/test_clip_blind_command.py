@@ -121,7 +121,8 @@ def test_what_is_refused(
     assert "rows are written to" in refused(output=tmp_path / "out.txt")
     assert "has no column 'caption'" in refused("--texts", "caption")
     assert "holds no embeddings" in refused("--vectors", folder, folder)
-    assert "neither a model's folder nor" in refused("--meaning", tmp_path / "none")
+    assert "there is no folder" in refused("--meaning", tmp_path / "none")
+    assert "neither a model's folder nor" in refused("--meaning", "nobody/none")
     with pytest.raises(SystemExit):
         command(encoders, folder, out, "--device", "gpu")
     assert "argument --device: 'gpu' cannot be used" in capsys.readouterr().err
