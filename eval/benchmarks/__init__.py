@@ -28,6 +28,7 @@ from mllm_align_eval.benchmarks.world_correspondence import WORLD_CORRESPONDENCE
 from mllm_align_eval.benchmarks.world_documents import WORLD_DOCUMENTS
 from mllm_align_eval.benchmarks.world_retrieval import WORLD_NEGATIVES, WORLD_RETRIEVAL
 from mllm_align_eval.benchmarks.world_sugarcrepe_pp import WORLD_SUGARCREPE_PP
+from mllm_align_eval.benchmarks.world_winoground import WORLD_WINOGROUND
 from mllm_align_eval.benchmarks.world_zero_shot import WORLD_ZERO_SHOT
 from mllm_align_eval.benchmarks.zero_shot import ZERO_SHOT
 
@@ -63,6 +64,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         WORLD_NEGATIVES,
         WORLD_RETRIEVAL,
         WORLD_SUGARCREPE_PP,
+        WORLD_WINOGROUND,
         WORLD_ZERO_SHOT,
         ZERO_SHOT,
     )

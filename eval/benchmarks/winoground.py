@@ -22,6 +22,7 @@ ORIGIN = "https://huggingface.co/datasets/facebook/winoground (data/examples.jso
 IMAGES = "https://huggingface.co/datasets/facebook/winoground (data/images.zip; gated)"
 CAPTIONS = ("caption_0", "caption_1")
 IMAGE_COLUMNS = ("image_0", "image_1")
+CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
 COLUMNS = ("id", *IMAGE_COLUMNS, *CAPTIONS)
 
 
@@ -57,7 +58,9 @@ def _example(row: Mapping[str, Any], where: str, pictures: Sequence[Picture]) ->
     ]
 
 
-def winoground_score(items: Sequence[Item], answers: Mapping[str, Answer], parser: str) -> Measures:
+def winoground_score(
+    items: Sequence[Item], answers: Mapping[str, Answer], parser: str, *, name: str = "winoground"
+) -> Measures:
     """`text`: each image's own caption scores higher; `image`: each caption's own image; `group`: both.
 
     All comparisons are strict, so a constant score gets nothing; `tied` counts the examples with a tie. Also by the
@@ -68,21 +71,28 @@ def winoground_score(items: Sequence[Item], answers: Mapping[str, Answer], parse
     if not scores:
         return found
     examples = _examples(items)
-    right = {name: _judge([scores[item.id] for item in two], name) for name, two in examples.items()}
-    kinds = {name: two[0].kind for name, two in examples.items()}
-    found |= _shares("winoground", right)
+    right = {pair: _judge([scores[item.id] for item in two], pair) for pair, two in examples.items()}
+    kinds = {pair: two[0].kind for pair, two in examples.items()}
+    found |= _shares(name, right)
     for kind in dict.fromkeys(kinds.values()) if len(set(kinds.values())) > 1 else ():
-        found |= _shares(f"winoground/{kind}", {name: value for name, value in right.items() if kinds[name] == kind})
+        found |= _shares(f"{name}/{kind}", {pair: value for pair, value in right.items() if kinds[pair] == kind})
     return found
 
 
-def tied_examples(items: Sequence[Item], answers: Mapping[str, Answer]) -> Measures:
-    """`winoground/pairs/tied`: the examples of which one of the four comparisons, by image or caption, is level."""
+def tied_examples(items: Sequence[Item], answers: Mapping[str, Answer], *, name: str = "winoground") -> Measures:
+    """`<name>/pairs/tied`: the examples of which one of the four comparisons, by image or caption, is level."""
     level = {}
-    for name, members in _examples(items).items():
+    for pair, members in _examples(items).items():
         rows = [answers[item.id].scores for item in members]
-        level[name] = float(any(len(set(line)) < len(line) for line in (*rows, *zip(*rows, strict=True))))
-    return {"winoground/pairs/tied": Measure(mean_metric(list(level.values())), tuple(level))}
+        level[pair] = float(any(len(set(line)) < len(line) for line in (*rows, *zip(*rows, strict=True))))
+    return {f"{name}/pairs/tied": Measure(mean_metric(list(level.values())), tuple(level))}
+
+
+def score_chance(items: Sequence[Item], *, name: str = "winoground") -> dict[str, float]:
+    """The metrics where four scores are in random order."""
+    kinds = dict.fromkeys(item.kind for item in items)
+    heads = [name, *(f"{name}/{kind}" for kind in kinds if len(kinds) > 1)]
+    return {f"{head}/{key}": value for head in heads for key, value in CHANCE.items()}
 
 
 def _examples(items: Sequence[Item]) -> dict[str, list[Item]]:
@@ -123,4 +133,5 @@ WINOGROUND = Benchmark(
     primary="winoground/group",
     hub=(Hub("facebook/winoground", hub_items),),
     ties=tied_examples,
+    chance=score_chance,
 )

@@ -44,6 +44,7 @@ BENCHMARKS = {
     "world_negatives": "Rendered hard negatives",
     "world_retrieval": "Rendered retrieval",
     "world_sugarcrepe_pp": "Rendered SugarCrepe++",
+    "world_winoground": "Rendered Winoground",
     "world_zero_shot": "Rendered zero-shot classification",
     "zero_shot": "Zero-shot classification",
 }

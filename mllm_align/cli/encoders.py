@@ -13,7 +13,7 @@ from mllm_align.cli.scoring import DATA_HELP, known
 # Those of `scoring.NAMES` that are answered by similarities.
 NAMES = (
     "aro, coco_retrieval, flickr30k, mmvp_vlm, sugarcrepe_captions, sugarcrepe_pp, winoground, world_negatives, "
-    "world_retrieval, world_sugarcrepe_pp, world_zero_shot, zero_shot"
+    "world_retrieval, world_sugarcrepe_pp, world_winoground, world_zero_shot, zero_shot"
 )
 DEFAULT = ["world_retrieval", "world_negatives"]
 

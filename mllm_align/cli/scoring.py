@@ -15,7 +15,7 @@ NAMES = (
     "amber, aro, chair, coco_retrieval, cvbench, docvqa, flickr30k, hallusion, infovqa, mmhal, mmvm, mmvp, "
     "mmvp_vlm, objhal, own, pope, popev2, realworldqa, scienceqa, sugarcrepe, sugarcrepe_captions, "
     "sugarcrepe_pp, textvqa, winoground, world_correspondence, world_documents, world_negatives, "
-    "world_retrieval, world_sugarcrepe_pp, world_zero_shot, zero_shot"
+    "world_retrieval, world_sugarcrepe_pp, world_winoground, world_zero_shot, zero_shot"
 )
 PARSERS = ("strict", "official", "lmms-eval", "vlmevalkit", "cambrian", "s-vco")
 LOST = 3  # exit status with --fail-on-lost

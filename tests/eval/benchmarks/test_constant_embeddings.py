@@ -36,6 +36,7 @@ FILES = {
     "world_negatives": {},
     "world_retrieval": {},
     "world_sugarcrepe_pp": {},
+    "world_winoground": {},
     "world_zero_shot": {},
     "zero_shot": {"images.csv": "image,class\n" + "".join(f"{n}.jpg,class {n}\n" for n in range(7))},
 }
