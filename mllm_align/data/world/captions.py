@@ -67,7 +67,7 @@ def caption_rows(
     """
     stream = iter_scenes(split, seed, distribution, world, salt)
     rng = generator("captions", split, distribution, seed, salt)
-    allowed = _allowed(split, distribution, world)
+    allowed = allowed_in(split, distribution, world)
     rows = []
     for number in range(num_rows):
         scene = next(stream)
@@ -143,7 +143,7 @@ def hard_negative_items(
         ValueError: If there is no such kind.
     """
     stream = iter_scenes(split, seed, "balanced", world, salt)
-    allowed = _allowed(split, "balanced", world)
+    allowed = allowed_in(split, "balanced", world)
     rng = generator("hard negatives", split, seed, salt, tuple(kinds))
     rows = []
     for kind in kinds:
@@ -192,7 +192,7 @@ def _row(name: str, scene: Scene, said: Statement, rng: Random) -> Row:
     }
 
 
-def _allowed(split: str, distribution: str, world: World) -> Allowed:
+def allowed_in(split: str, distribution: str, world: World) -> Allowed:
     """Whether scenes of a split may have a shape in a colour."""
     held_out = distribution_of(split, distribution).held_out
     return lambda shape, colour: held_out or not world.held_out(shape, colour)

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from mllm_align.data.world.captions import allowed_in
 from mllm_align.data.world.catalogue import SMALL, World
 from mllm_align.data.world.scenes import Scene
-from mllm_align.data.world.splits import distribution_of, generator, iter_scenes, split_of
+from mllm_align.data.world.splits import generator, iter_scenes, split_of
 from mllm_align.data.world.statements import Statement, draw, made_false
 
 SWAP_KINDS = ("swap_object", "swap_attribute")
@@ -51,11 +52,11 @@ def iter_swapped(
     unknown = sorted({*kinds} - {*SWAP_KINDS})
     if unknown or not kinds:
         raise ValueError(f"unknown kind of exchange {unknown[:1]}; there are {', '.join(SWAP_KINDS)}")
-    held_out = distribution_of(split, "balanced").held_out
+    allowed = allowed_in(split, "balanced", world)
     rng, seen, number = generator("swapped", split, seed, salt, tuple(kinds)), set[str](), 0
     for scene in iter_scenes(split, seed, "balanced", world, salt):
         kind, said = kinds[number % len(kinds)], draw(scene, num_objects, rng)
-        false = made_false(said, scene, kind, rng, lambda shape, c: held_out or not world.held_out(shape, c), world)
+        false = made_false(said, scene, kind, rng, allowed, world)
         if false is None:
             continue
         other = exchanged(scene, said, false)
